@@ -1,0 +1,36 @@
+"""Kernels over many weight tensors at once: filter importance, matching and crossover, each with a reference.
+
+Three backends compute the same: ``torch`` (the reference), ``native`` (C++/CUDA) and ``triton``. CUDA tensors go to
+triton, CPU tensors to native, else to torch; `use_backend` or the environment variable WE_KERNELS_BACKEND force one.
+"""
+
+from .backends import use_backend
+from .bank import FilterBank
+from .errors import BackendUnavailableError, NonFiniteWeightError
+from .functions import (
+    Selection,
+    crossover_,
+    evolve_,
+    evolve_with_selection_,
+    filter_importance,
+    match_filters,
+    select_and_match,
+)
+from .info import info
+from .version import __version__
+
+__all__ = [
+    "BackendUnavailableError",
+    "FilterBank",
+    "NonFiniteWeightError",
+    "Selection",
+    "__version__",
+    "crossover_",
+    "evolve_",
+    "evolve_with_selection_",
+    "filter_importance",
+    "info",
+    "match_filters",
+    "select_and_match",
+    "use_backend",
+]

@@ -1,0 +1,42 @@
+"""The reference: every operator in plain PyTorch, as short as its formula, on any device.
+
+It is what the other backends are tested against, and what runs where neither of them can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...layout import Layout
+from .crossover import crossover_
+from .importance import filter_importance
+from .matching import match_filters
+
+__all__ = ["crossover_", "evolve_", "filter_importance", "match_filters", "unavailable"]
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Never: plain PyTorch works on every device."""
+    return None
+
+
+def evolve_(
+    weights: Sequence[Tensor],
+    filter_dims: Sequence[int],
+    layout: Layout,
+    rates: Tensor,
+    local_ratios: Sequence[float],
+    rule: str,
+    starvation: Tensor | None,
+    starvation_limit: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Importance, matching and crossover: donors, importances, thresholds, numbers of inferior filters."""
+    importance = filter_importance(weights, filter_dims, layout)
+    donor, threshold, inferior = match_filters(
+        importance, layout.segments, rates, local_ratios, starvation, starvation_limit
+    )
+    crossover_(weights, filter_dims, layout, donor, rule)
+    return donor, importance, threshold, inferior

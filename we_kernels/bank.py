@@ -1,0 +1,223 @@
+"""`FilterBank`: many weight tensors, seen as one list of filters."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from .layout import DTYPES, MAX_DIMS
+
+
+class FilterBank:
+    """Many weight tensors, seen as one list of F filters. Holds references to the tensors, no copy.
+
+    The filters are listed tensor by tensor, in the order given. A tensor given twice (tied weights) is listed once;
+    `position` maps the tensors as given to the distinct ones. Pointers, shapes and strides are read anew at every
+    call, so a parameter whose storage moved (``module.to(...)``, a reload) stays usable; one that was resized or
+    freed is refused.
+
+    Args:
+        weights: tensors of 1 to 5 dimensions, float32, float64, float16 or bfloat16 (mixed if need be), any
+            strides, all on one device. ``[N, C, *kernel]`` for convolutions, ``[N, C]`` for rows of a Linear,
+            ``[N]`` for BatchNorm scales or shifts.
+        filter_dim: the dimension along which the filters lie, one for all tensors or one each: 0 for convolutions,
+            1 for transposed convolutions (their weights are ``[C, N, *kernel]``).
+        groups: for each tensor the group 0, 1, ... whose global threshold it shares; all in group 0 when left out.
+        names: for each tensor the name that error messages use; ``weights[i]`` when left out.
+
+    Raises:
+        TypeError: an entry is not a tensor, or not of a supported dtype, layout or device.
+        ValueError: an entry has no elements per filter, overlaps itself or another entry, or is on another device;
+            ``filter_dim``, ``groups`` or ``names`` do not fit the tensors.
+    """
+
+    weights: tuple[Tensor, ...]
+    """The distinct tensors."""
+    filter_dims: tuple[int, ...]
+    groups: tuple[int, ...]
+    names: tuple[str, ...]
+    position: tuple[int, ...]
+    """For each tensor as given, its position in `weights`."""
+
+    def __init__(
+        self,
+        weights: Iterable[Tensor],
+        filter_dim: int | Sequence[int] = 0,
+        *,
+        groups: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        if isinstance(weights, Tensor):
+            raise TypeError("weights must be a list of tensors, got one tensor; write FilterBank([weight])")
+        given = list(weights)
+        given_names = _per_tensor(names, "names", len(given)) or [f"weights[{i}]" for i in range(len(given))]
+        given_groups = _per_tensor(groups, "groups", len(given)) or [0] * len(given)
+        if any(not isinstance(group, int) or group < 0 for group in given_groups):
+            raise ValueError(f"groups must be integers from 0, got {given_groups}")
+        for weight, name in zip(given, given_names, strict=True):
+            _check_weight(weight, name)
+            if weight.device != given[0].device:
+                raise ValueError(
+                    f"all weights of a bank must be on one device: {given_names[0]} is on {given[0].device}, "
+                    f"{name} on {weight.device}; make a bank for each device"
+                )
+        dims = [filter_dim] * len(given) if isinstance(filter_dim, int) else list(filter_dim)
+        if len(dims) != len(given):
+            raise ValueError(f"filter_dim must be one integer or one per tensor ({len(given)}), got {len(dims)}")
+        dims = [_check_dim(dim, w, name) for dim, w, name in zip(dims, given, given_names, strict=True)]
+
+        self.position, distinct = _distinct(given, dims, given_names)
+        self.weights = tuple(given[i] for i in distinct)
+        self.filter_dims = tuple(dims[i] for i in distinct)
+        self.groups = tuple(given_groups[i] for i in distinct)
+        self.names = tuple(given_names[i] for i in distinct)
+        self.num_groups = max(self.groups, default=0) + 1
+        self._shapes = tuple(weight.shape for weight in self.weights)
+        if not torch.compiler.is_compiling():
+            _check_overlap(self.weights, self.names)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __repr__(self) -> str:
+        return f"FilterBank({len(self)} tensors, {self.num_filters} filters, {self.num_groups} groups, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are (cpu for an empty bank)."""
+        return self.weights[0].device if self.weights else torch.device("cpu")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of filters of each distinct tensor."""
+        return tuple(shape[dim] for shape, dim in zip(self._shapes, self.filter_dims, strict=True))
+
+    @property
+    def num_filters(self) -> int:
+        """F."""
+        return sum(self.sizes)
+
+    def split(self, per_filter: Tensor) -> tuple[Tensor, ...]:
+        """A tensor [F] as one view per distinct tensor."""
+        return per_filter.split(list(self.sizes)) if self.weights else ()
+
+    def check(self) -> None:
+        """Refuses tensors that changed under the bank.
+
+        Raises:
+            ValueError: names the tensor that was resized, freed or moved away from the others.
+        """
+        if torch.compiler.is_compiling():
+            return
+        device = self.device
+        for weight, shape, name in zip(self.weights, self._shapes, self.names, strict=True):
+            if weight.shape != shape:
+                raise ValueError(
+                    f"{name} was resized from {tuple(shape)} to {tuple(weight.shape)}; make a new FilterBank"
+                )
+            if weight.data_ptr() == 0 and weight.numel() > 0:
+                raise ValueError(f"the storage of {name} was freed; restore it or make a new FilterBank")
+            if weight.device != device:
+                raise ValueError(f"{name} was moved to {weight.device}, {self.names[0]} is on {device}; move all or none")
+
+
+def _per_tensor(values: Sequence | None, name: str, count: int) -> list:  # type: ignore[type-arg]
+    if values is None:
+        return []
+    if len(values) != count:
+        raise ValueError(f"{name} must have one entry per tensor ({count}), got {len(values)}")
+    return list(values)
+
+
+def _check_weight(weight: Tensor, name: str) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
+    if isinstance(weight, torch.nn.parameter.UninitializedTensorMixin):
+        raise TypeError(f"{name} is not initialized yet; run one forward pass through the lazy module first")
+    if hasattr(weight, "placements"):
+        raise TypeError(f"{name} is a DTensor, of which this rank holds a part; filters must be whole")
+    if weight.is_quantized or weight.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {weight.dtype}")
+    if weight.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {weight.layout}")
+    if weight.is_meta:
+        raise TypeError(f"{name} is a meta tensor, without values; materialize the module first (to_empty, load)")
+    if not 1 <= weight.dim() <= MAX_DIMS:
+        raise ValueError(f"{name} must have 1 to {MAX_DIMS} dimensions, got {weight.dim()}")
+    if not _strides_are_disjoint(weight):
+        raise ValueError(f"{name} overlaps itself (an expanded view?); pass its contiguous() copy")
+
+
+def _check_dim(dim: int, weight: Tensor, name: str) -> int:
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"filter_dim of {name} must be an integer, got {type(dim).__name__}")
+    if not -weight.dim() <= dim < weight.dim():
+        raise ValueError(f"filter_dim of {name} must be in [0, {weight.dim() - 1}], got {dim}")
+    dim %= weight.dim()
+    if weight.shape[dim] > 0 and weight.numel() == 0:
+        raise ValueError(f"{name} of shape {tuple(weight.shape)} has filters without elements")
+    return dim
+
+
+def _strides_are_disjoint(weight: Tensor) -> bool:
+    """Each dimension steps over all that the smaller-stride dimensions reach (any view made without as_strided)."""
+    reach = 0
+    for step, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
+        if size > 1:
+            if step <= reach:
+                return False
+            reach += step * (size - 1)
+    return True
+
+
+def _distinct(weights: list[Tensor], dims: list[int], names: list[str]) -> tuple[tuple[int, ...], list[int]]:
+    """Position of each tensor among the distinct ones, and the index of each distinct tensor's first appearance."""
+    seen: dict[object, int] = {}
+    position, distinct = [], []
+    for i, weight in enumerate(weights):
+        key: object = id(weight)
+        if not torch.compiler.is_compiling() and weight.numel():  # data_ptr() cannot be traced
+            key = (weight.data_ptr(), weight.dtype, weight.shape, weight.stride())
+        if key not in seen:
+            seen[key] = len(distinct)
+            distinct.append(i)
+        elif dims[distinct[seen[key]]] != dims[i]:
+            first = names[distinct[seen[key]]]
+            raise ValueError(f"{names[i]} is the same tensor as {first}, but with another filter_dim")
+        position.append(seen[key])
+    return tuple(position), distinct
+
+
+def _check_overlap(weights: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Distinct tensors must not share elements: an update through one would change the other unseen."""
+    by_storage = defaultdict(list)
+    for weight, name in zip(weights, names, strict=True):
+        if weight.numel():
+            by_storage[weight.untyped_storage().data_ptr()].append((weight, name))
+    for sharing in by_storage.values():
+        for i, (a, name_a) in enumerate(sharing):
+            for b, name_b in sharing[:i]:
+                if _share_elements(a, b):
+                    raise ValueError(f"{name_a} overlaps {name_b} in memory without being the same tensor")
+
+
+def _share_elements(a: Tensor, b: Tensor) -> bool:
+    low_a, high_a = _byte_range(a)
+    low_b, high_b = _byte_range(b)
+    if high_a <= low_b or high_b <= low_a:
+        return False
+    if a.dtype != b.dtype or (low_a - low_b) % a.element_size():
+        return True
+    # Interleaved or truly overlapping: mark a's elements in a map of the common range, look under b's.
+    low, size = min(low_a, low_b), a.element_size()
+    marks = torch.zeros((max(high_a, high_b) - low) // size, dtype=torch.bool)
+    marks.as_strided(a.shape, a.stride(), (low_a - low) // size).fill_(True)
+    return bool(marks.as_strided(b.shape, b.stride(), (low_b - low) // size).any())
+
+
+def _byte_range(weight: Tensor) -> tuple[int, int]:
+    last = sum(step * (size - 1) for step, size in zip(weight.stride(), weight.shape, strict=True))
+    return weight.data_ptr(), weight.data_ptr() + (last + 1) * weight.element_size()

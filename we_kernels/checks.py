@@ -1,0 +1,116 @@
+"""Argument checks shared by the public functions: every message names the argument and says what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .layout import Segments
+
+RULES = ("paper", "released")
+
+
+def check_fraction(value: float, name: str) -> float:
+    """A number in [0, 1].
+
+    Raises:
+        TypeError: not a number. ValueError: NaN or outside [0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number in [0, 1], got {type(value).__name__}")
+    if not 0.0 <= value <= 1.0:  # False for NaN, too
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+    return float(value)
+
+
+def check_rule(rule: str, name: str = "rule") -> str:
+    """One of the crossover rules."""
+    if rule not in RULES:
+        raise ValueError(f'{name} must be "paper" or "released", got {rule!r}')
+    return rule
+
+
+def check_vector(tensor: Tensor, name: str, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """A dense 1-d tensor of exactly this size, dtype and device."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
+    if tuple(tensor.shape) != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, like the weights, got {tensor.device}")
+
+
+def check_starvation(starvation: Tensor | None, limit: float | None, groups: int, device: torch.device) -> float:
+    """The starvation counter int32 [groups] and its limit go together; returns the limit (inf when off)."""
+    if starvation is None:
+        if limit is not None:
+            raise ValueError("starvation_limit needs starvation, an int32 counter tensor (or leave both out)")
+        return math.inf
+    check_vector(starvation, "starvation", groups, torch.int32, device)
+    if not starvation.is_contiguous():
+        raise ValueError("starvation must be contiguous")
+    if limit is None:
+        raise ValueError("starvation needs starvation_limit: (number of conv layers) / starvation_divisor")
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+        raise TypeError(f"starvation_limit must be a number, got {type(limit).__name__}")
+    if not limit > 0:
+        raise ValueError(f"starvation_limit must be positive, got {limit}")
+    return float(limit)
+
+
+def check_rates(rate: float | Sequence[float] | Tensor, groups: int, device: torch.device) -> Tensor:
+    """float64 [groups] on ``device`` from one rate for all groups, one per group, or such a tensor as it is.
+
+    The values of a tensor on a GPU are not read, to not wait for it: the kernels clamp them to [0, 1].
+    """
+    if isinstance(rate, Tensor):
+        check_vector(rate, "rate", groups, torch.float64, device)
+        if device.type == "cpu" and not torch.compiler.is_compiling():
+            for value in rate.tolist():
+                check_fraction(value, "rate")
+        return rate.contiguous()
+    if isinstance(rate, Sequence):
+        if len(rate) != groups:
+            raise ValueError(f"rate must have one entry per group ({groups}), got {len(rate)}")
+        values = [check_fraction(value, f"rate[{i}]") for i, value in enumerate(rate)]
+        # Pinned memory and non_blocking: the host does not wait for the GPU.
+        pinned = torch.tensor(values, dtype=torch.float64, pin_memory=device.type == "cuda")
+        return pinned.to(device, non_blocking=True)
+    return torch.full((groups,), check_fraction(rate, "rate"), dtype=torch.float64, device=device)
+
+
+def check_local_ratios(local_ratio: float | None | Sequence[float | None], groups: int) -> list[float]:
+    """One ratio per group; -1 stands for None, no local selection."""
+    if isinstance(local_ratio, Sequence):
+        if len(local_ratio) != groups:
+            raise ValueError(f"local_ratio must have one entry per group ({groups}), got {len(local_ratio)}")
+        ratios = list(local_ratio)
+    else:
+        ratios = [local_ratio] * groups
+    return [-1.0 if ratio is None else check_fraction(ratio, "local_ratio") for ratio in ratios]
+
+
+def check_donors(donor: Tensor, segments: Segments) -> None:
+    """Every donor is -1 or a row of its own layer that is not itself replaced. Waits for the device.
+
+    Raises:
+        ValueError: names the first filter that breaks this.
+    """
+    layer = segments.layer_of_filter(donor.device)
+    size, start, _ = segments.table_on(donor.device)[layer].unbind(1)
+    outside = (donor < -1) | (donor >= size)
+    replaced_donor = donor[(start + donor.clamp(min=0)).clamp(max=segments.num_filters - 1)] >= 0
+    bad = (outside | ((donor >= 0) & replaced_donor)).nonzero()
+    if bad.numel() == 0:
+        return
+    index = int(bad[0])
+    row, value, count = index - int(start[index]), int(donor[index]), int(size[index])
+    where = f"donor[{index}] (row {row} of layer {int(layer[index])}) is {value}"
+    if not -1 <= value < count:
+        raise ValueError(f"{where}; it must be -1 or a row of that layer, 0 to {count - 1}")
+    raise ValueError(f"{where}, a row that is itself replaced; a donor must keep its own weights")

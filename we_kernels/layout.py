@@ -1,0 +1,181 @@
+"""How weight tensors are seen as filters: sizes and strides, nothing of the values.
+
+A filter is one output channel's slice of a weight; it has ``channels`` kernels (one per input channel) of
+``kernel`` elements each. Every backend works from the `Layout` made here, so that none of them has to know
+about memory formats, transposed convolutions or the number of spatial dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from operator import attrgetter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Supported weight dtypes; a layer's ``dtype`` is the index here (csrc/layout.h has the same list)."""
+
+MAX_DIMS = 5
+
+
+class Layer(NamedTuple):
+    """One weight tensor as N filters of C kernels. Strides are in elements; the field order is csrc/layout.h's."""
+
+    filters: int
+    """N."""
+    channels: int
+    """C, kernels per filter: in_channels / groups of a convolution, 1 for a vector."""
+    kernel0: int
+    kernel1: int
+    kernel2: int
+    """Kernel sizes, outermost first; dimensions that lie row-major in memory are merged into kernel2."""
+    filter_stride: int
+    channel_stride: int
+    stride0: int
+    stride1: int
+    stride2: int
+    dtype: int
+    """Index into `DTYPES`."""
+    blend: int
+    """1: whole filters are blended (kernel height 1, rows, vectors). 0: element crossover."""
+    group: int
+    first_filter: int
+    """Position of this layer's first filter in the bank's list of F filters."""
+
+    @property
+    def kernel(self) -> int:
+        """Elements of one kernel."""
+        return self.kernel0 * self.kernel1 * self.kernel2
+
+
+class Segments:
+    """The bank's F filters as L consecutive runs (layers), each belonging to one of G groups."""
+
+    def __init__(self, sizes: tuple[int, ...], groups: tuple[int, ...]) -> None:
+        self.sizes = sizes
+        self.groups = groups
+        self.starts = (0, *accumulate(sizes))[: len(sizes)]
+        self.num_filters = sum(sizes)
+        self.num_layers = len(sizes)
+        self.num_groups = max(groups, default=0) + 1
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    @cached_property
+    def table(self) -> Tensor:
+        """int64 [L, 3] on the CPU: filters, first filter, group of every layer."""
+        rows = list(zip(self.sizes, self.starts, self.groups, strict=True))
+        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+
+    def table_on(self, device: torch.device) -> Tensor:
+        """`table` on ``device``, copied once."""
+        return _cached_copy(self._on_device, "table", self.table, device)
+
+    def layer_of_filter(self, device: torch.device) -> Tensor:
+        """int64 [F]: the layer of each filter."""
+        key = ("layer_of_filter", device)
+        if key not in self._on_device:
+            sizes = torch.tensor(self.sizes, dtype=torch.int64)
+            self._on_device[key] = torch.arange(self.num_layers).repeat_interleave(sizes).to(device)
+        return self._on_device[key]
+
+
+class Layout:
+    """The layers of a bank, and the same as a table for the kernels."""
+
+    def __init__(self, layers: tuple[Layer, ...]) -> None:
+        self.layers = layers
+        self.segments = segments_of(tuple(x.filters for x in layers), tuple(x.group for x in layers))
+        self.num_filters = self.segments.num_filters
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    @cached_property
+    def table(self) -> Tensor:
+        """int64 [L, 14] on the CPU: the fields of `Layer`, in order."""
+        return torch.tensor(self.layers, dtype=torch.int64).reshape(-1, len(Layer._fields))
+
+    def table_on(self, device: torch.device) -> Tensor:
+        """`table` on ``device``, copied once."""
+        return _cached_copy(self._on_device, "table", self.table, device)
+
+
+def _cached_copy(
+    cache: dict[tuple[str, torch.device], Tensor], name: str, source: Tensor, device: torch.device
+) -> Tensor:
+    key = (name, device)
+    if key not in cache:
+        cache[key] = source.to(device)
+    return cache[key]
+
+
+def layout_of(weights: Sequence[Tensor], filter_dims: Sequence[int], groups: Sequence[int]) -> Layout:
+    """The layout of ``weights`` as they are now; cached by shapes, strides and dtypes."""
+    return _layout(
+        tuple(map(attrgetter("shape"), weights)),
+        tuple(map(Tensor.stride, weights)),
+        tuple(map(attrgetter("dtype"), weights)),
+        tuple(filter_dims),
+        tuple(groups),
+    )
+
+
+@lru_cache(maxsize=256)
+def segments_of(sizes: tuple[int, ...], groups: tuple[int, ...]) -> Segments:
+    """The (cached) `Segments` of layers with these numbers of filters."""
+    return Segments(sizes, groups)
+
+
+@lru_cache(maxsize=256)
+def _layout(
+    shapes: tuple[torch.Size, ...],
+    strides: tuple[tuple[int, ...], ...],
+    dtypes: tuple[torch.dtype, ...],
+    filter_dims: tuple[int, ...],
+    groups: tuple[int, ...],
+) -> Layout:
+    layers: list[Layer] = []
+    first_filter = 0
+    for shape, stride, dtype, dim, group in zip(shapes, strides, dtypes, filter_dims, groups, strict=True):
+        layers.append(_layer(shape, stride, dtype, dim, group, first_filter))
+        first_filter += shape[dim]
+    return Layout(tuple(layers))
+
+
+def _layer(
+    shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype, dim: int, group: int, first_filter: int
+) -> Layer:
+    # A dimension of size 1 is never stepped along; zero keeps odd strides of such dimensions out of the kernels.
+    dims = [(size, step if size > 1 else 0) for size, step in zip(shape, stride, strict=True)]
+    filters, filter_stride = dims.pop(dim)
+    channels, channel_stride = dims.pop(0) if dims else (1, 0)
+    # The height of a 1-d kernel is its length, as in the released program (weight.size(2)).
+    height = 1 if not dims else dims[max(len(dims) - 2, 0)][0]
+    kernel = _merge_row_major(dims)
+    return Layer(
+        filters,
+        channels,
+        *(size for size, _ in kernel),
+        filter_stride,
+        channel_stride,
+        *(step for _, step in kernel),
+        DTYPES.index(dtype),
+        int(height == 1),
+        group,
+        first_filter,
+    )
+
+
+def _merge_row_major(dims: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Three (size, stride) pairs that visit the same addresses in the same order, as few of them as possible."""
+    merged: list[tuple[int, int]] = []
+    for size, step in reversed(dims):
+        if size == 1:
+            continue
+        if merged and step == merged[0][0] * merged[0][1]:
+            merged[0] = (merged[0][0] * size, merged[0][1])
+        else:
+            merged.insert(0, (size, step))
+    return [(1, 0)] * (3 - len(merged)) + merged
