@@ -102,7 +102,7 @@ class FilterBank:
 
     def split(self, per_filter: Tensor) -> tuple[Tensor, ...]:
         """A tensor [F] as one view per distinct tensor."""
-        return per_filter.split(list(self.sizes)) if self.weights else ()
+        return torch.split(per_filter, list(self.sizes)) if self.weights else ()
 
     def check(self) -> None:
         """Refuses tensors that changed under the bank.
@@ -121,7 +121,9 @@ class FilterBank:
             if weight.data_ptr() == 0 and weight.numel() > 0:
                 raise ValueError(f"the storage of {name} was freed; restore it or make a new FilterBank")
             if weight.device != device:
-                raise ValueError(f"{name} was moved to {weight.device}, {self.names[0]} is on {device}; move all or none")
+                raise ValueError(
+                    f"{name} is on {weight.device} but {self.names[0]} on {device}; move all of a bank or none"
+                )
 
 
 def _per_tensor(values: Sequence | None, name: str, count: int) -> list:  # type: ignore[type-arg]
@@ -135,7 +137,7 @@ def _per_tensor(values: Sequence | None, name: str, count: int) -> list:  # type
 def _check_weight(weight: Tensor, name: str) -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
-    if isinstance(weight, torch.nn.parameter.UninitializedTensorMixin):
+    if torch.nn.parameter.is_lazy(weight):
         raise TypeError(f"{name} is not initialized yet; run one forward pass through the lazy module first")
     if hasattr(weight, "placements"):
         raise TypeError(f"{name} is a DTensor, of which this rank holds a part; filters must be whole")
@@ -176,7 +178,8 @@ def _strides_are_disjoint(weight: Tensor) -> bool:
 def _distinct(weights: list[Tensor], dims: list[int], names: list[str]) -> tuple[tuple[int, ...], list[int]]:
     """Position of each tensor among the distinct ones, and the index of each distinct tensor's first appearance."""
     seen: dict[object, int] = {}
-    position, distinct = [], []
+    position: list[int] = []
+    distinct: list[int] = []
     for i, weight in enumerate(weights):
         key: object = id(weight)
         if not torch.compiler.is_compiling() and weight.numel():  # data_ptr() cannot be traced

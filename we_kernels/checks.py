@@ -84,7 +84,7 @@ def check_rates(rate: float | Sequence[float] | Tensor, groups: int, device: tor
     return torch.full((groups,), check_fraction(rate, "rate"), dtype=torch.float64, device=device)
 
 
-def check_local_ratios(local_ratio: float | None | Sequence[float | None], groups: int) -> list[float]:
+def check_local_ratios(local_ratio: float | Sequence[float | None] | None, groups: int) -> list[float]:
     """One ratio per group; -1 stands for None, no local selection."""
     if isinstance(local_ratio, Sequence):
         if len(local_ratio) != groups:

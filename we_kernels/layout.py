@@ -154,17 +154,10 @@ def _layer(
     # The height of a 1-d kernel is its length, as in the released program (weight.size(2)).
     height = 1 if not dims else dims[max(len(dims) - 2, 0)][0]
     kernel = _merge_row_major(dims)
-    return Layer(
-        filters,
-        channels,
-        *(size for size, _ in kernel),
-        filter_stride,
-        channel_stride,
-        *(step for _, step in kernel),
-        DTYPES.index(dtype),
-        int(height == 1),
-        group,
-        first_filter,
+    sizes, steps = zip(*_merge_row_major(dims), strict=True)
+    return Layer._make(
+        (filters, channels, *sizes, filter_stride, channel_stride, *steps, DTYPES.index(dtype), int(height == 1), group)
+        + (first_filter,)
     )
 
 

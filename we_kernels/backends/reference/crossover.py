@@ -22,7 +22,7 @@ def crossover_(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: La
     layer_of_row = layout.segments.layer_of_filter(donor.device)[replaced]
     counts = torch.bincount(layer_of_row, minlength=len(layout.layers)).tolist()
     donors = donor[replaced].long()
-    rows_by_layer, donors_by_layer = replaced.split(counts), donors.split(counts)
+    rows_by_layer, donors_by_layer = torch.split(replaced, counts), torch.split(donors, counts)
     for weight, dim, layer, rows, sources in zip(
         weights, filter_dims, layout.layers, rows_by_layer, donors_by_layer, strict=True
     ):

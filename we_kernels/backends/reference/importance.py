@@ -12,10 +12,12 @@ from ...layout import Layout
 
 def filter_importance(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout) -> Tensor:
     """float32 [F]; float64 weights are summed in float64, all others in float32."""
-    return torch.cat([
-        l1_norm(filters_first(weight, dim)).div(layer.channels).float()
-        for weight, dim, layer in zip(weights, filter_dims, layout.layers, strict=True)
-    ])
+    return torch.cat(
+        [
+            l1_norm(filters_first(weight, dim)).div(layer.channels).float()
+            for weight, dim, layer in zip(weights, filter_dims, layout.layers, strict=True)
+        ]
+    )
 
 
 def filters_first(weight: Tensor, filter_dim: int) -> Tensor:
@@ -26,7 +28,9 @@ def filters_first(weight: Tensor, filter_dim: int) -> Tensor:
 
 def l1_norm(filters: Tensor) -> Tensor:
     """Sum of magnitudes of each filter, accumulated in float32 or wider: [N, ...] -> [N]."""
-    return torch.linalg.vector_norm(filters, ord=1, dim=tuple(range(1, filters.dim())), dtype=accumulate_dtype(filters))
+    norm: Tensor = torch.linalg.vector_norm(
+        filters, ord=1, dim=tuple(range(1, filters.dim())), dtype=accumulate_dtype(filters)
+    )
 
 
 def accumulate_dtype(tensor: Tensor) -> torch.dtype:

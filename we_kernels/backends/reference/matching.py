@@ -36,16 +36,12 @@ def match_filters(
         )
 
     group = torch.tensor(segments.groups, device=device)[layer]
-    threshold = torch.stack([
-        _global_threshold(importance[group == g], rate) for g, rate in enumerate(rates.tolist())
-    ])
+    threshold = torch.stack([_global_threshold(importance[group == g], rate) for g, rate in enumerate(rates.tolist())])
     peak = importance.new_zeros(segments.num_layers).scatter_reduce_(0, layer, importance, "amax")
     ratio = torch.tensor(local_ratios, dtype=torch.float32, device=device)[group]
     below = importance < threshold[group]
     low = torch.where(ratio < 0, importance <= threshold[group], importance <= ratio * peak[layer])
-    n_global, n_local = (
-        torch.bincount(layer[mask], minlength=segments.num_layers).tolist() for mask in (below, low)
-    )
+    n_global, n_local = (torch.bincount(layer[mask], minlength=segments.num_layers).tolist() for mask in (below, low))
     n_low = _count_inferior(n_global, n_local, segments.groups, local_ratios, starvation, starvation_limit)
     inferior = torch.tensor(n_low, dtype=torch.int32, device=device)
     return _forward_matching(importance, segments, inferior), threshold, inferior
