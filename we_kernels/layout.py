@@ -153,7 +153,6 @@ def _layer(
     channels, channel_stride = dims.pop(0) if dims else (1, 0)
     # The height of a 1-d kernel is its length, as in the released program (weight.size(2)).
     height = 1 if not dims else dims[max(len(dims) - 2, 0)][0]
-    kernel = _merge_row_major(dims)
     sizes, steps = zip(*_merge_row_major(dims), strict=True)
     return Layer._make(
         (filters, channels, *sizes, filter_stride, channel_stride, *steps, DTYPES.index(dtype), int(height == 1), group)

@@ -28,9 +28,9 @@ def filters_first(weight: Tensor, filter_dim: int) -> Tensor:
 
 def l1_norm(filters: Tensor) -> Tensor:
     """Sum of magnitudes of each filter, accumulated in float32 or wider: [N, ...] -> [N]."""
-    norm: Tensor = torch.linalg.vector_norm(
-        filters, ord=1, dim=tuple(range(1, filters.dim())), dtype=accumulate_dtype(filters)
-    )
+    dims = tuple(range(1, filters.dim()))
+    norm: Tensor = torch.linalg.vector_norm(filters, ord=1, dim=dims, dtype=accumulate_dtype(filters))
+    return norm
 
 
 def accumulate_dtype(tensor: Tensor) -> torch.dtype:
