@@ -1,0 +1,269 @@
+"""`WeightEvolution`: one call after each epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import we_kernels as wk
+
+from .optimizer_state import StateReset
+from .parameters import ModuleFilter, find_targets
+from .report import EvolutionReport
+from .schedule import Schedule, StagedSigmoid
+
+_STATE_FORMAT = 1
+
+
+class WeightEvolution:
+    """Evolves the inferior filters of a model by crossover with dominant filters of their layer.
+
+    Call `step` after each epoch, when the epoch's accuracy has been measured. All trainable weights of convolutions
+    (1d, 2d, 3d, transposed) and the scales and shifts of BatchNorms (SyncBatchNorm too) take part, in module order;
+    rows of Linears when ``linear_rate > 0``. Running statistics and convolution biases are not touched.
+
+    Source: Lin et al., "Weight Evolution: Improving Deep Neural Networks Training through Evolving Inferior Weight
+    Values", ACM MM 2021 (arXiv 2110.04492).
+
+    Args:
+        model: the network; its parameters may later move between devices or be reloaded.
+        conv_rate, norm_scale_rate, norm_shift_rate, linear_rate: base rates in [0, 1]: the share of all filters (or
+            elements) of that kind in the network that may be inferior. 0 turns Linears off.
+        local_ratio: in [0, 1]; an inferior filter's importance is at most this share of its layer's largest.
+        starvation_divisor: positive; after (number of convolutions) / starvation_divisor layers in a row with globally
+            but no locally inferior filters, the layer at hand gives up one.
+        schedule: ``(base_rate, epoch) -> rate``; `StagedSigmoid.cifar()` when left out.
+        crossover: "paper" or "released", see `we_kernels.crossover_`.
+        check_finite: raise when a weight is NaN or infinite. Such a step changes nothing, with or without the check.
+        include: only modules of these names (with all inside them), name patterns (``*``) or types.
+        exclude: no modules of these names, patterns or types.
+        optimizer: needed to reset its state.
+        optimizer_state: "keep" (as published) or "reset": replaced elements get the momentum and moments of a fresh
+            parameter. Resetting holds a copy of the weights during the step.
+        measure_after: also measure the importances after the step, for `EvolutionReport.plot`; one more read of the
+            weights.
+
+    Raises:
+        TypeError, ValueError: name the argument or parameter and say what to do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        conv_rate: float = 0.2,
+        norm_scale_rate: float = 0.05,
+        norm_shift_rate: float = 0.05,
+        linear_rate: float = 0.0,
+        local_ratio: float = 0.1,
+        starvation_divisor: float = 2.0,
+        schedule: Schedule | None = None,
+        crossover: str = "paper",
+        check_finite: bool = True,
+        include: Sequence[ModuleFilter] | None = None,
+        exclude: Sequence[ModuleFilter] = (),
+        optimizer: Optimizer | None = None,
+        optimizer_state: str = "keep",
+        measure_after: bool = True,
+    ) -> None:
+        self.base_rates = {
+            "conv": _check_fraction(conv_rate, "conv_rate"),
+            "norm_scale": _check_fraction(norm_scale_rate, "norm_scale_rate"),
+            "norm_shift": _check_fraction(norm_shift_rate, "norm_shift_rate"),
+            "linear": _check_fraction(linear_rate, "linear_rate"),
+        }
+        self.local_ratio = _check_fraction(local_ratio, "local_ratio")
+        if not _is_number(starvation_divisor) or not 0 < starvation_divisor < math.inf:
+            raise ValueError(f"starvation_divisor must be a positive number, got {starvation_divisor!r}")
+        if crossover not in ("paper", "released"):
+            raise ValueError(f'crossover must be "paper" or "released", got {crossover!r}')
+        if optimizer_state not in ("keep", "reset"):
+            raise ValueError(f'optimizer_state must be "keep" or "reset", got {optimizer_state!r}')
+        if optimizer_state == "reset" and not isinstance(optimizer, Optimizer):
+            raise ValueError('optimizer_state="reset" needs optimizer=, the torch.optim.Optimizer whose state to reset')
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"schedule must be a callable (base_rate, epoch) -> rate, got {type(schedule).__name__}")
+        self.schedule: Schedule = StagedSigmoid.cifar() if schedule is None else schedule
+        self.crossover = crossover
+        self.check_finite = check_finite
+        self.measure_after = measure_after
+        self._reset_optimizer = optimizer if optimizer_state == "reset" else None
+        self._targets = find_targets(model, linear=linear_rate > 0, include=include, exclude=exclude)
+        convs = sum(target.kind == "conv" for target in self._targets.items)
+        # Without a convolution no filter can starve, but BatchNorms alone still need a limit.
+        self._starvation_limit = max(convs, 1) / starvation_divisor
+        self._starvation = torch.zeros(len(self._targets.kinds), dtype=torch.int32)
+        self._epoch = 0
+        self._unchecked: EvolutionReport | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next `step` counts as, from 0."""
+        return self._epoch
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Parameters that do not take part, and why."""
+        return dict(self._targets.skipped)
+
+    @torch.no_grad()
+    def step(self, epoch: int | None = None) -> EvolutionReport:
+        """One evolution of the whole model.
+
+        On a GPU it returns without waiting for the device; with ``check_finite`` the error then comes when the report
+        is read, or at the next step.
+
+        Args:
+            epoch: the epoch just trained, from 0; one more than last time when left out.
+
+        Raises:
+            ValueError: the schedule gave a rate outside [0, 1], or ``epoch`` is negative.
+            NonFiniteWeightError: a weight is NaN or infinite; nothing was changed.
+        """
+        if self._unchecked is not None:
+            unchecked, self._unchecked = self._unchecked, None
+            unchecked.check_finite()
+        epoch = self._check_epoch(epoch)
+        rates = self._rates(epoch)
+        bank = self._targets.bank()
+        reset = self._reset_optimizer and StateReset(self._reset_optimizer, [t.parameter for t in self._targets.items])
+        self._starvation = self._starvation.to(bank.device)
+        selection = wk.evolve_with_selection_(
+            bank,
+            rate=list(rates.values()),
+            local_ratio=self._local_ratios(),
+            rule=self.crossover,
+            starvation=self._starvation,
+            starvation_limit=self._starvation_limit,
+        )
+        self._blend_linear_biases(bank, selection)
+        if reset:
+            reset.apply_()
+        after = wk.filter_importance(bank) if self.measure_after else None
+        report = self._report(epoch, rates, bank, selection, self._starvation.clone(), after)
+        if self.check_finite:
+            if bank.device.type == "cpu":
+                report.check_finite()
+            else:
+                self._unchecked = report
+        self._epoch = epoch + 1
+        return report
+
+    @torch.no_grad()
+    def preview(self, epoch: int | None = None) -> EvolutionReport:
+        """What `step` would select now; changes neither the model nor the counters."""
+        epoch = self._check_epoch(epoch)
+        rates = self._rates(epoch)
+        bank = self._targets.bank()
+        starvation = self._starvation.to(bank.device, copy=True)
+        selection = wk.select_and_match(
+            bank,
+            wk.filter_importance(bank),
+            rate=list(rates.values()),
+            local_ratio=self._local_ratios(),
+            starvation=starvation,
+            starvation_limit=self._starvation_limit,
+        )
+        report = self._report(epoch, rates, bank, selection, starvation, None)
+        if self.check_finite:
+            report.check_finite()
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Next epoch, starvation counters and the model's filters (to recognize it); plain numbers and strings."""
+        bank = self._targets.bank()
+        return {
+            "format": _STATE_FORMAT,
+            "epoch": self._epoch,
+            "starvation": dict(zip(self._targets.kinds, self._starvation.tolist(), strict=True)),
+            "filters": dict(zip(bank.names, bank.sizes, strict=True)),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state is of another format or another model; names the first difference. Nothing is changed.
+        """
+        try:
+            version, epoch = state["format"], state["epoch"]
+            starvation, filters = dict(state["starvation"]), dict(state["filters"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"state is not a WeightEvolution state_dict ({error!r})") from None
+        if version != _STATE_FORMAT:
+            raise ValueError(f"state has format {version}, this version reads {_STATE_FORMAT}")
+        bank = self._targets.bank()
+        own = dict(zip(bank.names, bank.sizes, strict=True))
+        for name in [*own, *filters]:
+            if own.get(name) != filters.get(name):
+                raise ValueError(
+                    f"state is of another model: {name} has {_filters(filters.get(name))} there "
+                    f"and {_filters(own.get(name))} here"
+                )
+        if list(starvation) != self._targets.kinds:
+            raise ValueError(f"state counts starvation of {list(starvation)}, this model of {self._targets.kinds}")
+        counters = [_check_count(value, f"state['starvation'][{kind!r}]") for kind, value in starvation.items()]
+        self._epoch = _check_count(epoch, "state['epoch']")
+        self._starvation = torch.tensor(counters, dtype=torch.int32)
+        self._unchecked = None
+
+    def _check_epoch(self, epoch: int | None) -> int:
+        return self._epoch if epoch is None else _check_count(epoch, "epoch")
+
+    def _rates(self, epoch: int) -> dict[str, float]:
+        return {
+            kind: _check_fraction(self.schedule(self.base_rates[kind], epoch), f"schedule({kind} rate, epoch {epoch})")
+            for kind in self._targets.kinds
+        }
+
+    def _local_ratios(self) -> list[float | None]:
+        return [None if kind == "linear" else self.local_ratio for kind in self._targets.kinds]
+
+    def _blend_linear_biases(self, bank: wk.FilterBank, selection: wk.Selection) -> None:
+        """A Linear's bias elements follow their rows, with the same coefficient."""
+        donors, importances = bank.split(selection.donor), bank.split(selection.importance)
+        for target, donor, importance in zip(self._targets.items, donors, importances, strict=True):
+            bias = getattr(target.module, "bias", None)
+            if target.kind != "linear" or not isinstance(bias, Tensor) or not bias.requires_grad:
+                continue
+            source = donor.clamp(min=0).long()
+            a = importance / (importance + importance[source])
+            blended = (a * bias + (1 - a) * bias[source]).to(bias.dtype)
+            bias.copy_(torch.where((donor >= 0) & blended.isfinite(), blended, bias))
+
+    def _report(
+        self,
+        epoch: int,
+        rates: dict[str, float],
+        bank: wk.FilterBank,
+        selection: wk.Selection,
+        counters: Tensor,
+        after: Tensor | None,
+    ) -> EvolutionReport:
+        kinds = [target.kind for target in self._targets.items]
+        return EvolutionReport(epoch, self.crossover, rates, bank.names, kinds, bank.sizes, selection, counters, after)
+
+
+def _filters(count: int | None) -> str:
+    return "no filters" if count is None else f"{count} filters"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_fraction(value: float, name: str) -> float:
+    if not _is_number(value) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+    return float(value)
+
+
+def _check_count(value: int, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} must be an integer from 0, got {value!r}")
+    return value

@@ -1,0 +1,47 @@
+"""What becomes of an optimizer's memory of weights that were overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+# Per-element state that does not start at zero: Adagrad's sum, Rprop's step size, ASGD's average of the weight.
+_INITIAL = {"sum": "initial_accumulator_value", "step_size": "lr"}
+_AVERAGES = {"ax"}
+
+
+class StateReset:
+    """Gives replaced elements the optimizer state of a fresh parameter.
+
+    Takes a copy of the parameters when made, so make it before the step and call `apply_` after. Covers all state
+    tensors of a parameter's own shape; factored state (Adafactor's rows and columns) belongs to no element and stays.
+    """
+
+    def __init__(self, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+        self._optimizer = optimizer
+        self._before = {parameter: parameter.detach().clone() for parameter in parameters}
+
+    @torch.no_grad()
+    def apply_(self) -> None:
+        """Reset the state of every element that differs from the copy."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                before = self._before.get(parameter)
+                state = self._optimizer.state.get(parameter)
+                if before is None or not state:
+                    continue
+                changed = parameter != before
+                for key, value in state.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        value.copy_(torch.where(changed, _fresh(key, parameter, group).to(value), value))
+
+
+def _fresh(key: str, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    if key in _AVERAGES:
+        return parameter.detach()
+    initial = group.get(_INITIAL.get(key, ""), 0.0)
+    return torch.as_tensor(initial, dtype=parameter.dtype, device=parameter.device)

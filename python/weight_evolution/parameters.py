@@ -1,0 +1,181 @@
+"""Which parameters of a model take part, and how their filters lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from we_kernels import FilterBank
+
+KINDS = ("conv", "norm_scale", "norm_shift", "linear")
+"""The groups of parameters that share one global threshold."""
+
+ModuleFilter = str | type[nn.Module]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One parameter that takes part."""
+
+    name: str
+    kind: str
+    module: nn.Module
+    attribute: str
+
+    @property
+    def parameter(self) -> Tensor:
+        """The module's parameter as it is now."""
+        parameter: Tensor = getattr(self.module, self.attribute)
+        return parameter
+
+    @property
+    def filters(self) -> tuple[Tensor, int]:
+        """The parameter, or a view of it, and the dimension along which its filters lie."""
+        weight = self.parameter
+        if not (isinstance(self.module, _ConvNd) and self.module.transposed):
+            return weight, 0
+        # [in, out / groups, *kernel]
+        groups = self.module.groups
+        if groups == 1:
+            return weight, 1
+        if self.module.out_channels == groups:  # one filter per group, of in / groups kernels
+            return weight.unflatten(0, (groups, -1)).squeeze(2), 0
+        return weight.flatten(0, 1).unsqueeze(1), 0  # in == groups: filters of one kernel
+
+
+@dataclass
+class Targets:
+    """The parameters of a model that take part, in module order, and their filter bank."""
+
+    items: list[Target]
+    skipped: dict[str, str]
+    """Parameters of the right kind that do not take part, and why."""
+    _bank: FilterBank | None = field(default=None, repr=False)
+    _built_from: tuple[tuple[int, int, torch.Size], ...] = field(default=(), repr=False)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds that occur, in the order of the bank's groups."""
+        present = {target.kind for target in self.items}
+        return [kind for kind in KINDS if kind in present]
+
+    @torch.no_grad()
+    def bank(self) -> FilterBank:
+        """The bank of all targets; made anew when a parameter was replaced, moved or resized."""
+        parameters = [target.parameter for target in self.items]
+        state = tuple((id(p), p.data_ptr(), p.shape) for p in parameters)
+        if self._bank is None or state != self._built_from:
+            tensors, dims = zip(*(target.filters for target in self.items), strict=True)
+            group = {kind: g for g, kind in enumerate(self.kinds)}
+            groups = [group[target.kind] for target in self.items]
+            self._bank = FilterBank(tensors, dims, groups=groups, names=[target.name for target in self.items])
+            self._built_from = state
+        return self._bank
+
+
+def find_targets(
+    model: nn.Module,
+    *,
+    linear: bool,
+    include: Sequence[ModuleFilter] | None,
+    exclude: Sequence[ModuleFilter],
+) -> Targets:
+    """Convolutions, BatchNorms and, if asked, Linears, in module order; a shared parameter is taken once.
+
+    Raises:
+        TypeError: ``model`` is not a module, or a weight cannot take part (parametrized, lazy); says which and what
+            to do.
+        ValueError: an entry of ``include`` or ``exclude`` matches no module, or nothing is left to evolve.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    modules = dict(model.named_modules())
+    _check_filters(include, "include", modules)
+    _check_filters(exclude, "exclude", modules)
+    items: list[Target] = []
+    skipped: dict[str, str] = {}
+    seen: set[int] = set()
+    for name, module in modules.items():
+        for attribute, kind in _kinds_of(module, linear):
+            full_name = f"{name}.{attribute}" if name else attribute
+            if any(_matches(entry, name, module) for entry in exclude):
+                skipped[full_name] = "excluded"
+                continue
+            if include is not None and not any(_matches(entry, name, module) for entry in include):
+                skipped[full_name] = "not included"
+                continue
+            parameter = _own_parameter(module, attribute, full_name)
+            if parameter is None:  # BatchNorm(affine=False)
+                continue
+            if not parameter.requires_grad:
+                skipped[full_name] = "frozen (requires_grad is False)"
+                continue
+            if id(parameter) in seen:
+                skipped[full_name] = "shared with a parameter listed before"
+                continue
+            seen.add(id(parameter))
+            items.append(Target(full_name, kind, module, attribute))
+    if not items:
+        raise ValueError(
+            "model has no trainable convolution or BatchNorm to evolve"
+            + (f"; left out: {skipped}" if skipped else " (Linear layers take part when linear_rate > 0)")
+        )
+    return Targets(items, skipped)
+
+
+def _kinds_of(module: nn.Module, linear: bool) -> list[tuple[str, str]]:
+    if isinstance(module, _ConvNd):
+        return [("weight", "conv")]
+    if isinstance(module, _BatchNorm):
+        return [("weight", "norm_scale"), ("bias", "norm_shift")]
+    if linear and isinstance(module, nn.Linear):
+        return [("weight", "linear")]
+    return []
+
+
+def _own_parameter(module: nn.Module, attribute: str, name: str) -> Tensor | None:
+    # _parameters, not getattr: a computed weight (parametrize, weight_norm, prune) is not among them.
+    if attribute not in module._parameters:
+        raise TypeError(
+            f"{name} is computed from other parameters (parametrize, weight_norm or prune), so writing to it has no "
+            f"effect; remove the parametrization or pass exclude=[{name.rpartition('.')[0]!r}]"
+        )
+    parameter = module._parameters[attribute]
+    if parameter is not None and is_lazy(parameter):
+        raise TypeError(f"{name} is not initialized yet; run one forward pass before making WeightEvolution")
+    if (
+        isinstance(module, _ConvNd)
+        and module.transposed
+        and module.groups > 1
+        and module.groups not in (module.in_channels, module.out_channels)
+    ):
+        raise TypeError(
+            f"{name}: the filters of a transposed convolution with {module.groups} groups do not lie along one "
+            f"dimension; pass exclude=[{name.rpartition('.')[0]!r}]"
+        )
+    return parameter
+
+
+def _matches(entry: ModuleFilter, name: str, module: nn.Module) -> bool:
+    if isinstance(entry, str):
+        return name == entry or name.startswith(f"{entry}.") or fnmatchcase(name, entry)
+    return isinstance(module, entry)
+
+
+def _check_filters(entries: Sequence[ModuleFilter] | None, argument: str, modules: dict[str, nn.Module]) -> None:
+    if entries is None:
+        return
+    if isinstance(entries, str) or not isinstance(entries, Sequence):
+        raise TypeError(f"{argument} must be a list of module names, name patterns or module types, got {entries!r}")
+    for entry in entries:
+        if not isinstance(entry, str) and not (isinstance(entry, type) and issubclass(entry, nn.Module)):
+            raise TypeError(f"{argument} must hold module names or types, got {entry!r}")
+        if not any(_matches(entry, name, module) for name, module in modules.items()):
+            raise ValueError(f"{argument}: {entry!r} matches no module of the model")

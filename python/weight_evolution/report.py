@@ -1,0 +1,146 @@
+"""What an evolution found and did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from we_kernels import NonFiniteWeightError, Selection
+
+from .parameters import KINDS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class EvolutionReport:
+    """Result of `WeightEvolution.step` or ``preview``; reading it may wait for the device, making it does not."""
+
+    def __init__(
+        self,
+        epoch: int,
+        crossover: str,
+        rates: dict[str, float],
+        names: Sequence[str],
+        kinds: Sequence[str],
+        sizes: Sequence[int],
+        selection: Selection,
+        counters: Tensor,
+        importance_after: Tensor | None,
+    ) -> None:
+        self.epoch = epoch
+        """The epoch just trained, from 0."""
+        self.crossover = crossover
+        self.rates = rates
+        """For each kind that the model has, the scheduled rate."""
+        self.kinds = dict(zip(names, kinds, strict=True))
+        """Parameter name -> "conv", "norm_scale", "norm_shift" or "linear"."""
+        self.filters = dict(zip(names, sizes, strict=True))
+        """Parameter name -> number of filters."""
+        self._selection = selection
+        self._counters = counters
+        self._importance_after = importance_after
+
+    @cached_property
+    def thresholds(self) -> dict[str, float]:
+        """Kind -> importance below which a filter is globally inferior; NaN for a kind that the model lacks."""
+        return dict.fromkeys(KINDS[:3], math.nan) | dict(
+            zip(self.rates, self._selection.threshold.tolist(), strict=True)
+        )
+
+    @cached_property
+    def counters(self) -> dict[str, int]:
+        """Kind -> starvation counter after the step; 0 for a kind that the model lacks."""
+        return dict.fromkeys(KINDS[:3], 0) | dict(zip(self.rates, self._counters.tolist(), strict=True))
+
+    @cached_property
+    def donors(self) -> dict[str, Tensor]:
+        """Parameter name -> int32 CPU tensor [N]: row that was crossed into this one, -1 for none."""
+        return self._by_name(self._selection.donor)
+
+    @cached_property
+    def inferior(self) -> dict[str, int]:
+        """Parameter name -> number of inferior filters; those past the number of dominant ones get no donor."""
+        return dict(zip(self.filters, self._selection.inferior.tolist(), strict=True))
+
+    @cached_property
+    def replaced(self) -> dict[str, int]:
+        """Parameter name -> number of filters that got a donor."""
+        return {name: int((donor >= 0).sum()) for name, donor in self.donors.items()}
+
+    @cached_property
+    def importance_before(self) -> dict[str, Tensor]:
+        """Parameter name -> float32 CPU tensor [N]: importances that the selection was made from."""
+        return self._by_name(self._selection.importance)
+
+    @cached_property
+    def importance_after(self) -> dict[str, Tensor]:
+        """Parameter name -> float32 CPU tensor [N], after the crossover.
+
+        Raises:
+            ValueError: it was not measured.
+        """
+        if self._importance_after is None:
+            raise ValueError("importances after the step were not measured; use WeightEvolution(measure_after=True)")
+        return self._by_name(self._importance_after)
+
+    @cached_property
+    def finite(self) -> bool:
+        """False when a weight was not finite; the step then changed nothing."""
+        return not any(math.isnan(self.thresholds[kind]) for kind in self.rates)
+
+    def check_finite(self) -> None:
+        """Raises NonFiniteWeightError, naming the parameters, when a weight was not finite."""
+        if self.finite:
+            return
+        bad = [name for name, importance in self.importance_before.items() if not importance.isfinite().all()]
+        raise NonFiniteWeightError(
+            f"{', '.join(bad)}: a weight is NaN or infinite (or its L1 norm overflows float32); nothing was changed. "
+            "Lower the learning rate or restore a checkpoint; check_finite=False skips such steps silently"
+        )
+
+    def __str__(self) -> str:
+        lines = [f"weight evolution after epoch {self.epoch}, crossover {self.crossover!r}"]
+        if not self.finite:
+            lines.append("not done: a weight is not finite")
+        rows = [("group", "rate", "threshold", "filters", "inferior", "replaced", "counter")]
+        for kind, rate in self.rates.items():
+            names = [name for name, of in self.kinds.items() if of == kind]
+            totals = (sum(counts[name] for name in names) for counts in (self.filters, self.inferior, self.replaced))
+            counter = self.counters[kind]
+            rows.append((kind, f"{rate:.4f}", f"{self.thresholds[kind]:.4g}", *map(str, totals), str(counter)))
+        lines += _table(rows)
+        rows = [("parameter", "filters", "inferior", "replaced", "smallest", "largest")]
+        for name, importance in self.importance_before.items():
+            span = (f"{importance.min():.4g}", f"{importance.max():.4g}") if len(importance) else ("-", "-")
+            rows.append((name, *(str(c[name]) for c in (self.filters, self.inferior, self.replaced)), *span))
+        return "\n".join([*lines, "", *_table(rows)])
+
+    def plot(self) -> Figure:
+        """Importances of every layer before and after the step (needs matplotlib, the extra ``plot``).
+
+        Raises:
+            ImportError: matplotlib is not installed. ValueError: the report is a preview or was not measured after.
+        """
+        from .report_plot import plot_report
+
+        return plot_report(self)
+
+    def _by_name(self, per_filter: Tensor) -> dict[str, Tensor]:
+        parts = torch.split(per_filter.cpu(), list(self.filters.values()))
+        return dict(zip(self.filters, parts, strict=True))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
