@@ -65,13 +65,14 @@ class EvolutionReport:
 
     @cached_property
     def inferior(self) -> dict[str, int]:
-        """Parameter name -> number of inferior filters; those past the number of dominant ones get no donor."""
-        return dict(zip(self.filters, self._selection.inferior.tolist(), strict=True))
+        """Parameter name -> number of inferior filters that got a donor, counted as in the recorded cases."""
+        return {name: int((donor >= 0).sum()) for name, donor in self.donors.items()}
 
     @cached_property
-    def replaced(self) -> dict[str, int]:
-        """Parameter name -> number of filters that got a donor."""
-        return {name: int((donor >= 0).sum()) for name, donor in self.donors.items()}
+    def unmatched(self) -> dict[str, int]:
+        """Parameter name -> number of inferior filters beyond the layer's dominant ones, so left without a donor."""
+        selected = dict(zip(self.filters, self._selection.inferior.tolist(), strict=True))
+        return {name: selected[name] - matched for name, matched in self.inferior.items()}
 
     @cached_property
     def importance_before(self) -> dict[str, Tensor]:
@@ -108,17 +109,17 @@ class EvolutionReport:
         lines = [f"weight evolution after epoch {self.epoch}, crossover {self.crossover!r}"]
         if not self.finite:
             lines.append("not done: a weight is not finite")
-        rows = [("group", "rate", "threshold", "filters", "inferior", "replaced", "counter")]
+        rows: list[tuple[str, ...]] = [("group", "rate", "threshold", "filters", "inferior", "unmatched", "counter")]
         for kind, rate in self.rates.items():
             names = [name for name, of in self.kinds.items() if of == kind]
-            totals = (sum(counts[name] for name in names) for counts in (self.filters, self.inferior, self.replaced))
+            totals = (sum(counts[name] for name in names) for counts in (self.filters, self.inferior, self.unmatched))
             counter = self.counters[kind]
             rows.append((kind, f"{rate:.4f}", f"{self.thresholds[kind]:.4g}", *map(str, totals), str(counter)))
         lines += _table(rows)
-        rows = [("parameter", "filters", "inferior", "replaced", "smallest", "largest")]
+        rows = [("parameter", "filters", "inferior", "unmatched", "smallest", "largest")]
         for name, importance in self.importance_before.items():
             span = (f"{importance.min():.4g}", f"{importance.max():.4g}") if len(importance) else ("-", "-")
-            rows.append((name, *(str(c[name]) for c in (self.filters, self.inferior, self.replaced)), *span))
+            rows.append((name, *(str(c[name]) for c in (self.filters, self.inferior, self.unmatched)), *span))
         return "\n".join([*lines, "", *_table(rows)])
 
     def plot(self) -> Figure:
@@ -138,9 +139,5 @@ class EvolutionReport:
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
+    padded = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return ["  ".join([row[0].ljust(widths[0]), *cells[1:]]) for row, cells in zip(rows, padded, strict=True)]

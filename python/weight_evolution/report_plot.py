@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -43,16 +43,15 @@ def _draw_kind(axes: Axes, report: EvolutionReport, kind: str) -> None:
         before, after = report.importance_before[name], report.importance_after[name]
         replaced = report.donors[name] >= 0
         x = column + 0.5 * (torch.rand(len(before), generator=spread) - 0.5)
-        style = {"s": 9, "linewidths": 0, "zorder": 2}
+        style: dict[str, Any] = {"s": 9, "linewidths": 0, "zorder": 2}
         axes.scatter(x[~replaced], before[~replaced], color="0.72", **style)
         axes.vlines(x[replaced], before[replaced], after[replaced], color="tab:blue", linewidth=0.5, alpha=0.5)
         axes.scatter(x[replaced], before[replaced], color="tab:red", **style)
         axes.scatter(x[replaced], after[replaced], color="tab:blue", **style)
     axes.axhline(report.thresholds[kind], color="black", linewidth=0.8, linestyle="--")
-    positive = [
-        float(v[v > 0].min()) for v in (report.importance_before[name] for name in names) if bool((v > 0).any())
-    ]
-    axes.set_yscale("symlog", linthresh=min(positive, default=1.0))
+    values = torch.cat([report.importance_before[name] for name in names])
+    positive = values[values > 0]
+    axes.set_yscale("symlog", linthresh=float(positive.min()) if len(positive) else 1.0)
     axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(names)), [name.removesuffix(".weight").removesuffix(".bias") for name in names])
     axes.tick_params(axis="x", labelrotation=90, labelsize=7)

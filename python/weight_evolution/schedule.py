@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 Schedule = Callable[[float, int], float]
 """(base rate, epoch just trained, from 0) -> rate in [0, 1]."""
@@ -35,7 +36,7 @@ class StagedSigmoid:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         object.__setattr__(self, "divisors", tuple(self.divisors))
         starts = (0, *self.milestones)
-        if any(later <= earlier for earlier, later in zip(starts, starts[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(starts)):
             raise ValueError(f"milestones must be positive and ascending, got {self.milestones}")
         if len(self.divisors) != len(starts):
             raise ValueError(f"divisors must be one per stage ({len(starts)}), got {len(self.divisors)}")

@@ -1,0 +1,26 @@
+"""Common to all tests. Triton's interpreter must be chosen before Triton is imported anywhere in the process."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
+
+import we_kernels as wk
+from we_kernels import backends
+
+CPU_BACKENDS = ("torch", "native", "triton")
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def backend(request):
+    """Each backend that can work on CPU tensors (Triton through its interpreter), forced for the test."""
+    name = request.param
+    reason = backends.unavailable(name, torch.device("cpu"))
+    if reason:
+        pytest.skip(f"{name}: {reason}")
+    with wk.use_backend(name):
+        yield name
