@@ -137,7 +137,7 @@ def _per_tensor(values: Sequence | None, name: str, count: int) -> list:  # type
 def _check_weight(weight: Tensor, name: str) -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
-    if torch.nn.parameter.is_lazy(weight):
+    if isinstance(weight, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)):
         raise TypeError(f"{name} is not initialized yet; run one forward pass through the lazy module first")
     if hasattr(weight, "placements"):
         raise TypeError(f"{name} is a DTensor, of which this rank holds a part; filters must be whole")

@@ -74,7 +74,7 @@ def check_rates(rate: float | Sequence[float] | Tensor, groups: int, device: tor
             for value in rate.tolist():
                 check_fraction(value, "rate")
         return rate.contiguous()
-    if isinstance(rate, Sequence):
+    if isinstance(rate, Sequence) and not isinstance(rate, str):
         if len(rate) != groups:
             raise ValueError(f"rate must have one entry per group ({groups}), got {len(rate)}")
         values = [check_fraction(value, f"rate[{i}]") for i, value in enumerate(rate)]

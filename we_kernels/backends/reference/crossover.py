@@ -16,11 +16,10 @@ from .importance import accumulate_dtype, filters_first, l1_norm
 
 def crossover_(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, donor: Tensor, rule: str) -> None:
     """In place; ``donor`` is int32 [F]. An element whose new value would not be finite keeps its value."""
-    replaced = (donor >= 0).nonzero().squeeze(1)
-    if replaced.numel() == 0:
-        return
-    layer_of_row = layout.segments.layer_of_filter(donor.device)[replaced]
-    counts = torch.bincount(layer_of_row, minlength=len(layout.layers)).tolist()
+    layer_of_filter = layout.segments.layer_of_filter(donor.device)
+    size = layout.segments.table_on(donor.device)[layer_of_filter, 0]
+    replaced = ((donor >= 0) & (donor < size)).nonzero().squeeze(1)
+    counts = torch.bincount(layer_of_filter[replaced], minlength=len(layout.layers)).tolist()
     donors = donor[replaced].long()
     rows_by_layer, donors_by_layer = torch.split(replaced, counts), torch.split(donors, counts)
     for weight, dim, layer, rows, sources in zip(
