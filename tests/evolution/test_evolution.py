@@ -1,0 +1,329 @@
+"""`WeightEvolution`: steps, arguments, state, errors, optimizer state."""
+
+import copy
+import io
+import math
+
+import oracle
+import pytest
+import torch
+from torch import nn
+
+from weight_evolution import NonFiniteWeightError, StagedSigmoid, WeightEvolution
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 20, 1), nn.BatchNorm2d(20), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 7),
+    )  # fmt: skip
+    with torch.no_grad():
+        for weight in (model[0].weight, model[3].weight):
+            weight.mul_(10.0 ** (-3 * torch.rand(len(weight), 1, 1, 1)))
+        for norm in (model[1], model[4]):
+            norm.weight.uniform_(0.001, 1)
+            norm.bias.normal_()
+    return model
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_unchanged(model, before):
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.nan_to_num(5.0), before[name].nan_to_num(5.0)), name
+
+
+def always(rate, epoch):
+    return rate
+
+
+@pytest.mark.parametrize("rule", ["paper", "released"])
+def test_step_follows_the_specification(rule):
+    model = network()
+    before = state(model)
+    rates = {"conv": 0.6, "norm_scale": 0.3, "norm_shift": 0.4, "linear": 0.5}
+    evolution = WeightEvolution(
+        model,
+        **{f"{kind}_rate": rate for kind, rate in rates.items()},
+        schedule=always,
+        crossover=rule,
+        local_ratio=0.4,
+    )
+    report = evolution.step()
+    groups = {
+        "conv": ["0.weight", "3.weight"],
+        "norm_scale": ["1.weight", "4.weight"],
+        "norm_shift": ["1.bias", "4.bias"],
+        "linear": ["8.weight"],
+    }
+    after = model.state_dict()
+    for kind, names in groups.items():
+        weights = [before[name] for name in names]
+        layers = [report.importance_before[name].tolist() for name in names]
+        for layer, expected in zip(layers, oracle.importances(weights, [0] * len(weights)), strict=True):
+            assert layer == pytest.approx(expected, rel=1e-6)
+        ratio = None if kind == "linear" else 0.4
+        donors, thresholds, n_low, counters = oracle.match(layers, [0] * len(layers), [rates[kind]], [ratio], [0], 1.0)
+        assert report.thresholds[kind] == thresholds[0]
+        assert report.counters[kind] == (0 if kind == "linear" else counters[0])
+        assert sum(n_low) > 0
+        for name, weight, donor, low in zip(names, weights, donors, n_low, strict=True):
+            assert report.donors[name].tolist() == donor
+            assert report.donors[name].dtype == torch.int32
+            assert report.inferior[name] + report.unmatched[name] == low
+            expected = oracle.crossover(weight, 0, donor, rule)
+            torch.testing.assert_close(after[name], expected, rtol=3e-5, atol=1e-6)
+    # The bias of a Linear follows its rows with the same coefficient; other biases and statistics stay.
+    importance, donor = report.importance_before["8.weight"], report.donors["8.weight"]
+    for q, p in enumerate(donor.tolist()):
+        a = 1.0 if p < 0 else importance[q] / (importance[q] + importance[p])
+        expected = a * before["8.bias"][q] + (1 - a) * before["8.bias"][p]
+        torch.testing.assert_close(after["8.bias"][q], expected)
+    assert int((donor >= 0).sum()) > 0
+    for name in before.keys() - {name for names in groups.values() for name in names} - {"8.bias"}:
+        assert torch.equal(after[name], before[name]), name
+
+
+def test_it_counts_epochs_itself_or_is_told():
+    seen = []
+
+    def schedule(rate, epoch):
+        seen.append(epoch)
+        return rate
+
+    evolution = WeightEvolution(network(), schedule=schedule)
+    assert [evolution.step().epoch, evolution.step().epoch] == [0, 1]
+    assert evolution.step(epoch=70).epoch == 70
+    assert evolution.epoch == 71
+    assert evolution.preview().epoch == 71
+    assert sorted(set(seen)) == [0, 1, 70, 71]
+
+
+def test_default_schedule_and_rates():
+    report = WeightEvolution(network()).step(epoch=60)
+    assert report.rates["conv"] == pytest.approx(0.04)
+    assert report.rates["norm_scale"] == report.rates["norm_shift"] == pytest.approx(0.01)
+
+
+def test_preview_changes_nothing_and_tells_what_step_does():
+    model = network()
+    evolution = WeightEvolution(model, local_ratio=0.0)
+    before, counters = state(model), evolution.state_dict()
+    preview = evolution.preview()
+    assert_unchanged(model, before)
+    assert evolution.state_dict() == counters
+    report = evolution.step()
+    assert {k: v.tolist() for k, v in preview.donors.items()} == {k: v.tolist() for k, v in report.donors.items()}
+    assert preview.counters == report.counters
+    with pytest.raises(ValueError, match="measure_after=True"):
+        _ = preview.importance_after
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.weight", "4.bias"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_weight(name, value, backend):
+    model = network()
+    evolution = WeightEvolution(model, local_ratio=0.0, starvation_divisor=0.1)
+    evolution.step()
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[3] = value
+    before, counters = state(model), evolution.state_dict()
+    with pytest.raises(NonFiniteWeightError, match=f"^{name}: a weight is NaN or infinite"):
+        evolution.step()
+    assert_unchanged(model, before)
+    assert evolution.state_dict() == counters
+
+    unchecked = WeightEvolution(model, check_finite=False, schedule=always, conv_rate=0.9, local_ratio=1.0)
+    report = unchecked.step()
+    assert_unchanged(model, before)
+    assert not report.finite
+    assert sum(report.inferior.values()) == 0
+    assert "not finite" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"conv_rate": 1.5}, ValueError, r"conv_rate must be a number in \[0, 1\], got 1.5"),
+        ({"norm_scale_rate": -0.1}, ValueError, "norm_scale_rate"),
+        ({"norm_shift_rate": math.nan}, ValueError, "norm_shift_rate"),
+        ({"linear_rate": "much"}, ValueError, "linear_rate"),
+        ({"local_ratio": 2}, ValueError, "local_ratio"),
+        ({"starvation_divisor": 0}, ValueError, "starvation_divisor must be a positive number"),
+        ({"starvation_divisor": math.nan}, ValueError, "starvation_divisor"),
+        ({"crossover": "figure1"}, ValueError, 'crossover must be "paper" or "released", got \'figure1\''),
+        ({"schedule": 0.2}, TypeError, "schedule must be a callable"),
+        ({"optimizer_state": "forget"}, ValueError, 'optimizer_state must be "keep" or "reset"'),
+        ({"optimizer_state": "reset"}, ValueError, 'optimizer_state="reset" needs optimizer='),
+    ],
+)
+def test_bad_arguments(options, error, message):
+    with pytest.raises(error, match=message):
+        WeightEvolution(network(), **options)
+
+
+@pytest.mark.parametrize("rate", [1.2, -1, math.nan, None])
+def test_schedule_out_of_range(rate):
+    model = network()
+    evolution = WeightEvolution(model, schedule=lambda base, epoch: rate if epoch == 3 else base)
+    before = state(model)
+    with pytest.raises(ValueError, match=r"schedule\(conv rate, epoch 3\) must be a number in \[0, 1\]"):
+        evolution.step(epoch=3)
+    assert_unchanged(model, before)
+    assert evolution.epoch == 0
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, True])
+def test_bad_epoch(epoch):
+    with pytest.raises(ValueError, match="epoch must be an integer from 0"):
+        WeightEvolution(network()).step(epoch=epoch)
+
+
+def train(model, optimizer, epoch):
+    generator = torch.Generator().manual_seed(epoch)
+    for _ in range(3):
+        optimizer.zero_grad()
+        x = torch.randn(8, 3, 6, 6, generator=generator)
+        nn.functional.cross_entropy(model(x), torch.arange(8) % 7).backward()
+        optimizer.step()
+
+
+def starving(model):
+    return WeightEvolution(
+        model, conv_rate=0.9, local_ratio=0.002, starvation_divisor=0.6, schedule=StagedSigmoid.cifar()
+    )
+
+
+def test_exact_resume():
+    def fresh():
+        model = network(7)
+        return model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), starving(model)
+
+    model, optimizer, evolution = fresh()
+    for epoch in range(6):
+        train(model, optimizer, epoch)
+        evolution.step()
+
+    first, first_optimizer, first_evolution = fresh()
+    for epoch in range(3):
+        train(first, first_optimizer, epoch)
+        first_evolution.step()
+    file = io.BytesIO()
+    torch.save([first.state_dict(), first_optimizer.state_dict(), first_evolution.state_dict()], file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    assert any(saved[2]["starvation"].values())  # or the test shows nothing
+    second, second_optimizer, second_evolution = fresh()
+    for part, loaded in zip((second, second_optimizer, second_evolution), saved, strict=True):
+        part.load_state_dict(loaded)
+    for epoch in range(3, 6):
+        train(second, second_optimizer, epoch)
+        report = second_evolution.step()
+    assert report.epoch == 5
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+    assert evolution.state_dict() == second_evolution.state_dict()
+
+
+def broken_states():
+    good = WeightEvolution(network()).state_dict()
+    return {
+        "nothing": ({}, "not a WeightEvolution state_dict"),
+        "no dict": ({**good, "filters": 3}, "not a WeightEvolution state_dict"),
+        "format": ({**good, "format": 99}, "format 99"),
+        "size": (
+            {**good, "filters": {**good["filters"], "3.weight": 21}},
+            "3.weight has 21 filters there and 20 filters",
+        ),
+        "missing": (
+            {**good, "filters": {k: v for k, v in good["filters"].items() if k != "1.bias"}},
+            "1.bias has no filters there and 12 filters here",
+        ),
+        "extra": (
+            {**good, "filters": {**good["filters"], "9.weight": 4}},
+            "9.weight has 4 filters there and no filters",
+        ),
+        "groups": ({**good, "starvation": {"conv": 0}}, "counts starvation of"),
+        "counter": ({**good, "starvation": {**good["starvation"], "conv": -1}}, r"state\['starvation'\]\['conv'\]"),
+        "epoch": ({**good, "epoch": "3"}, r"state\['epoch'\] must be an integer"),
+    }
+
+
+@pytest.mark.parametrize("name", broken_states())
+def test_state_of_another_model(name):
+    broken, message = broken_states()[name]
+    evolution = WeightEvolution(network())
+    evolution.step()
+    before = evolution.state_dict()
+    with pytest.raises(ValueError, match=message):
+        evolution.load_state_dict(broken)
+    assert evolution.state_dict() == before
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
+    "AdamW": lambda p: torch.optim.AdamW(p, amsgrad=True),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, initial_accumulator_value=0.25),
+    "Rprop": lambda p: torch.optim.Rprop(p, lr=0.02),
+    "ASGD": lambda p: torch.optim.ASGD(p, t0=0),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, momentum=0.5, centered=True),
+    "Adafactor": lambda p: torch.optim.Adafactor(p),
+    "plain": lambda p: torch.optim.SGD(p, lr=0.01),
+}
+FRESH = {("Adagrad", "sum"): 0.25, ("Rprop", "step_size"): 0.02}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("choice", ["keep", "reset"])
+def test_optimizer_state_of_replaced_elements(name, choice):
+    model = network()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    evolution = WeightEvolution(
+        model, conv_rate=0.6, schedule=always, local_ratio=1.0, optimizer=optimizer, optimizer_state=choice
+    )
+    train(model, optimizer, 0)
+    weights, states = state(model), copy.deepcopy(optimizer.state)
+    old = {id(p): q for p, q in zip(model.parameters(), states, strict=False)}
+    evolution.step()
+    for key, parameter in model.named_parameters():
+        changed = parameter != weights[key]
+        for field, value in optimizer.state.get(parameter, {}).items():
+            before = states[old[id(parameter)]][field]
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or choice == "keep":
+                assert torch.equal(torch.as_tensor(value), torch.as_tensor(before)) if value is not None else True
+                continue
+            expected = parameter if field == "ax" else torch.full_like(value, FRESH.get((name, field), 0.0))
+            assert torch.equal(value[changed], expected[changed]), (key, field)
+            assert torch.equal(value[~changed], before[~changed]), (key, field)
+    assert any(bool((p != weights[key]).any()) for key, p in model.named_parameters())
+
+
+def test_report_reads_like_a_table():
+    evolution = WeightEvolution(network(), conv_rate=0.6, schedule=always, local_ratio=0.4)
+    report = evolution.step(epoch=4)
+    text = str(report).splitlines()
+    assert text[0] == "weight evolution after epoch 4, crossover 'paper'"
+    assert text[1].split() == ["group", "rate", "threshold", "filters", "inferior", "unmatched", "counter"]
+    row = next(line for line in text if line.startswith("3.weight")).split()
+    assert row[1:4] == ["20", str(report.inferior["3.weight"]), str(report.unmatched["3.weight"])]
+    assert len({len(line) for line in text[1:5]}) == 1
+
+
+def test_report_without_batch_norm():
+    report = WeightEvolution(nn.Conv2d(3, 8, 3)).step()
+    assert math.isnan(report.thresholds["norm_scale"])
+    assert report.counters == {"conv": 0, "norm_scale": 0, "norm_shift": 0}
+    assert report.finite
+
+
+def test_plot_shows_every_layer(tmp_path):
+    report = WeightEvolution(network(), conv_rate=0.6, schedule=always, local_ratio=0.4, linear_rate=0.2).step()
+    figure = report.plot()
+    labels = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in figure.axes]
+    assert labels == [["0", "3"], ["1", "4"], ["1", "4"], ["8"]]
+    figure.savefig(tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 10_000
