@@ -136,7 +136,7 @@ def test_computed_weights_are_refused(wrap):
 
 def test_lazy_modules_are_refused_until_built():
     model = nn.Sequential(nn.LazyConv2d(8, 3))
-    with pytest.raises(TypeError, match="0.weight is not initialized yet; run one forward pass"):
+    with pytest.raises(TypeError, match="is not initialized yet; run one forward pass"):
         WeightEvolution(model)
     model(torch.zeros(1, 3, 8, 8))
     WeightEvolution(model)
