@@ -1,0 +1,5 @@
+"""The trainer behind the command ``weight-evolution``: models, data sets, methods, checkpoints, logs and the demo.
+
+Nothing here is imported by ``import weight_evolution``; scikit-learn, matplotlib, tqdm, torchvision, timm and
+TensorBoard are imported only where they are used.
+"""

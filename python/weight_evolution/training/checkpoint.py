@@ -1,0 +1,56 @@
+"""Reading and writing checkpoints: plain tensors and numbers, replaced as a whole."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import UserError
+
+FORMAT = 1
+_ENTRIES = {
+    "format",
+    "config",
+    "seed",
+    "in_channels",
+    "num_classes",
+    "epoch",
+    "model",
+    "optimizer",
+    "methods",
+    "history",
+}
+
+
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write ``state`` to ``path``; a crash leaves the old file or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote; loads tensors and plain values only.
+
+    Raises:
+        UserError: there is no such file, or it is not a checkpoint of this program.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a checkpoint or is damaged ({reason})") from None
+    if not isinstance(state, dict) or not state.keys() >= _ENTRIES:
+        raise UserError(f"{path} is not a checkpoint of weight-evolution train")
+    if state["format"] != FORMAT:
+        raise UserError(f"{path} has format {state['format']}, this version reads {FORMAT}")
+    return state

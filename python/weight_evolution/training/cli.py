@@ -1,0 +1,217 @@
+"""The command ``weight-evolution``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+import we_kernels
+from we_kernels.info import format_info
+from weight_evolution import BackendUnavailableError, NonFiniteWeightError
+
+from .arguments import fraction, momentum, non_negative_float, non_negative_int, positive_float, positive_int
+from .config import TrainingConfig
+from .data import DATA, load_data
+from .demo import DemoOptions, run_demo
+from .errors import UserError
+from .inspection import inspect_checkpoint
+from .learning_rate import LR_SCHEDULES
+from .logs import LOG_FORMATS
+from .methods import METHODS, method_names, method_options
+from .models import MODEL_HELP
+from .runs import OutputOptions, train_seeds
+
+_DEFAULTS = TrainingConfig()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 after a one-line error message."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (UserError, BackendUnavailableError, NonFiniteWeightError) as error:
+        print(f"weight-evolution: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("weight-evolution: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = _Parser(prog="weight-evolution", description="Train networks whose inferior filters evolve.")
+    parser.add_argument("--version", action="version", version=we_kernels.__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_train(commands.add_parser("train", help="train a network from one or more seeds"))
+    _add_inspect(commands.add_parser("inspect", help="print what an evolution of a checkpoint would select"))
+    _add_demo(commands.add_parser("demo", help="baseline against weight evolution on digits, in minutes"))
+    info = commands.add_parser("info", help="print versions and available backends")
+    info.set_defaults(run=lambda options: print(format_info(we_kernels.info())))
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train a network; the published CIFAR recipe by default. Reports the last epoch's accuracy."
+    parser.set_defaults(run=_train)
+    parser.add_argument("--model", default=_DEFAULTS.model, help=f"{MODEL_HELP} (default {_DEFAULTS.model})")
+    parser.add_argument("--data", choices=DATA, default=_DEFAULTS.data, help=f"default {_DEFAULTS.data}")
+    parser.add_argument("--root", type=Path, help="folder of the data set's files (default: its usual place)")
+    parser.add_argument("--download", action="store_true", help="let torchvision fetch CIFAR into --root")
+    parser.add_argument(
+        "--method", default="evolution", help=f"baseline, or {', '.join(METHODS)} (joined by +); default evolution"
+    )
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--epochs", type=positive_int, default=_DEFAULTS.epochs, help=f"default {_DEFAULTS.epochs}")
+    recipe.add_argument("--batch-size", type=positive_int, default=_DEFAULTS.batch_size, help="default 128")
+    recipe.add_argument("--lr", type=positive_float, default=_DEFAULTS.lr, help="default 0.1")
+    recipe.add_argument("--momentum", type=momentum, default=_DEFAULTS.momentum, help="default 0.9")
+    recipe.add_argument("--no-nesterov", action="store_true", help="plain momentum")
+    recipe.add_argument("--weight-decay", type=non_negative_float, default=_DEFAULTS.weight_decay, help="default 5e-4")
+    recipe.add_argument("--lr-schedule", choices=LR_SCHEDULES, default=_DEFAULTS.lr_schedule, help="default step")
+    recipe.add_argument(
+        "--lr-milestones", type=positive_int, nargs="+", metavar="E", help="of step (30%%, 60%%, 90%% of the epochs)"
+    )
+    recipe.add_argument("--lr-gamma", type=positive_float, default=_DEFAULTS.lr_gamma, help="of step (default 0.1)")
+    recipe.add_argument("--warmup-epochs", type=non_negative_int, default=0, help="linear warm-up (default 0)")
+    recipe.add_argument("--no-augment", action="store_true", help="no random crops and flips")
+    recipe.add_argument("--seeds", type=non_negative_int, nargs="+", default=[0], metavar="N", help="default 0")
+    for method in METHODS.values():
+        method.add_arguments(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="default runs")
+    output.add_argument("--checkpoint-every", type=positive_int, default=1, metavar="N", help="epochs (default 1)")
+    output.add_argument("--resume", action="store_true", help="continue from the checkpoints in --output")
+    output.add_argument("--overwrite", action="store_true", help="start anew where checkpoints exist")
+    output.add_argument("--stop-after", type=positive_int, metavar="N", help="stop after epoch N, to --resume later")
+    output.add_argument("--log", choices=LOG_FORMATS, default="csv", help="default csv")
+    output.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    output.add_argument("--quiet", action="store_true", help="print the result only")
+    _add_machine(parser)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print what an evolution of a checkpoint would select; the file is only read."
+    parser.set_defaults(run=_inspect)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--rate", type=fraction, metavar="R", help="for convolutions, without a schedule")
+    parser.add_argument("--norm-rate", type=fraction, metavar="R", help="for BatchNorms, without a schedule")
+    parser.add_argument("--local-ratio", type=fraction, metavar="R")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train a small ResNet on digits: baseline, and weight evolution with both crossover rules."
+    parser.set_defaults(run=_demo)
+    defaults = DemoOptions(Path())
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="default demo-output")
+    parser.add_argument("--seeds", type=non_negative_int, nargs="+", default=list(defaults.seeds), metavar="N")
+    parser.add_argument("--epochs", type=positive_int, default=defaults.epochs, help=f"default {defaults.epochs}")
+    parser.add_argument("--model", default=defaults.model, help=f"default {defaults.model}")
+    parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size)
+    parser.add_argument("--lr", type=positive_float, default=defaults.lr)
+    parser.add_argument("--weight-decay", type=non_negative_float, default=defaults.weight_decay)
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    _add_machine(parser)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda when present")
+    machine.add_argument("--threads", type=positive_int, metavar="N", help="of torch on the CPU (default: its own)")
+
+
+def _train(options: argparse.Namespace) -> None:
+    seeds = _seeds(options)
+    if options.resume and options.overwrite:
+        raise UserError("--resume and --overwrite contradict each other")
+    method_names(options.method)
+    device = _device(options)
+    config = TrainingConfig(
+        model=options.model,
+        data=options.data,
+        method=options.method,
+        method_options=method_options(options.method, options),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        momentum=options.momentum,
+        nesterov=not options.no_nesterov and options.momentum > 0,
+        weight_decay=options.weight_decay,
+        lr_schedule=options.lr_schedule,
+        lr_milestones=options.lr_milestones,
+        lr_gamma=options.lr_gamma,
+        warmup_epochs=options.warmup_epochs,
+        augment=not options.no_augment,
+    )
+    output = OutputOptions(
+        folder=options.output,
+        log=options.log,
+        checkpoint_every=options.checkpoint_every,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        tensorboard=options.tensorboard,
+        stop_after=options.stop_after,
+    )
+    dataset = load_data(options.data, options.root, options.download)
+    results = train_seeds(config, seeds, dataset, device, output, (lambda line: None) if options.quiet else _say)
+    mean, deviation = results["last_epoch_test_accuracy_mean"], results["last_epoch_test_accuracy_std"]
+    spread = "" if deviation is None else f" +- {deviation:.2f} ({len(seeds)} seeds)"
+    best = max(run["best_epoch_test_accuracy"] for run in results["runs"])
+    print(
+        f"test accuracy of the last epoch: {mean:.2f}%{spread}; best single epoch, chosen on the test set: {best:.2f}%"
+    )
+    print(f"results in {options.output}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    print(inspect_checkpoint(options.checkpoint, options.rate, options.norm_rate, options.local_ratio))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    demo = DemoOptions(
+        folder=options.output,
+        seeds=tuple(_seeds(options)),
+        epochs=options.epochs,
+        model=options.model,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+    )
+    print(run_demo(demo, _device(options), progress=not options.no_progress))
+
+
+def _seeds(options: argparse.Namespace) -> list[int]:
+    seeds: list[int] = options.seeds
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds must differ, got {' '.join(map(str, seeds))}")
+    return seeds
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    use_cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Random crops of the padded image, and flips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Pad by ``padding`` zeros, crop to the old size at random, mirror left-right half of the images if ``flip``."""
+
+    padding: int = 0
+    flip: bool = False
+
+    def __call__(self, images: Tensor, draws: torch.Generator) -> Tensor:
+        """Images [B, C, H, W]; the random numbers come from the CPU generator ``draws``, on every device the same."""
+        count, _, height, width = images.shape
+        device = images.device
+        if self.padding:
+            offsets = torch.randint(2 * self.padding + 1, (2, count, 1), generator=draws).to(device)
+            rows = offsets[0] + torch.arange(height, device=device)
+            columns = offsets[1] + torch.arange(width, device=device)
+            padded = functional.pad(images, [self.padding] * 4)
+            which = torch.arange(count, device=device)[:, None, None]
+            images = padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        if self.flip:
+            mirrored = torch.rand(count, generator=draws).to(device) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        return images

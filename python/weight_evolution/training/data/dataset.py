@@ -1,0 +1,93 @@
+"""A classification data set in memory, and the batches of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..randomness import generator
+from .augmentation import Augmentation
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 [N, C, H, W] and labels int64 [N], in a fixed training and a fixed test part."""
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    num_classes: int
+    augmentation: Augmentation
+
+    @property
+    def in_channels(self) -> int:
+        """C."""
+        return self.train_images.shape[1]
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel of the training images, float32 [C, 1, 1]."""
+        channels = self.train_images.transpose(0, 1).flatten(1)
+        # From 256 counts per channel: no float copy of the images.
+        counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double()
+        levels = torch.arange(256, dtype=torch.float64, device=counts.device)
+        share = counts / counts.sum(1, keepdim=True)
+        mean = share @ levels
+        deviation = (share @ levels.square() - mean.square()).clamp(min=0).sqrt()
+        deviation = torch.where(deviation > 0, deviation, 1.0)
+        return mean.float()[:, None, None], deviation.float()[:, None, None]
+
+    def to(self, device: torch.device) -> Dataset:
+        """The data set with all tensors on a device."""
+        return replace(
+            self,
+            train_images=self.train_images.to(device),
+            train_labels=self.train_labels.to(device),
+            test_images=self.test_images.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+
+def training_batches(
+    dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each training image once, uint8; order and augmentation depend on (seed, epoch) alone.
+
+    A last batch of one image joins the batch before it, since BatchNorm cannot train on one value per channel.
+    """
+    images, labels = dataset.train_images, dataset.train_labels
+    order = torch.randperm(len(images), generator=generator("order", seed, epoch)).to(images.device)
+    parts = list(order.split(batch_size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    draws = generator("augmentation", seed, epoch)
+    for part in parts:
+        batch = images[part]
+        yield (dataset.augmentation(batch, draws) if augment else batch), labels[part]
+
+
+def check_dataset(dataset: Dataset) -> Dataset:
+    """The data set itself.
+
+    Raises:
+        ValueError: parts, shapes or labels do not fit together.
+    """
+    for part, images, labels in (
+        ("training", dataset.train_images, dataset.train_labels),
+        ("test", dataset.test_images, dataset.test_labels),
+    ):
+        if len(images) != len(labels) or len(images) == 0:
+            raise ValueError(f"{dataset.name}: {len(images)} {part} images but {len(labels)} labels")
+        if images.dtype != torch.uint8 or images.shape[1:] != dataset.train_images.shape[1:]:
+            raise ValueError(f"{dataset.name}: {part} images must be uint8 of one shape, got {images.shape}")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= dataset.num_classes:
+            raise ValueError(
+                f"{dataset.name}: {part} labels must be 0 to {dataset.num_classes - 1}, got {low} to {high}"
+            )
+    return dataset

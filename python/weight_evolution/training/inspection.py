@@ -1,0 +1,93 @@
+"""What an evolution of a checkpoint would select; the file is only read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from weight_evolution import EvolutionReport
+
+from .checkpoint import read_checkpoint
+from .config import TrainingConfig
+from .errors import UserError
+from .inferior import count_inferior_filters
+from .methods.evolution import EvolutionMethod, make_evolution
+from .models import make_model
+from .trainer import check_model_state
+
+_PUBLISHED: dict[str, Any] = {
+    "crossover": "paper",
+    "conv_rate": 0.2,
+    "norm_scale_rate": 0.05,
+    "norm_shift_rate": 0.05,
+    "linear_rate": 0.0,
+    "local_ratio": 0.1,
+    "starvation_divisor": 2.0,
+    "schedule": None,
+    "optimizer_state": "keep",
+}
+
+
+def inspect_checkpoint(
+    path: Path, rate: float | None = None, norm_rate: float | None = None, local_ratio: float | None = None
+) -> str:
+    """A readable table: per parameter the filters, the inferior ones and the importances; per group the threshold.
+
+    Options are those that the checkpoint was trained with, its schedule and counters included; the published base
+    rates if it was trained without evolution.
+
+    Args:
+        path: a checkpoint of ``weight-evolution train``.
+        rate, norm_rate: rates to use as they are, without a schedule, for convolutions and for BatchNorms.
+        local_ratio: in place of the checkpoint's.
+
+    Raises:
+        UserError: the file cannot be read or does not fit its own model.
+    """
+    state = read_checkpoint(path)
+    config = TrainingConfig.from_dict(state["config"])
+    trained_with: Mapping[str, Any] | None = config.method_options.get(EvolutionMethod.name)
+    options = dict(trained_with or _PUBLISHED)
+    if rate is not None or norm_rate is not None:
+        options["schedule"] = None
+    if rate is not None:
+        options["conv_rate"] = rate
+    if norm_rate is not None:
+        options["norm_scale_rate"] = options["norm_shift_rate"] = norm_rate
+    if local_ratio is not None:
+        options["local_ratio"] = local_ratio
+
+    model = make_model(config.model, state["in_channels"], state["num_classes"])
+    check_model_state(state["model"], model)
+    model.load_state_dict(state["model"])
+    evolution = make_evolution(model, None, options)
+    if trained_with is not None:
+        try:
+            evolution.load_state_dict(state["methods"][EvolutionMethod.name])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: {error}") from None
+    last_epoch = max(state["epoch"] - 1, 0)
+    report = evolution.preview(epoch=last_epoch)
+    found = count_inferior_filters(model)
+    accuracy = f", test accuracy {state['history'][-1]['test_accuracy']:.2f}%" if state["history"] else ""
+    return "\n".join(
+        [
+            f"{path}: {config.model} on {config.data}, method {config.method}, seed {state['seed']}, "
+            f"{state['epoch']} of {config.epochs} epochs{accuracy}",
+            f"inferior at the published rate 0.2 and local ratio 0.1, without schedule and starvation rule: "
+            f"{found.inferior} of {found.filters} conv filters",
+            _source(trained_with is not None, options, last_epoch),
+            "",
+            _table(report),
+        ]
+    )
+
+
+def _source(trained_with: bool, options: Mapping[str, Any], epoch: int) -> str:
+    rates = "constant rates" if options["schedule"] is None else f"the schedule's rates of epoch {epoch}"
+    return f"what an evolution would select: {'the run' if trained_with else 'published'} options, {rates}"
+
+
+def _table(report: EvolutionReport) -> str:
+    return str(report)

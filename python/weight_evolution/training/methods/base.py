@@ -1,0 +1,46 @@
+"""What a training method is to the trainer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+class Method:
+    """One training method: an object with hooks that the trainer calls. These defaults do nothing.
+
+    Args:
+        model: the network in training.
+        optimizer: its optimizer.
+        options: what `options` made of the command line; plain values.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any]) -> None:
+        self.model = model
+        self.optimizer = optimizer
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the method's options to the command ``train``."""
+
+    @classmethod
+    def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
+        """The options as plain values, for the configuration that a checkpoint holds."""
+        return {}
+
+    def after_epoch(self, epoch: int) -> dict[str, float]:
+        """Called after the accuracy of ``epoch`` (from 0) was measured; returns columns for the log."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and tensors that a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume where `state_dict` was taken."""

@@ -1,0 +1,165 @@
+"""Training all seeds of a configuration into a folder: checkpoints, logs, results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import read_checkpoint, save_checkpoint
+from .config import TrainingConfig
+from .data import Dataset
+from .errors import UserError
+from .logs import TensorBoardLog, to_json, write_log, write_text
+from .trainer import Trainer
+
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where and how results are written; none of it changes them."""
+
+    folder: Path
+    log: str = "csv"
+    checkpoint_every: int = 1
+    resume: bool = False
+    overwrite: bool = False
+    tensorboard: bool = False
+    stop_after: int | None = None
+    """End each seed after this many epochs in all, to be resumed later."""
+
+
+def train_seeds(
+    config: TrainingConfig,
+    seeds: Sequence[int],
+    dataset: Dataset,
+    device: torch.device,
+    output: OutputOptions,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train each seed under ``folder/seed-N``; returns and writes (results.json) the summary.
+
+    Raises:
+        UserError: the folder holds other results, or a checkpoint does not fit.
+    """
+    check_output_folder(output, seeds)
+    dataset = dataset.to(device)
+    histories: dict[int, list[dict[str, float]]] = {}
+    for seed in seeds:
+        trainer = Trainer(config, seed, dataset, device)
+        folder = seed_folder(output.folder, seed)
+        make_folder(folder)
+        _resume(trainer, folder / CHECKPOINT, output.resume, say)
+        _train(trainer, folder, output, say)
+        histories[seed] = trainer.history
+    results = summarize(config, histories, device)
+    write_text(output.folder / "results.json", to_json(results))
+    return results
+
+
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Where the files of one seed lie."""
+    return folder / f"seed-{seed}"
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+
+
+def check_output_folder(output: OutputOptions, seeds: Sequence[int]) -> None:
+    """Refuse to write over the results of an earlier run, unless asked to resume or overwrite."""
+    if output.resume or output.overwrite:
+        return
+    for seed in seeds:
+        if (path := seed_folder(output.folder, seed) / CHECKPOINT).exists():
+            raise UserError(f"{path} exists; pass --resume to continue it, --overwrite, or another --output")
+
+
+def summarize(
+    config: TrainingConfig, histories: Mapping[int, Sequence[Mapping[str, float]]], device: torch.device
+) -> dict[str, Any]:
+    """Accuracies of the last epoch, which is the result; the best epoch's, chosen on the test images, stands apart."""
+    runs: list[dict[str, Any]] = []
+    for seed, history in histories.items():
+        accuracies = [row["test_accuracy"] for row in history]
+        last = history[-1]
+        runs.append(
+            {
+                "seed": seed,
+                "epochs": len(history),
+                "last_epoch_test_accuracy": last["test_accuracy"],
+                "best_epoch_test_accuracy": max(accuracies),
+                "inferior_filters": last.get("inferior_filters"),
+                "filters": last.get("filters"),
+                "train_seconds": sum(row["train_seconds"] for row in history),
+                "evolution_seconds": sum(row.get("evolution_seconds", 0.0) for row in history),
+            }
+        )
+    last_accuracies = [run["last_epoch_test_accuracy"] for run in runs]
+    return {
+        "config": config.to_dict(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "last_epoch_test_accuracy_mean": statistics.fmean(last_accuracies),
+        "last_epoch_test_accuracy_std": statistics.stdev(last_accuracies) if len(last_accuracies) > 1 else None,
+        "runs": runs,
+    }
+
+
+def _resume(trainer: Trainer, path: Path, resume: bool, say: Callable[[str], None]) -> None:
+    if not resume:
+        return
+    if not path.exists():
+        say(f"seed {trainer.seed}: no checkpoint at {path}, starting from the first epoch")
+        return
+    try:
+        trainer.load_state_dict(read_checkpoint(path, trainer.device))
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    say(f"seed {trainer.seed}: resumed after {trainer.epoch} of {trainer.config.epochs} epochs")
+
+
+def _train(trainer: Trainer, folder: Path, output: OutputOptions, say: Callable[[str], None]) -> None:
+    epochs = trainer.config.epochs
+    end = epochs if output.stop_after is None else min(epochs, output.stop_after)
+    board = TensorBoardLog(folder / "tensorboard", trainer.epoch) if output.tensorboard else None
+    try:
+        while trainer.epoch < end:
+            row = trainer.run_epoch()
+            if trainer.epoch % output.checkpoint_every == 0 or trainer.epoch == end:
+                save_checkpoint(trainer.state_dict(), folder / CHECKPOINT)
+            write_log(trainer.history, folder / f"log.{output.log}")
+            if board:
+                board.write(row)
+            say(_line(trainer, row))
+    finally:
+        if board:
+            board.close()
+
+
+def _line(trainer: Trainer, row: dict[str, float]) -> str:
+    parts = [
+        f"seed {trainer.seed}  epoch {trainer.epoch}/{trainer.config.epochs}",
+        f"loss {row['train_loss']:.4f}",
+        f"train {row['train_accuracy']:.2f}%",
+        f"test {row['test_accuracy']:.2f}%",
+    ]
+    if "inferior_filters" in row:
+        parts.append(f"inferior {row['inferior_filters']}/{row['filters']}")
+    if "evolution_replaced_conv" in row:
+        parts.append(f"evolved {row['evolution_replaced_conv']}")
+    return "  ".join([*parts, f"{row['train_seconds']:.1f} s"])

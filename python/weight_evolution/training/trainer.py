@@ -1,0 +1,206 @@
+"""One network in training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .checkpoint import FORMAT
+from .config import TrainingConfig, first_difference
+from .data import Dataset, training_batches
+from .errors import UserError
+from .inferior import count_inferior_filters
+from .learning_rate import learning_rate
+from .methods import make_methods
+from .models import check_output, make_model
+from .randomness import seeded
+
+_TEST_BATCH = 1000
+
+
+class Trainer:
+    """Trains one network from one seed, epoch by epoch.
+
+    Everything random in an epoch follows from the seed and the epoch, so on a CPU (same threads) a run resumed from
+    `state_dict` is bit-equal to one that was never stopped.
+
+    Args:
+        config: the run's options.
+        seed: of initialization, order of the data, augmentation and dropout.
+        dataset: the data of ``config.data``.
+        device: where to train.
+
+    Raises:
+        UserError: model, method and data do not fit together.
+    """
+
+    def __init__(self, config: TrainingConfig, seed: int, dataset: Dataset, device: torch.device) -> None:
+        self.config = config
+        self.seed = seed
+        self.device = device
+        self.dataset = dataset.to(device)
+        self._mean, self._deviation = self.dataset.statistics
+        with seeded(device, "model", seed):
+            self.model: nn.Module = make_model(config.model, dataset.in_channels, dataset.num_classes).to(device)
+        check_output(self.model, config.model, dataset.train_images.shape[1:], dataset.num_classes)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+        self.methods = make_methods(config.method, config.method_options, self.model, self.optimizer)
+        self.epoch = 0
+        """Epochs done."""
+        self.history: list[dict[str, float]] = []
+        """One row of the log per epoch."""
+
+    @property
+    def done(self) -> bool:
+        """All epochs of the configuration are done."""
+        return self.epoch >= self.config.epochs
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch, measure, then let the methods act; returns the row for the log.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        config, epoch = self.config, self.epoch
+        lr = learning_rate(
+            config.lr,
+            epoch,
+            config.epochs,
+            config.lr_schedule,
+            milestones=config.lr_milestones,
+            gamma=config.lr_gamma,
+            warmup_epochs=config.warmup_epochs,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        start = time.perf_counter()
+        with seeded(self.device, "epoch", self.seed, epoch):
+            train_loss, train_accuracy = self._train(epoch)
+            train_seconds = time.perf_counter() - start
+            test_loss, test_accuracy = self.evaluate()
+            row: dict[str, float] = {
+                "epoch": epoch,
+                "lr": lr,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "test_loss": test_loss,
+                "test_accuracy": test_accuracy,
+                "train_seconds": train_seconds,
+            }
+            row |= self._count_inferior()
+            for method in self.methods.values():
+                row |= method.after_epoch(epoch)
+        self.history.append(row)
+        self.epoch += 1
+        return row
+
+    def evaluate(self) -> tuple[float, float]:
+        """Mean loss and accuracy in percent on the test images."""
+        self.model.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        images, labels = self.dataset.test_images, self.dataset.test_labels
+        with torch.no_grad():
+            for batch, targets in zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
+                logits = self.model(self._normalize(batch))
+                totals += _totals(logits, functional.cross_entropy(logits, targets), targets)
+        return _means(totals, len(images))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs; tensors and plain values."""
+        return {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "seed": self.seed,
+            "in_channels": self.dataset.in_channels,
+            "num_classes": self.dataset.num_classes,
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "methods": {name: method.state_dict() for name, method in self.methods.items()},
+            "history": [dict(row) for row in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume where `state_dict` was taken.
+
+        Raises:
+            UserError: the state is of another configuration (model, data, method, ...) or seed; nothing is changed.
+        """
+        there = {**state["config"], "seed": state["seed"]}
+        if difference := first_difference(there, {**self.config.to_dict(), "seed": self.seed}):
+            raise UserError(f"the checkpoint is of another run: {difference}")
+        check_model_state(state["model"], self.model)
+        try:
+            for name, method in self.methods.items():
+                method.load_state_dict(state["methods"][name])
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"the checkpoint does not fit this run: {error}") from None
+        self.epoch = state["epoch"]
+        self.history = [dict(row) for row in state["history"]]
+
+    def _train(self, epoch: int) -> tuple[float, float]:
+        config = self.config
+        self.model.train()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for images, targets in training_batches(self.dataset, config.batch_size, self.seed, epoch, config.augment):
+            logits = self.model(self._normalize(images))
+            loss = functional.cross_entropy(logits, targets)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            totals += _totals(logits.detach(), loss.detach(), targets)
+        loss_mean, accuracy = _means(totals, len(self.dataset.train_images))
+        if not math.isfinite(loss_mean):
+            raise UserError(
+                f"the training loss became {loss_mean} in epoch {epoch} (seed {self.seed}); lower --lr, or add "
+                "--warmup-epochs; checkpoints of earlier epochs are untouched"
+            )
+        return loss_mean, accuracy
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return (images.float() - self._mean) / self._deviation
+
+    def _count_inferior(self) -> dict[str, float]:
+        if not any(isinstance(module, nn.modules.conv._ConvNd) for module in self.model.modules()):
+            return {}
+        found = count_inferior_filters(self.model)
+        return {"inferior_filters": found.inferior, "filters": found.filters}
+
+
+def check_model_state(state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raises UserError, naming the first entry, if the state's names or shapes are not the model's."""
+    own = model.state_dict()
+    for name in [*own, *state]:
+        if name not in state or name not in own:
+            raise UserError(
+                f"the checkpoint is of another model: {name} is only in {'it' if name in state else 'ours'}"
+            )
+        if own[name].shape != state[name].shape:
+            raise UserError(
+                f"the checkpoint is of another model: {name} has shape {tuple(state[name].shape)} there and "
+                f"{tuple(own[name].shape)} here"
+            )
+
+
+def _totals(logits: Tensor, loss: Tensor, targets: Tensor) -> Tensor:
+    """Sum of losses and number of correct answers, without waiting for the device."""
+    return torch.stack([loss.double() * len(targets), (logits.argmax(1) == targets).sum().double()])
+
+
+def _means(totals: Tensor, count: int) -> tuple[float, float]:
+    loss, correct = totals.tolist()
+    return loss / count, 100.0 * correct / count
