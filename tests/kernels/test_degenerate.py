@@ -49,6 +49,12 @@ def test_released_rule_where_s_is_minus_l(backend):
     assert weight.isfinite().all()
 
 
+def test_released_rule_leaves_elements_of_the_other_sign(backend):
+    weight = torch.tensor([[2.0, 1.0, 0.5, 1.5], [0.5, -0.5, 0.5, 1.0]]).view(2, 1, 4, 1)
+    wk.crossover_(wk.FilterBank([weight]), torch.tensor([-1, 0], dtype=torch.int32), "released")
+    torch.testing.assert_close(weight[1].flatten(), torch.tensor([0.8, -0.5, 0.8, 1.0]))  # 2 s l / (s + l)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_result_beyond_the_dtype_keeps_the_old_value(backend, dtype):
     big = torch.finfo(dtype).max

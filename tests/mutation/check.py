@@ -1,0 +1,68 @@
+"""``python tests/mutation/check.py``: break the code on purpose, one line at a time; every fault must fail the tests."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mutants import MUTANTS, Mutant
+
+ROOT = Path(__file__).parents[2]
+
+
+def copy_tree(target: Path) -> None:
+    """The packages, the tests and what they need, extension included."""
+    for name in ("we_kernels", "python", "tests", "csrc"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", target)
+
+
+def run_tests(tree: Path, tests: str) -> bool:
+    """Whether the tests pass in ``tree``."""
+    environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'python'}", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True).returncode == 0
+
+
+def survives(tree: Path, mutant: Mutant) -> bool:
+    """Whether the tests miss the fault. The file is restored."""
+    path = tree / mutant.path
+    original = path.read_text()
+    if original.count(mutant.old) != 1:
+        raise SystemExit(f"{mutant.path}: {mutant.old!r} occurs {original.count(mutant.old)} times, must be once")
+    path.write_text(original.replace(mutant.old, mutant.new))
+    try:
+        return run_tests(tree, mutant.tests)
+    finally:
+        path.write_text(original)
+
+
+def main() -> int:
+    """Prints one line per mutant; 1 if any survived."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="only mutants whose path contains this")
+    only = parser.parse_args().only
+    mutants = [mutant for mutant in MUTANTS if only in mutant.path]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        for mutant in mutants:
+            alive = survives(tree, mutant)
+            survivors += alive
+            print(f"{'SURVIVED' if alive else 'killed  '}  {mutant.path}: {mutant.old.strip()!r} -> {mutant.new.strip()!r}")
+        for tests in {mutant.tests for mutant in mutants}:
+            if not run_tests(tree, tests):
+                raise SystemExit(f"the unbroken code fails {tests}: nothing was shown")
+    print(f"{len(mutants) - survivors} of {len(mutants)} faults noticed")
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

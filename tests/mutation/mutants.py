@@ -1,0 +1,38 @@
+"""Deliberate faults, one line each, and the tests that must notice them."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """Replace `old` (which occurs once in `path`) by `new`; then `tests` must fail."""
+
+    path: str
+    old: str
+    new: str
+    tests: str
+
+
+_REFERENCE = "we_kernels/backends/reference/"
+_KERNELS = "tests/kernels/test_reference.py tests/kernels/test_degenerate.py -k 'not native and not triton'"
+_EVOLUTION = "tests/evolution"
+
+MUTANTS = [
+    Mutant(_REFERENCE + "importance.py", ".div(layer.channels)", "", _KERNELS),
+    Mutant(_REFERENCE + "matching.py", "below = importance < threshold", "below = importance <= threshold", _KERNELS),
+    Mutant(_REFERENCE + "matching.py", "importance <= ratio * peak", "importance < ratio * peak", _KERNELS),
+    Mutant(_REFERENCE + "matching.py", "counters[g] >= starvation_limit", "counters[g] > starvation_limit", _KERNELS),
+    Mutant(_REFERENCE + "matching.py", "low, counters[g] = 1, 0", "low = 1", _KERNELS),
+    Mutant(_REFERENCE + "matching.py", "min(below, low)", "low", _KERNELS),
+    Mutant(_REFERENCE + "matching.py", "(k < dominant)", "(k < size)", _KERNELS),
+    Mutant(_REFERENCE + "matching.py", "descending=True, stable=True", "descending=True", _KERNELS),
+    Mutant(_REFERENCE + "matching.py", "math.floor(total * rate)", "math.ceil(total * rate)", _KERNELS),
+    Mutant(_REFERENCE + "crossover.py", "a * s + (1 - a) * l)", "a * l + (1 - a) * s)", _KERNELS),
+    Mutant(_REFERENCE + "crossover.py", "torch.where(q == s,", "torch.where(q.abs() == s.abs(),", _KERNELS),
+    Mutant(_REFERENCE + "crossover.py", "torch.where(new.isfinite(), new,", "torch.where(True, new,", _KERNELS),
+    Mutant("we_kernels/layout.py", "int(height == 1)", "int(dims[-1:] == [])", _KERNELS),
+    Mutant("we_kernels/ops.py", "check_donors(donor, layout.segments)", "pass", "tests/kernels/test_bad_input.py"),
+    Mutant("python/weight_evolution/evolution.py", "/ starvation_divisor\n", "\n", _EVOLUTION),
+    Mutant("python/weight_evolution/evolution.py", "report.check_finite()\n            else", "pass\n            else", _EVOLUTION),
+    Mutant("python/weight_evolution/evolution.py", "(a * bias + (1 - a)", "(a * bias + a", _EVOLUTION),
+    Mutant("python/weight_evolution/parameters.py", "return weight, 1\n", "return weight, 0\n", _EVOLUTION),
+]
