@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
+
+.PHONY: demo test bench lint clean
+
+demo: .venv/installed
+	$(BIN)/weight-evolution demo --output demo-output
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/run.py
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist demo-output *.egg-info we_kernels/_native*.so we_kernels/_native_reason.txt
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+.venv/installed: $(BUILD_FILES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
