@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+
+#include "layout.h"
+
+namespace we::cpu {
+
+enum class Rule { paper, released };
+
+// A filter that is overwritten and the one it learns from, rows of one layer.
+struct Pair {
+  std::int32_t row;
+  std::int32_t donor;
+};
+
+// The two loops over weights, compiled once per instruction set. All sets give the same bits: sums have a fixed order
+// and no multiply and add is contracted.
+struct Kernels {
+  const char* name;
+  // importance[i] of the filters first + i, 0 <= i < count.
+  void (*importance)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count,
+                     float* importance);
+  void (*crossover)(const Layer& layer, void* weight, const Pair* pairs, std::int64_t count, Rule rule);
+};
+
+extern const Kernels kBaseline;
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+
+// The set in use: at first the best this processor has, or less if WE_KERNELS_SIMD says so.
+const Kernels& kernels();
+
+// Use "baseline", "avx2" or "avx512", or the best below it that this processor has. False: no such name.
+bool limit_simd(const char* name);
+
+}  // namespace we::cpu

@@ -1,0 +1,248 @@
+// Vectors of WE_SIMD_BYTES, loads and stores of the four dtypes. For the simd_*.cpp files only: everything has internal
+// linkage, and no inline function of the standard library is used, so that the linker cannot pick code made for a newer
+// processor for everybody.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+namespace we::cpu {
+namespace {
+
+struct Half {
+  std::uint16_t bits;
+};
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+// Acc: what a dtype is computed in. Int, Word: integers as wide as Acc and as the dtype.
+template <class T>
+struct Number;
+template <>
+struct Number<float> {
+  using Acc = float;
+  using Int = std::int32_t;
+};
+template <>
+struct Number<double> {
+  using Acc = double;
+  using Int = std::int64_t;
+};
+template <>
+struct Number<Half> {
+  using Acc = float;
+  using Int = std::int32_t;
+};
+template <>
+struct Number<BFloat16> {
+  using Acc = float;
+  using Int = std::int32_t;
+};
+
+constexpr int kBytes = WE_SIMD_BYTES;
+
+typedef float Floats __attribute__((vector_size(kBytes)));
+typedef double Doubles __attribute__((vector_size(kBytes)));
+typedef std::int32_t Ints __attribute__((vector_size(kBytes)));
+typedef std::uint32_t Words __attribute__((vector_size(kBytes)));
+typedef std::int64_t Longs __attribute__((vector_size(kBytes)));
+typedef std::uint16_t Shorts __attribute__((vector_size(kBytes / 2)));
+
+template <class A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using Values = Floats;
+  using Bits = Ints;
+  using Scalar = std::int32_t;
+  static constexpr int kLanes = kBytes / 4;
+  static constexpr Scalar kMagnitude = 0x7fffffff;
+  static constexpr Scalar kInfinity = 0x7f800000;
+};
+template <>
+struct VectorOf<double> {
+  using Values = Doubles;
+  using Bits = Longs;
+  using Scalar = std::int64_t;
+  static constexpr int kLanes = kBytes / 8;
+  static constexpr Scalar kMagnitude = 0x7fffffffffffffff;
+  static constexpr Scalar kInfinity = 0x7ff0000000000000;
+};
+
+template <class T>
+using Values = typename VectorOf<typename Number<T>::Acc>::Values;
+template <class T>
+using Bits = typename VectorOf<typename Number<T>::Acc>::Bits;
+template <class T>
+constexpr int kLanes = VectorOf<typename Number<T>::Acc>::kLanes;
+
+template <class V, class P>
+inline V read(const P* from) {
+  V vector;
+  __builtin_memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+template <class V, class P>
+inline void write(P* to, V vector) {
+  __builtin_memcpy(to, &vector, sizeof vector);
+}
+
+// The magnitude's bits: they order like the magnitudes, NaN above infinity.
+inline Ints magnitude(Floats x) { return (Ints)x & VectorOf<float>::kMagnitude; }
+inline Longs magnitude(Doubles x) { return (Longs)x & VectorOf<double>::kMagnitude; }
+
+inline float absolute(float x) { return __builtin_fabsf(x); }
+inline double absolute(double x) { return __builtin_fabs(x); }
+inline Floats absolute(Floats x) { return (Floats)magnitude(x); }
+inline Doubles absolute(Doubles x) { return (Doubles)magnitude(x); }
+
+inline Ints is_finite(Floats x) { return magnitude(x) < VectorOf<float>::kInfinity; }
+inline Longs is_finite(Doubles x) { return magnitude(x) < VectorOf<double>::kInfinity; }
+
+#ifdef __AVX512F__
+// The forms with a mask of all lanes: GCC 12 warns of uninitialized values inside those without (its bug 105593).
+inline Floats widen_half(Shorts h) { return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h); }
+inline Shorts narrow_half(Floats x) {
+  return (Shorts)_mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
+}
+#elif defined(__AVX2__)
+inline Floats widen_half(Shorts h) { return (Floats)_mm256_cvtph_ps((__m128i)h); }
+inline Shorts narrow_half(Floats x) { return (Shorts)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
+#else
+inline Floats widen_half(Shorts h) {
+  const Words word = __builtin_convertvector(h, Words);
+  // The exponent field's bias is 112 less; multiplying corrects it for subnormal numbers, too.
+  const Words finite = (Words)((Floats)((word & 0x7fff) << 13) * 0x1p112f);
+  const Words special = 0x7f800000 | ((word & 0x3ff) << 13);
+  const Words magnitude = (word & 0x7c00) == 0x7c00 ? special : finite;
+  return (Floats)(magnitude | ((word & 0x8000) << 16));
+}
+
+// To nearest even. NaN becomes an infinity: neither is ever stored.
+inline Shorts narrow_half(Floats x) {
+  const Words word = (Words)magnitude(x);
+  const Words rounded = (word + 0xfff + ((word >> 13) & 1) - (112u << 23)) >> 13;
+  const Words subnormal = (Words)((Floats)word + 0.5f) - 0x3f000000;  // units in the last place of 0.5 are 2^-24
+  Words half = (Ints)word < 0x38800000 ? subnormal : rounded;
+  half = (Ints)word >= 0x47800000 ? Words{} + 0x7c00 : half;
+  return __builtin_convertvector(half | (((Words)x >> 16) & 0x8000), Shorts);
+}
+#endif
+
+inline Floats load(const float* x) { return read<Floats>(x); }
+inline Doubles load(const double* x) { return read<Doubles>(x); }
+inline Floats load(const Half* x) { return widen_half(read<Shorts>(x)); }
+inline Floats load(const BFloat16* x) { return (Floats)(__builtin_convertvector(read<Shorts>(x), Words) << 16); }
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+inline float widen(Half x) {
+  const std::uint32_t exponent = x.bits & 0x7c00u;
+  std::uint32_t word = (x.bits & 0x7fffu) << 13;
+  float value;
+  __builtin_memcpy(&value, &word, sizeof value);
+  value *= 0x1p112f;
+  __builtin_memcpy(&word, &value, sizeof value);
+  if (exponent == 0x7c00u) word = 0x7f800000u | (x.bits & 0x3ffu) << 13;
+  word |= (x.bits & 0x8000u) << 16;
+  __builtin_memcpy(&value, &word, sizeof value);
+  return value;
+}
+inline float widen(BFloat16 x) {
+  const std::uint32_t word = static_cast<std::uint32_t>(x.bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+// Round to the dtype and store; an element that is not finite then, or whose lane of `wanted` is 0, keeps its value.
+inline void store_finite(float* to, Floats x, Ints wanted) {
+  write(to, (is_finite(x) & wanted) != 0 ? x : read<Floats>(to));
+}
+inline void store_finite(double* to, Doubles x, Longs wanted) {
+  write(to, (is_finite(x) & wanted) != 0 ? x : read<Doubles>(to));
+}
+inline void store_finite(Shorts* to, Shorts rounded, Ints wanted, std::uint16_t infinity) {
+  const Shorts finite = (Shorts)((rounded & infinity) != infinity) & __builtin_convertvector((Words)wanted, Shorts);
+  const Shorts old = read<Shorts>(to);
+  write(to, (rounded & finite) | (old & ~finite));
+}
+inline void store_finite(Half* to, Floats x, Ints wanted) {
+  store_finite(reinterpret_cast<Shorts*>(to), narrow_half(x), is_finite(x) & wanted, 0x7c00);
+}
+inline void store_finite(BFloat16* to, Floats x, Ints wanted) {
+  const Words word = (Words)x;
+  const Words rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+  store_finite(reinterpret_cast<Shorts*>(to), __builtin_convertvector(rounded, Shorts), is_finite(x) & wanted, 0x7f80);
+}
+
+#ifdef __AVX2__
+// Lanes r whose number has bit `Bit` set come from b, the others from a.
+template <int Bit>
+inline Floats blend_lanes(Floats a, Floats b) {
+  constexpr int mask = Bit == 1 ? 0xaaaa : Bit == 2 ? 0xcccc : Bit == 4 ? 0xf0f0 : 0xff00;
+#ifdef __AVX512F__
+  return (Floats)_mm512_mask_blend_ps(mask, (__m512)a, (__m512)b);
+#else
+  return (Floats)_mm256_blend_ps((__m256)a, (__m256)b, mask & 0xff);
+#endif
+}
+
+inline Floats permute(Floats x, Ints index) {
+#ifdef __AVX512F__
+  return (Floats)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)x);
+#else
+  return (Floats)_mm256_permutevar8x32_ps((__m256)x, (__m256i)index);
+#endif
+}
+
+constexpr int inverse(int value, int modulus) {
+  for (int x = 1; x < modulus; ++x) {
+    if (value * x % modulus == 1) return x;
+  }
+  return 0;
+}
+
+template <int K, int Bit>
+inline void rotate_lanes(Floats* x) {
+  constexpr int lanes = kLanes<float>;
+  if constexpr (Bit < lanes) {
+    constexpr int step = K - Bit * inverse(lanes % K, K) % K;
+    Floats y[K];
+#pragma GCC unroll 32
+    for (int m = 0; m < K; ++m) y[m] = blend_lanes<Bit>(x[m], x[(m + step) % K]);
+#pragma GCC unroll 32
+    for (int m = 0; m < K; ++m) x[m] = y[m];
+    rotate_lanes<K, Bit * 2>(x);
+  }
+}
+
+// K vectors hold as many row-major kernels of K elements as there are lanes; afterwards lane i of element[k] is element
+// k of kernel i. K is odd, so element k of all kernels lies in different lanes; which vector holds it in lane r moves by
+// a fixed step, modulo K, from lane to lane: log2(lanes) rounds of blends bring it into one vector, a permutation orders
+// the lanes.
+template <int K, class T>
+inline void deinterleave(const T* kernels, Floats* element) {
+  constexpr int lanes = kLanes<float>;
+  constexpr int unit = inverse(lanes % K, K);
+  Floats x[K];
+#pragma GCC unroll 32
+  for (int m = 0; m < K; ++m) x[m] = load(kernels + m * lanes);
+  rotate_lanes<K, 1>(x);
+#pragma GCC unroll 32
+  for (int k = 0; k < K; ++k) {
+    Ints index;
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) index[i] = (K * i + k) % lanes;
+    element[k] = permute(x[k * unit % K], index);
+  }
+}
+#endif
+
+}  // namespace
+}  // namespace we::cpu

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/pool.h"
+
+namespace we::cpu {
+
+// Items first, ..., first + count - 1 of a layer.
+struct Slice {
+  std::int32_t layer;
+  std::int64_t first;
+  std::int64_t count;
+};
+
+// Work cut into slices of about equal numbers of bytes, so that few large layers do not starve a thread.
+class Slices {
+ public:
+  // `total`: bytes of everything that will be added.
+  Slices(int threads, std::int64_t total)
+      : threads_(total < kWorthWaking ? 1 : threads),
+        target_(std::clamp(total / (kSlicesPerThread * threads), kSmallest, kLargest)) {}
+
+  void add(std::int32_t layer, std::int64_t items, std::int64_t bytes_per_item) {
+    const std::int64_t step = std::max<std::int64_t>(target_ / std::max<std::int64_t>(bytes_per_item, 1), 1);
+    for (std::int64_t first = 0; first < items; first += step) {
+      slices_.push_back({layer, first, std::min(step, items - first)});
+    }
+  }
+
+  template <class F>
+  void run(F&& body) const {
+    parallel_for(threads_, static_cast<std::uint32_t>(slices_.size()), [&](std::uint32_t i) { body(slices_[i]); });
+  }
+
+ private:
+  static constexpr std::int64_t kWorthWaking = 1 << 16;
+  static constexpr std::int64_t kSlicesPerThread = 8;
+  static constexpr std::int64_t kSmallest = 1 << 14;
+  static constexpr std::int64_t kLargest = 1 << 18;
+
+  int threads_;
+  std::int64_t target_;
+  std::vector<Slice> slices_;
+};
+
+}  // namespace we::cpu
