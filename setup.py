@@ -7,6 +7,7 @@ says why.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -18,6 +19,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SOURCE = ROOT / "we_kernels"
+MODULE = "_native" + sysconfig.get_config_var("EXT_SUFFIX")
 
 
 def switch(name):
@@ -40,15 +42,17 @@ class BuildError(Exception):
     pass
 
 
+def tool(name):
+    """Its path; the environment pip builds in, or the one of this interpreter, has it without being active."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
+    if found := shutil.which(name, path=path):
+        return found
+    raise BuildError(f"{name} was not found")
+
+
 def run(*command):
     """The command's output, which is printed too; BuildError with the first error in it when the command fails."""
-    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PATH": path}
-        )
-    except OSError as error:
-        raise BuildError(f"{command[0]}: {error.strerror}") from error
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, flush=True)
     if done.returncode:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["no output"]
@@ -59,16 +63,19 @@ def run(*command):
 
 def build(cuda, output):
     """Builds into the folder ``output``; the reason why there is no CUDA part, or None."""
+    cmake = tool("cmake")
     folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
     log = run(
-        *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
+        *(cmake, "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
+        f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",  # an isolated build has another one each time
         f"-DWE_KERNELS_CUDA={cuda}",
         f"-DWE_KERNELS_WERROR={os.environ.get('WE_KERNELS_WERROR') or 'OFF'}",
-        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
         f"-DPython_EXECUTABLE={sys.executable}",
         "-Dpybind11_DIR=",
     )
-    run("cmake", "--build", str(folder), *(["--parallel", JOBS] if JOBS else []))
+    run(cmake, "--build", str(folder), *(["--parallel", JOBS] if JOBS else []))
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(folder / MODULE, output)
     left_out = re.search("CUDA part left out: (.*)", log)
     return left_out and f"built without CUDA: {left_out[1]}"
 
@@ -107,7 +114,7 @@ class BuildPython(build_py):
 
 
 def remove_module(package):
-    (package / ("_native" + sysconfig.get_config_var("EXT_SUFFIX"))).unlink(missing_ok=True)
+    (package / MODULE).unlink(missing_ok=True)
 
 
 def note(package, reason):

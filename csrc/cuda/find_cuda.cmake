@@ -1,4 +1,4 @@
-# Sets WE_KERNELS_HAS_CUDA and WE_KERNELS_CUDA_ARCHITECTURES and enables the CUDA language, as WE_KERNELS_CUDA asks.
+# Sets WE_KERNELS_HAS_CUDA and CMAKE_CUDA_ARCHITECTURES and enables the CUDA language, as WE_KERNELS_CUDA asks.
 
 # No GPU is asked: the list comes from -DCMAKE_CUDA_ARCHITECTURES, CUDAARCHS, TORCH_CUDA_ARCH_LIST or what nvcc knows.
 function(we_cuda_architectures result)
@@ -35,7 +35,7 @@ endfunction()
 set(WE_KERNELS_HAS_CUDA OFF)
 if(NOT WE_KERNELS_CUDA STREQUAL "off")
   if("$ENV{CUDACXX}" STREQUAL "")
-    find_program(WE_KERNELS_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin)
+    find_program(WE_KERNELS_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATH_SUFFIXES bin NO_CMAKE_SYSTEM_PATH)
     if(WE_KERNELS_NVCC)
       set(ENV{CUDACXX} "${WE_KERNELS_NVCC}")
     endif()
@@ -51,7 +51,7 @@ if(NOT WE_KERNELS_CUDA STREQUAL "off")
   set(reason "")
   if(CMAKE_CUDA_COMPILER)
     # CMake's own test programs need no list, and a list it does not set is not kept for the next run either.
-    we_cuda_architectures(WE_KERNELS_CUDA_ARCHITECTURES)
+    we_cuda_architectures(architectures)
     unset(ENV{CUDAARCHS})
     set(CMAKE_CUDA_ARCHITECTURES OFF)
     enable_language(CUDA)
@@ -66,8 +66,9 @@ if(NOT WE_KERNELS_CUDA STREQUAL "off")
 
   if(reason STREQUAL "")
     set(WE_KERNELS_HAS_CUDA ON)
+    set(CMAKE_CUDA_ARCHITECTURES "${architectures}")
     find_package(CUDAToolkit REQUIRED)
-    message(STATUS "CUDA part: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, for ${WE_KERNELS_CUDA_ARCHITECTURES}")
+    message(STATUS "CUDA part: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, for ${architectures}")
   elseif(WE_KERNELS_CUDA STREQUAL "on")
     message(FATAL_ERROR "WE_KERNELS_CUDA=on, but ${reason}")
   else()

@@ -45,6 +45,8 @@ def check(importance, weights, filter_dims):
         expected = filters.abs().sum((1, 2)) / filters.shape[1]
         got = importance[start : start + len(filters)].double()
         rtol = 6.1e-8 if weight.dtype == torch.float64 else 2e-6
-        torch.testing.assert_close(got, expected, rtol=rtol, atol=1e-45, msg=lambda m, w=weight: f"{w.dtype} {w.shape}: {m}")
+        torch.testing.assert_close(
+            got, expected, rtol=rtol, atol=1e-45, msg=lambda m, w=weight: f"{w.dtype} {w.shape}: {m}"
+        )
         start += len(filters)
     assert start == len(importance)

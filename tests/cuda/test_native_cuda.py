@@ -23,7 +23,7 @@ def test_status_says_why_there_is_no_device():
 def test_running_without_a_device_says_why():
     if native.cuda_status() is None:
         pytest.skip("there is a device")
-    with pytest.raises(RuntimeError, match="driver|device"):
+    with pytest.raises(RuntimeError, match=r"driver|device"):
         native.cuda_importance(8, 8, 1, 1, 8, 0, 0)
 
 

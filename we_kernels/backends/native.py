@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,11 @@ except ImportError as error:
     _native = None
     _import_error = str(error)
 
+_note = Path(__file__).parents[1] / "_native_reason.txt"  # what setup.py could not build, and why
+_reason = _note.read_text().strip() if _note.exists() else ""
+if _native is None and _reason:
+    _import_error = f"{_import_error}; {_reason}"
+
 __all__ = ["build_info", "crossover_", "evolve_", "filter_importance", "match_filters", "unavailable"]
 
 
@@ -28,7 +34,7 @@ def unavailable(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"it has no kernels for {device.type}"
     if not hasattr(_native, "cuda_status"):
-        return "the native extension was built without CUDA"
+        return f"the native extension was {_reason or 'built without CUDA'}"
     return "the native extension's CUDA kernels do not make whole evolutions yet"
 
 
@@ -36,7 +42,11 @@ def build_info() -> str:
     """Compiler, instruction set in use and CUDA architectures of the extension, or why there is none."""
     if _native is None:
         return f"not installed ({_import_error})"
-    cuda = f"CUDA for {_native.cuda_architectures()}" if hasattr(_native, "cuda_architectures") else "without CUDA"
+    cuda = (
+        f"CUDA for {_native.cuda_architectures()}"
+        if hasattr(_native, "cuda_architectures")
+        else _reason or "built without CUDA"
+    )
     return f"{_native.compiler()}, {_native.simd()}, {cuda}"
 
 

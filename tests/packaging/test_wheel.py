@@ -1,0 +1,95 @@
+"""What gets into the sdist and the wheels, and that it works from a fresh folder."""
+
+import shutil
+import sys
+import tarfile
+import zipfile
+
+import builds
+import pytest
+
+pytestmark = pytest.mark.slow
+
+USE = """
+import torch, we_kernels as wk
+weight = torch.arange(24.0).view(4, 3, 1, 2)
+bank = wk.FilterBank([weight])
+donor = wk.evolve_(bank, rate=0.6, local_ratio=0.5)
+print(wk.backends.choose(torch.device("cpu")).__name__.rpartition(".")[2], donor.tolist())
+"""
+
+
+def python_files(root):
+    return {str(path.relative_to(root)) for path in root.rglob("*.py")}
+
+
+def test_sdist_holds_the_sources(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    kept = {".py", ".pyi", ".typed", ".cpp", ".h", ".cu", ".cmake"}
+    for folder in ("csrc", "we_kernels", "python/weight_evolution"):
+        expected = {
+            str(path.relative_to(builds.ROOT)) for path in (builds.ROOT / folder).rglob("*") if path.suffix in kept
+        }
+        assert expected
+        assert expected <= names
+    assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_isolated_build(sdist, tmp_path):
+    """pip's own build environment has no torch; warnings are errors, nvcc's too."""
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, sdist)
+    done = builds.run(*pip, cwd=tmp_path, WE_KERNELS_NATIVE="on", WE_KERNELS_WERROR="ON")
+    assert done.returncode == 0, done.stdout
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"we_kernels/{name}" for name in python_files(builds.ROOT / "we_kernels")}
+    expected |= {f"weight_evolution/{name}" for name in python_files(builds.ROOT / "python/weight_evolution")}
+    assert {name for name in names if name.endswith(".py")} == expected
+    assert {"we_kernels/py.typed", "weight_evolution/py.typed"} <= names
+    assert len([name for name in names if name.startswith("we_kernels/_native.")]) == 1
+
+    site = builds.unpack(wheel, tmp_path / "site")
+    assert builds.python(USE, site, tmp_path).startswith("native")
+    with_cuda = builds.python("from we_kernels import _native; print(hasattr(_native, 'cuda_status'))", site, tmp_path)
+    assert with_cuda == str(shutil.which("nvcc") is not None)
+
+
+def test_without_the_extension(source, tmp_path):
+    wheel = builds.made(builds.hook("build_wheel", source, tmp_path, WE_KERNELS_NATIVE="off"), tmp_path)
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+
+    site = builds.unpack(wheel, tmp_path / "site")
+    assert builds.python(USE, site, tmp_path) == "reference [2, 3, -1, -1]"
+    assert "WE_KERNELS_NATIVE=off" in builds.python("import runpy; runpy.run_module('we_kernels')", site, tmp_path)
+
+
+def test_a_failing_build_installs_pure_and_says_why(source, tmp_path):
+    compiler = {"CXX": "/bin/false", "WE_KERNELS_CUDA": "off"}
+    wheel = builds.made(builds.hook("build_wheel", source, tmp_path, **compiler), tmp_path)
+    site = builds.unpack(wheel, tmp_path / "site")
+    assert builds.python(USE, site, tmp_path).startswith("reference")
+    said = builds.python("import runpy; runpy.run_module('we_kernels')", site, tmp_path)
+    assert "CMake Error" in said
+    assert "/bin/false" in said
+
+    refused = builds.hook("build_wheel", source, tmp_path, WE_KERNELS_NATIVE="on", **compiler)
+    assert refused.returncode
+    assert "error: the extension we_kernels._native cannot be built: CMake Error" in refused.stdout
+
+
+def test_editable_install_builds_in_place_and_again_only_what_changed(source, tmp_path):
+    first = builds.hook("build_editable", source, tmp_path, WE_KERNELS_NATIVE="on", WE_KERNELS_CUDA="off")
+    builds.made(first, tmp_path)
+    (module,) = (source / "we_kernels").glob("_native.*")
+    module.unlink()
+    again = builds.hook("build_editable", source, tmp_path, WE_KERNELS_NATIVE="on", WE_KERNELS_CUDA="off")
+    builds.made(again, tmp_path)
+    assert "no work to do" in again.stdout
+    assert module.exists()
+    assert builds.python("from we_kernels import _native; print(_native.__file__)", source, tmp_path) == str(module)
+
+    builds.made(builds.hook("build_editable", source, tmp_path, WE_KERNELS_NATIVE="off"), tmp_path)
+    assert not module.exists(), "the extension of an earlier build would still be used"
