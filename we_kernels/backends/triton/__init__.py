@@ -1,10 +1,77 @@
-"""The Triton kernels as a backend."""
+"""The Triton kernels as a backend: CUDA tensors, or CPU tensors under Triton's interpreter (for tests).
+
+A whole evolution takes five launches, whatever the number of layers: importance, selection, ranking, starvation,
+crossover (importance and crossover once more for every further dtype in the bank). Nothing waits for the device.
+Importing this module imports no Triton; the operators do.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+
 import torch
+from torch import Tensor
+
+from ...layout import Layout, Segments
+
+__all__ = ["crossover_", "evolve_", "filter_importance", "match_filters", "unavailable"]
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why Triton cannot work on tensors of ``device``; None when it can."""
-    return "not there yet"
+    """Why Triton cannot work on tensors of ``device``; None when it can. Creates no CUDA context."""
+    if find_spec("triton") is None:
+        return "Triton is not installed; pip install 'weight-evolution[triton]'"
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+    if device.type == "cpu":
+        return None if interpreted else "set TRITON_INTERPRET=1 before Triton is imported (slow, for tests)"
+    if device.type != "cuda":
+        return f"it works on cuda tensors, not on {device.type}"
+    if interpreted:
+        return "TRITON_INTERPRET is set, the interpreter works on cpu tensors; unset it"
+    return None if torch.cuda.is_available() else "torch.cuda.is_available() is False; needs a GPU and a CUDA torch"
+
+
+def filter_importance(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout) -> Tensor:
+    """float32 [F]; float64 weights are summed in float64, all others in float32."""
+    from . import operators
+
+    return operators.filter_importance(weights, layout)
+
+
+def match_filters(
+    importance: Tensor,
+    segments: Segments,
+    rates: Tensor,
+    local_ratios: Sequence[float],
+    starvation: Tensor | None,
+    starvation_limit: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L]."""
+    from . import operators
+
+    return operators.match_filters(importance, segments, rates, local_ratios, starvation, starvation_limit)
+
+
+def crossover_(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, donor: Tensor, rule: str) -> None:
+    """In place; ``donor`` is int32 [F]. An element whose new value would not be finite keeps its value."""
+    from . import operators
+
+    operators.crossover_(weights, layout, donor, rule)
+
+
+def evolve_(
+    weights: Sequence[Tensor],
+    filter_dims: Sequence[int],
+    layout: Layout,
+    rates: Tensor,
+    local_ratios: Sequence[float],
+    rule: str,
+    starvation: Tensor | None,
+    starvation_limit: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Importance, matching and crossover: donors, importances, thresholds, numbers of inferior filters."""
+    from . import operators
+
+    return operators.evolve_(weights, layout, rates, local_ratios, rule, starvation, starvation_limit)

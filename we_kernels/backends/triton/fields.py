@@ -1,0 +1,82 @@
+"""Columns of the device tables, as compile-time constants, and small functions that several kernels share."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+import triton
+import triton.language as tl
+
+from ...layout import DTYPES, Layer
+
+EXTRA_FIELDS = ("row", "dense")
+"""Columns after those of `Layer`: elements of a filter; 1 if they lie in one gapless run of memory, in any order."""
+
+_NAMES = (*Layer._fields, *EXTRA_FIELDS)
+
+
+def _column(name: str) -> tl.constexpr:
+    return tl.constexpr(_NAMES.index(name))
+
+
+WIDTH = tl.constexpr(len(_NAMES))
+FILTERS = _column("filters")
+CHANNELS = _column("channels")
+KERNEL0 = _column("kernel0")
+KERNEL1 = _column("kernel1")
+KERNEL2 = _column("kernel2")
+FILTER_STRIDE = _column("filter_stride")
+CHANNEL_STRIDE = _column("channel_stride")
+STRIDE0 = _column("stride0")
+STRIDE1 = _column("stride1")
+STRIDE2 = _column("stride2")
+DTYPE_INDEX = _column("dtype")
+BLEND = _column("blend")
+GROUP = _column("group")
+FIRST_FILTER = _column("first_filter")
+ROW = _column("row")
+DENSE = _column("dense")
+
+TRITON_DTYPES = (tl.float32, tl.float64, tl.float16, tl.bfloat16)
+"""In the order of `layout.DTYPES`."""
+assert [str(dtype).removeprefix("torch.") for dtype in DTYPES] == ["float32", "float64", "float16", "bfloat16"]
+
+LARGEST_FINITE = tl.constexpr(0x7F7FFFFF)
+"""Bits of the largest finite float32."""
+
+
+@triton.jit
+def sort_key(importance):
+    """int32 that orders non-negative float32 like their values; -0.0 is 0, other negatives have negative keys."""
+    bits = importance.to(tl.int32, bitcast=True)
+    return tl.where(importance == 0, 0, bits)
+
+
+@triton.jit
+def any_poisoned(threshold, groups, BLOCK: tl.constexpr):
+    """Whether selection marked any group: its threshold is NaN."""
+    found = 0
+    start = 0
+    while start < groups:
+        index = start + tl.arange(0, BLOCK)
+        value = tl.load(threshold + index, mask=index < groups, other=0.0)
+        found += tl.sum((value != value).to(tl.int32), axis=0)
+        start += BLOCK
+    return found > 0
+
+
+@triton.jit
+def divide(a, b, DTYPE: tl.constexpr):
+    """Correctly rounded: compiled ``/`` is approximate in float32."""
+    if tl.float64 == DTYPE:
+        return a / b
+    return tl.div_rn(a, b)
+
+
+@triton.jit
+def kernel_offsets(fields, element):
+    """int64 offsets of elements of a kernel, given by their row-major index (int32)."""
+    size1 = tl.load(fields + KERNEL1).to(tl.int32)
+    size2 = tl.load(fields + KERNEL2).to(tl.int32)
+    upper = element // size2
+    offset2 = (element % size2).to(tl.int64) * tl.load(fields + STRIDE2)
+    offset1 = (upper % size1).to(tl.int64) * tl.load(fields + STRIDE1)
+    return (upper // size1).to(tl.int64) * tl.load(fields + STRIDE0) + offset1 + offset2

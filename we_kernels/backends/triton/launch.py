@@ -1,0 +1,49 @@
+"""The one way to launch a kernel: on the tensors' device and its current stream, compiled once per set of constants."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import triton
+
+LANES = 2**31 - 1
+"""CUDA's limit on a grid's first dimension, the only one used."""
+
+observers: list[Callable[[str, tuple[Any, ...], dict[str, Any]], None]] = []
+"""Called at every launch with the kernel's name, its arguments and its constants; for tests and traces."""
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """``triton.jit`` without specialisation on argument values.
+
+    A kernel is then compiled once per set of constants, so that no new size compiles anew (inside a capture, say).
+    """
+    names = inspect.signature(function).parameters
+    return triton.jit(function, do_not_specialize=[name for name in names if name not in function.__annotations__])
+
+
+def launch(
+    function: Any, programs: int, device: torch.device, *arguments: Any, num_warps: int = 4, **constants: Any
+) -> None:
+    """Run ``programs`` instances of a `kernel` on ``device``'s current stream; none when ``programs`` is 0."""
+    if programs == 0:
+        return
+    if programs > LANES:
+        raise ValueError(f"the bank needs {programs} programs in one launch, more than CUDA's {LANES}; split it")
+    for observer in observers:
+        observer(function.__name__, arguments, {"num_warps": num_warps, **constants})
+    # No contraction of a * b + c: crossover is bit-equal to the reference.
+    options = {"num_warps": num_warps, "enable_fp_fusion": False, **constants}
+    with _quiet_numpy() if device.type == "cpu" else torch.cuda.device(device):
+        function[(programs,)](*arguments, **options)
+
+
+def _quiet_numpy() -> AbstractContextManager[Any]:
+    """The interpreter computes with NumPy, which warns of the 0 / 0 and overflows that the kernels discard."""
+    import numpy
+
+    return numpy.errstate(all="ignore")

@@ -1,0 +1,203 @@
+"""The operators as launches: what each kernel gets, in which order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from operator import methodcaller
+
+import torch
+from torch import Tensor
+
+from ...layout import Layout, Segments
+from . import tables
+from .crossover import PROGRAMS, crossover_kernel, match_and_cross_kernel
+from .fields import TRITON_DTYPES
+from .importance import SHORT_ROW, importance_kernel
+from .launch import launch
+from .rank import RANK_ROWS, donor_kernel, rank_kernel
+from .starvation import starvation_kernel
+from .tables import Scratch
+from .threshold import threshold_kernel
+
+THRESHOLD_TILES = {1024: 4, 8192: 8, 32768: 32}
+"""Keys that one block holds in registers: its number of warps. Larger groups are read again for every bit."""
+
+NEVER = 2**31 - 1
+"""A starvation limit that no counter reaches."""
+
+
+def filter_importance(weights: Sequence[Tensor], layout: Layout) -> Tensor:
+    """float32 [F]."""
+    device = weights[0].device
+    importance = torch.empty(layout.num_filters, dtype=torch.float32, device=device)
+    _launch_importance(_addresses(weights, device), layout, importance)
+    return importance
+
+
+def match_filters(
+    importance: Tensor,
+    segments: Segments,
+    rates: Tensor,
+    local_ratios: Sequence[float],
+    starvation: Tensor | None,
+    starvation_limit: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Donors int32 [F], thresholds float32 [G], inferior int32 [L]."""
+    donor, threshold, inferior, work = _launch_selection(
+        importance, segments, rates, local_ratios, starvation, starvation_limit
+    )
+    static = tables.matching_tables(segments, len(local_ratios), importance.device)
+    arguments = (static.segments, static.slots, work.order, inferior, donor)
+    launch(donor_kernel, segments.num_layers, importance.device, *arguments, BLOCK=256)
+    return donor, threshold, inferior
+
+
+def crossover_(weights: Sequence[Tensor], layout: Layout, donor: Tensor, rule: str) -> None:
+    """In place, for donors int32 [F]."""
+    device = donor.device
+    static, addresses = tables.layer_tables(layout, device), _addresses(weights, device)
+    for index in static.tiles:
+        launch(
+            crossover_kernel,
+            min(layout.num_filters, PROGRAMS),
+            device,
+            addresses,
+            static.layers,
+            static.layer_of_filter,
+            layout.num_filters,
+            donor,
+            DTYPE=TRITON_DTYPES[index],
+            INDEX=index,
+            RELEASED=rule == "released",
+        )
+
+
+def evolve_(
+    weights: Sequence[Tensor],
+    layout: Layout,
+    rates: Tensor,
+    local_ratios: Sequence[float],
+    rule: str,
+    starvation: Tensor | None,
+    starvation_limit: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Donors, importances, thresholds, inferior; the crossover kernel reads the matches off the ranking itself."""
+    device, segments = weights[0].device, layout.segments
+    addresses = _addresses(weights, device)
+    importance = torch.empty(layout.num_filters, dtype=torch.float32, device=device)
+    _launch_importance(addresses, layout, importance)
+    donor, threshold, inferior, work = _launch_selection(
+        importance, segments, rates, local_ratios, starvation, starvation_limit
+    )
+    static = tables.layer_tables(layout, device)
+    for index in static.tiles:
+        launch(
+            match_and_cross_kernel,
+            min(static.most_matches, PROGRAMS),
+            device,
+            addresses,
+            static.layers,
+            tables.matching_tables(segments, len(local_ratios), device).slots,
+            segments.num_layers,
+            work.first_match,
+            work.order,
+            inferior,
+            donor,
+            DTYPE=TRITON_DTYPES[index],
+            INDEX=index,
+            RELEASED=rule == "released",
+            SEARCH=512,
+        )
+    return donor, importance, threshold, inferior
+
+
+def _launch_importance(addresses: Tensor, layout: Layout, importance: Tensor) -> None:
+    static = tables.layer_tables(layout, importance.device)
+    for index, tiles in static.tiles.items():
+        launch(
+            importance_kernel,
+            len(tiles),
+            importance.device,
+            addresses,
+            static.layers,
+            tiles,
+            importance,
+            DTYPE=TRITON_DTYPES[index],
+            SHORT=SHORT_ROW,
+        )
+
+
+def _launch_selection(
+    importance: Tensor,
+    segments: Segments,
+    rates: Tensor,
+    local_ratios: Sequence[float],
+    starvation: Tensor | None,
+    starvation_limit: float,
+) -> tuple[Tensor, Tensor, Tensor, Scratch]:
+    """Donors (all -1 still), thresholds, inferior, and the ranking that the donors are read off."""
+    device, groups = importance.device, len(local_ratios)
+    static = tables.matching_tables(segments, groups, device)
+    ratios = tables.upload(tuple(local_ratios), torch.float32, device)
+    work = tables.scratch(segments, device)
+    donor = torch.empty(segments.num_filters, dtype=torch.int32, device=device)
+    threshold = torch.empty(groups, dtype=torch.float32, device=device)
+    inferior = torch.empty(segments.num_layers, dtype=torch.int32, device=device)
+
+    tile = next((size for size in THRESHOLD_TILES if size >= static.largest_group), max(THRESHOLD_TILES))
+    launch(
+        threshold_kernel,
+        groups,
+        device,
+        importance,
+        static.members,
+        static.group_starts,
+        rates,
+        threshold,
+        num_warps=THRESHOLD_TILES[tile],
+        TILE=tile,
+        SINGLE=tile >= static.largest_group,
+    )
+    launch(
+        rank_kernel,
+        len(static.tiles),
+        device,
+        importance,
+        static.segments,
+        static.tiles,
+        threshold,
+        ratios,
+        groups,
+        work.counts,
+        work.order,
+        donor,
+        ROWS=RANK_ROWS,
+        KEYS=128,
+        SCAN=1024,
+    )
+    limit = min(math.ceil(min(starvation_limit, NEVER)), NEVER)
+    launch(
+        starvation_kernel,
+        1,
+        device,
+        static.segments,
+        static.slots,
+        static.slot_starts,
+        work.counts,
+        ratios,
+        groups,
+        limit,
+        threshold,
+        inferior if starvation is None else starvation,
+        inferior,
+        work.first_match,
+        STARVES=starvation is not None,
+        TILE=16 if device.type == "cpu" else 256,
+    )
+    return donor, threshold, inferior, work
+
+
+def _addresses(weights: Sequence[Tensor], device: torch.device) -> Tensor:
+    """int64 [L] on the device."""
+    return tables.upload(tuple(map(methodcaller("data_ptr"), weights)), torch.int64, device)

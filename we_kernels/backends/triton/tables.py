@@ -1,0 +1,215 @@
+"""What the kernels read besides weights: device tables of layouts, of pointers and of ratios, and scratch memory.
+
+Tables of a layout are copied once per device. Tables of changing values (addresses, ratios) are cached by those
+values, so they are copied again only when a parameter moved. Those and the scratch are kept per stream: two streams
+never share memory that one of them writes. What a captured CUDA graph has seen is never freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from threading import Lock
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from ...layout import DTYPES, Layer, Layout, Segments
+from .fields import EXTRA_FIELDS
+from .importance import rows_per_program
+from .rank import RANK_ROWS
+
+MAX_UPLOADS = 64
+
+_matching: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], MatchingTables]] = WeakKeyDictionary()
+_layers: WeakKeyDictionary[Layout, dict[torch.device, LayerTables]] = WeakKeyDictionary()
+_scratch: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], Scratch]] = WeakKeyDictionary()
+_uploads: dict[tuple[object, ...], Tensor] = {}
+_uploads_lock = Lock()
+_captured: set[object] = set()
+
+
+class MatchingTables(NamedTuple):
+    """Where the filters of layers and groups are."""
+
+    segments: Tensor
+    """int64 [L, 3]: filters, first filter, group."""
+    tiles: Tensor
+    """int32 [T, 2]: layer and first row of every rank tile."""
+    members: Tensor
+    """int32 [F]: the filters, group by group."""
+    group_starts: Tensor
+    """int32 [G + 1]: each group's part of `members`."""
+    slots: Tensor
+    """int32 [L]: the layers, group by group."""
+    slot_starts: Tensor
+    """int32 [G + 1]: each group's part of `slots`."""
+    largest_group: int
+    """Filters in it."""
+
+
+class LayerTables(NamedTuple):
+    """How the weights lie in memory."""
+
+    layers: Tensor
+    """int64 [L, 16]: the fields of `Layer`, then `EXTRA_FIELDS`."""
+    layer_of_filter: Tensor
+    """int32 [F]."""
+    tiles: dict[int, Tensor]
+    """For each dtype in the bank (its index in `DTYPES`): int32 [T, 2], layer and first row of each importance tile."""
+    most_matches: int
+    """At most half of a layer's filters get a donor."""
+
+
+class Scratch(NamedTuple):
+    """Passed from kernel to kernel of one call."""
+
+    counts: Tensor
+    """int32 [L, 2]: filters that global selection allows, and locally inferior ones."""
+    order: Tensor
+    """int32 [F]: each layer's rows, by descending importance."""
+    first_match: Tensor
+    """int32 [L + 1]: matched filters in the slots before each slot, and in all."""
+
+
+def matching_tables(segments: Segments, groups: int, device: torch.device) -> MatchingTables:
+    """The tables of ``segments`` on ``device``, made at the first call."""
+    cache = _matching.setdefault(segments, {})
+    tables = cache.get((device, groups))
+    if tables is None:
+        _refuse_capture(device)
+        sizes, group_of_layer = segments.table[:, 0], segments.table[:, 2]
+        group_of_filter = group_of_layer.repeat_interleave(sizes)
+        per_group = torch.bincount(group_of_filter, minlength=groups)
+        tables = cache[device, groups] = MatchingTables(
+            segments.table.to(device),
+            _tiles(range(segments.num_layers), segments.sizes, [RANK_ROWS] * segments.num_layers).to(device),
+            group_of_filter.argsort(stable=True).int().to(device),
+            _starts(per_group).to(device),
+            group_of_layer.argsort(stable=True).int().to(device),
+            _starts(torch.bincount(group_of_layer, minlength=groups)).to(device),
+            int(per_group.max()),
+        )
+    _keep_for_graph(segments, device)
+    return tables
+
+
+def layer_tables(layout: Layout, device: torch.device) -> LayerTables:
+    """The tables of ``layout`` on ``device``, made at the first call."""
+    cache = _layers.setdefault(layout, {})
+    tables = cache.get(device)
+    if tables is None:
+        _refuse_capture(device)
+        rows = [(layer.channels * layer.kernel, _is_dense(layer)) for layer in layout.layers]
+        extra = torch.tensor(rows, dtype=torch.int64).reshape(-1, len(EXTRA_FIELDS))
+        tables = cache[device] = LayerTables(
+            torch.cat([layout.table, extra], dim=1).to(device),
+            layout.segments.layer_of_filter(torch.device("cpu")).int().to(device),
+            {
+                dtype: _tiles(*zip(*part, strict=True)).to(device)
+                for dtype in range(len(DTYPES))
+                if (
+                    part := [
+                        (index, layer.filters, rows_per_program(*row))
+                        for index, (layer, row) in enumerate(zip(layout.layers, rows, strict=True))
+                        if layer.dtype == dtype and layer.filters
+                    ]
+                )
+            },
+            sum(size // 2 for size in layout.segments.sizes),
+        )
+    _keep_for_graph(layout, device)
+    return tables
+
+
+def scratch(segments: Segments, device: torch.device) -> Scratch:
+    """Memory for one call on the current stream, reused by the next; under capture it belongs to the graph."""
+    if _capturing(device):
+        return _new_scratch(segments, device)
+    cache = _scratch.setdefault(segments, {})
+    key = (device, _stream(device))
+    if key not in cache:
+        cache[key] = _new_scratch(segments, device)
+    return cache[key]
+
+
+def upload(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``values`` on ``device``; copied, without waiting, when this stream has not seen them yet.
+
+    Raises:
+        RuntimeError: a graph is being captured and the values are new: the copy would run at every replay, from host
+            memory that is gone by then.
+    """
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    capturing = _capturing(device)
+    with _uploads_lock:
+        if capturing:
+            for key, table in _uploads.items():
+                if key[:-1] == (values, dtype, device):
+                    _captured.add(table)
+                    return table
+            _refuse_capture(device)
+        key = (values, dtype, device, _stream(device))
+        if key not in _uploads:
+            if len(_uploads) >= MAX_UPLOADS:
+                del _uploads[next(iter(_uploads))]
+            _uploads[key] = torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+        return _uploads[key]
+
+
+def _new_scratch(segments: Segments, device: torch.device) -> Scratch:
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=device)
+
+    return Scratch(empty(segments.num_layers, 2), empty(segments.num_filters), empty(segments.num_layers + 1))
+
+
+def _tiles(layers: Iterable[int], sizes: Sequence[int], rows: Sequence[int]) -> Tensor:
+    """int32 [T, 2]: (layer, first row) of every run of ``rows`` filters of every layer."""
+    step = torch.tensor(rows, dtype=torch.int64)
+    count = (torch.tensor(sizes, dtype=torch.int64) + step - 1) // step
+    layer = torch.tensor(list(layers), dtype=torch.int64).repeat_interleave(count)
+    tile_in_layer = torch.arange(len(layer)) - (count.cumsum(0) - count).repeat_interleave(count)
+    return torch.stack([layer, tile_in_layer * step.repeat_interleave(count)], dim=1).int().contiguous()
+
+
+def _starts(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+
+
+def _is_dense(layer: Layer) -> bool:
+    """The elements of a filter fill one run of memory, in any order."""
+    steps = ((layer.channel_stride, layer.channels), (layer.stride0, layer.kernel0), (layer.stride1, layer.kernel1))
+    reach = 1
+    for step, size in sorted(((layer.stride2, layer.kernel2), *steps)):
+        if size > 1:
+            if step != reach:
+                return False
+            reach *= size
+    return True
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+def _capturing(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def _keep_for_graph(owner: object, device: torch.device) -> None:
+    if owner not in _captured and _capturing(device):
+        _captured.add(owner)
+
+
+def _refuse_capture(device: torch.device) -> None:
+    if _capturing(device):
+        raise RuntimeError(
+            "the bank's tables are not on the device yet; call the function once with this bank and these options "
+            "before capturing it in a CUDA graph"
+        )
