@@ -156,7 +156,7 @@ def describe(options: DemoOptions, runs: Sequence[Run], seconds: float, dataset:
     table.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(
         [
-            f"{options.model} on digits, {len(dataset.train_images)} training and {len(dataset.test_images)} test images, "
+            f"{options.model} on digits ({len(dataset.train_images)} training, {len(dataset.test_images)} test), "
             f"{options.epochs} epochs, seeds {', '.join(map(str, options.seeds))}: "
             f"{seconds:.0f} s on {device}, {torch.get_num_threads()} threads",
             f"SGD lr {options.lr}, Nesterov momentum 0.9, weight decay {options.weight_decay}, "

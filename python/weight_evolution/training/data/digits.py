@@ -9,8 +9,8 @@ from ..randomness import generator
 from .augmentation import Augmentation
 from .dataset import Dataset
 
-TEST_IMAGES = 599
-"""A third; the split is drawn once, by a fixed seed that no option changes."""
+TEST_IMAGES = 899
+"""Half, as in scikit-learn's own example of digits; the split is drawn once, by a fixed seed that no option changes."""
 
 
 def load_digits() -> Dataset:

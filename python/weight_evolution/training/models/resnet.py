@@ -31,7 +31,8 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """ResNet of 6n + 2 layers for CIFAR: 16, 32 and 64 channels, shortcut option A.
 
-    Source: He et al. (arXiv 1512.03385), section 4.2. Initialization: He normal (arXiv 1502.01852) for convolutions, torch's own for the rest.
+    Source: He et al. (arXiv 1512.03385), section 4.2. Initialization: He normal (arXiv 1502.01852) for
+    convolutions, torch's own for the rest.
     """
 
     def __init__(self, depth: int, in_channels: int = 3, num_classes: int = 10, width: int = 16) -> None:

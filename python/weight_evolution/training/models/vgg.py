@@ -11,8 +11,8 @@ _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 class CifarVGG16(nn.Module):
     """Thirteen convolutions with BatchNorm, five poolings, one Linear.
 
-    Source: Simonyan and Zisserman (arXiv 1409.1556). The two hidden Linears of the ImageNet network are left out, as usual for CIFAR. Poolings round up, so that
-    images under 32 x 32 pass too.
+    Source: Simonyan and Zisserman (arXiv 1409.1556), without the two hidden Linears of the ImageNet network, as usual
+    for CIFAR. Poolings round up, so that images under 32 x 32 pass too.
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10) -> None:

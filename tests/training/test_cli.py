@@ -1,0 +1,205 @@
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from training_runs import make_config
+
+from weight_evolution.training import cli, demo
+from weight_evolution.training.methods import method_options
+
+SMALL = ["--model", "resnet8", "--batch-size", "32", "--epochs", "2", "--quiet"]
+
+
+@pytest.fixture(autouse=True)
+def few_digits(digits, monkeypatch):
+    load = cli.load_data
+    monkeypatch.setattr(cli, "load_data", lambda name, *rest: digits if name == "digits" else load(name, *rest))
+    monkeypatch.setattr(demo, "load_data", lambda name: digits)
+
+
+def run(*arguments) -> int:
+    try:
+        return cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "mnist"], "invalid choice: 'mnist'"),
+        (["train", "--epochs", "0"], "--epochs: must be an integer from 1, got '0'"),
+        (["train", "--epochs", "1.5"], "--epochs: must be an integer from 1"),
+        (["train", "--lr", "nan"], "--lr: must be a positive number"),
+        (["train", "--lr", "-1"], "--lr: must be a positive number"),
+        (["train", "--lr", "inf"], "--lr: must be a positive number"),
+        (["train", "--momentum", "1"], "--momentum: must be below 1"),
+        (["train", "--weight-decay", "-1"], "--weight-decay: must be a number from 0"),
+        (["train", "--conv-rate", "1.1"], "--conv-rate: must be a number in [0, 1], got '1.1'"),
+        (["train", "--local-ratio", "nan"], "--local-ratio: must be a number in [0, 1]"),
+        (["train", "--crossover", "both"], "--crossover: invalid choice"),
+        (["train", "--method", "prune"], "--method must be baseline or of evolution"),
+        (["train", "--method", "evolution+evolution"], "names a method twice"),
+        (["train", "--model", "resnet21"], "depth must be 6n + 2"),
+        (["train", "--model", "alexnet"], "--model must be resnet20"),
+        (["train", "--seeds", "1", "1"], "--seeds must differ"),
+        (["train", "--milestones", "3"], "missing --divisors and --tau"),
+        (["train", "--milestones", "3", "2", "--divisors", "1", "2", "3", "--tau", "1"], "milestones must be positive"),
+        (["train", "--milestones", "3", "--divisors", "1", "--tau", "1"], "divisors must be one per stage (2)"),
+        (["train", "--resume", "--overwrite"], "contradict"),
+        (["train", "--data", "fashion-mnist", "--root", "/nowhere"], "apt install dataset-fashion-mnist"),
+        (["train", "--threads", "0"], "--threads: must be an integer from 1"),
+        (["train", "--output", "/dev/null/x"], "cannot make the folder /dev/null/x"),
+        (["inspect", "/nowhere.pt"], "cannot read /nowhere.pt"),
+        (["demo", "--output", "/dev/null/x"], "cannot make the folder"),
+        (["frobnicate"], "invalid choice"),
+        ([], "COMMAND"),
+    ],
+)
+def test_errors_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("weight-evolution")
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there(capsys):
+    assert run("train", "--device", "cuda") == 2
+    assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_train_writes_logs_checkpoints_and_results(tmp_path, capsys):
+    assert run("train", *SMALL, "--seeds", 0, 3, "--output", tmp_path, "--log", "json") == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    logs = [json.loads((tmp_path / f"seed-{seed}" / "log.json").read_text()) for seed in (0, 3)]
+    assert [[row["epoch"] for row in log] for log in logs] == [[0, 1], [0, 1]]
+    last = [log[-1]["test_accuracy"] for log in logs]
+    assert [entry["last_epoch_test_accuracy"] for entry in results["runs"]] == last
+    assert results["last_epoch_test_accuracy_mean"] == pytest.approx(sum(last) / 2)
+    assert results["config"]["method"] == "evolution"
+    assert f"test accuracy of the last epoch: {sum(last) / 2:.2f}%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["baseline", "evolution"])
+def test_stop_and_resume_equals_one_go(tmp_path, method):
+    options = [*SMALL, "--method", method, "--local-ratio", "0.9"]
+    assert run("train", *options, "--output", tmp_path / "whole") == 0
+    assert run("train", *options, "--output", tmp_path / "parts", "--stop-after", 1) == 0
+    assert run("train", *options, "--output", tmp_path / "parts", "--resume") == 0
+    whole, parts = (weights(tmp_path / name / "seed-0" / "checkpoint.pt") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    with (tmp_path / "parts" / "seed-0" / "log.csv").open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+
+
+def test_results_are_not_overwritten_unasked(tmp_path, capsys):
+    assert run("train", *SMALL, "--output", tmp_path) == 0
+    before = (tmp_path / "seed-0" / "checkpoint.pt").read_bytes()
+    assert run("train", *SMALL, "--output", tmp_path, "--lr", 0.2) == 2
+    assert "pass --resume" in capsys.readouterr().err
+    assert run("train", *SMALL, "--output", tmp_path, "--lr", 0.2, "--resume") == 2
+    assert "lr is 0.1 there and 0.2 here" in capsys.readouterr().err
+    assert (tmp_path / "seed-0" / "checkpoint.pt").read_bytes() == before
+    assert run("train", *SMALL, "--output", tmp_path, "--lr", 0.2, "--overwrite") == 0
+    assert (tmp_path / "seed-0" / "checkpoint.pt").read_bytes() != before
+
+
+def test_options_reach_the_method():
+    parser = cli.make_parser()
+    options = parser.parse_args(["train", "--epochs", "20", "--evolve-every", "3", "--crossover", "released"])
+    evolution = method_options("evolution", options)["evolution"]
+    assert evolution["every"] == 3
+    assert evolution["crossover"] == "released"
+    assert evolution["schedule"] == {"milestones": [6, 12], "divisors": [1.0, 2.5, 5.0], "tau": 1.5}
+    assert (evolution["conv_rate"], evolution["norm_scale_rate"]) == (0.2, 0.05)
+    assert evolution.keys() == make_config().method_options["evolution"].keys()
+
+    options = parser.parse_args(["train", "--epochs", "90", "--schedule", "imagenet", "--norm-shift-rate", "0.3"])
+    evolution = method_options("evolution", options)["evolution"]
+    assert evolution["schedule"] == {"milestones": [30, 60], "divisors": [1.0, 2.0, 4.0], "tau": 8.0}
+    assert (evolution["conv_rate"], evolution["norm_scale_rate"], evolution["norm_shift_rate"]) == (0.02, 0.02, 0.3)
+
+    options = parser.parse_args(["train", "--schedule", "constant"])
+    assert method_options("evolution", options)["evolution"]["schedule"] is None
+    assert method_options("baseline", options) == {}
+
+
+@pytest.mark.parametrize("method", ["baseline", "evolution"])
+def test_inspect_prints_and_changes_nothing(tmp_path, capsys, method):
+    run("train", *SMALL, "--method", method, "--output", tmp_path)
+    path = tmp_path / "seed-0" / "checkpoint.pt"
+    before = path.read_bytes()
+    capsys.readouterr()
+    assert run("inspect", path) == 0
+    assert run("inspect", path, "--rate", 0.5, "--norm-rate", 0, "--local-ratio", 0.95) == 0
+    plain, changed = capsys.readouterr().out.split(f"{path}: ")[1:]
+    for text in (plain, changed):
+        assert "resnet8 on digits" in text
+        assert f"method {method}, seed 0, 2 of 2 epochs, test accuracy" in text
+        rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
+        assert rows["layer3.0.conv2.weight"][1] == "64"
+    conv = next(line.split() for line in changed.splitlines() if line.startswith("conv "))
+    assert float(conv[1]) == 0.5
+    assert int(conv[4]) > 50  # at these options about half of the 304 filters
+    assert path.read_bytes() == before
+
+
+def test_info_and_version(capsys):
+    assert run("info") == 0
+    assert "torch:" in capsys.readouterr().out
+    assert run("--version") == 0
+
+
+def test_demo_end_to_end(tmp_path, capsys):
+    arguments = ["--model", "resnet8", "--epochs", 3, "--seeds", 0, 1, "--no-progress", "--output", tmp_path]
+    assert run("demo", *arguments) == 0
+    out = capsys.readouterr().out
+    for method in demo.METHODS:
+        assert sum(line.startswith(method + " ") for line in out.splitlines()) == 1
+    assert out.count("95% interval") == 2
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [(entry["method"], entry["seed"]) for entry in results["runs"]] == [
+        (method, seed) for seed in (0, 1) for method in demo.METHODS
+    ]
+    assert [entry["evolutions"] for entry in results["runs"][:3]] == [0, 2, 2]
+    with (tmp_path / "epochs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 * 3
+    # The first epoch, before any evolution, is the same for all methods.
+    first = {row["test_loss"] for row in rows if row["seed"] == "1" and row["epoch"] == "0"}
+    assert len(first) == 1
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_comparison_does_not_call_noise_a_gain():
+    def runs(*gaps):
+        baseline = [demo.Run("baseline", s, [{"test_accuracy": 90.0}], {}) for s in range(len(gaps))]
+        other = [demo.Run("x", s, [{"test_accuracy": 90.0 + gap}], {}) for s, gap in enumerate(gaps)]
+        return baseline + other
+
+    assert "no difference beyond the noise" in demo.comparison(runs(1.0, -0.5, 0.6), "x")
+    assert "+1.00 points" in demo.comparison(runs(1.0, 1.1, 0.9), "x")
+    assert "beyond the noise of these seeds" in demo.comparison(runs(1.0, 1.1, 0.9), "x")
+    assert "one seed says nothing" in demo.comparison(runs(1.0), "x")
+
+
+def test_importing_the_package_imports_no_extra():
+    code = (
+        "import sys, weight_evolution, weight_evolution.training.cli\n"
+        "extras = {'sklearn', 'matplotlib', 'torchvision', 'timm', 'tensorboard'}\n"
+        "assert not extras & set(sys.modules), extras & set(sys.modules)\n"
+        "import torch; assert not torch.cuda.is_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
