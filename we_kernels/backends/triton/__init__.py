@@ -21,7 +21,7 @@ __all__ = ["crossover_", "evolve_", "filter_importance", "match_filters", "unava
 
 def unavailable(device: torch.device) -> str | None:
     """Why Triton cannot work on tensors of ``device``; None when it can. Creates no CUDA context."""
-    if find_spec("triton") is None:
+    if not _installed():
         return "Triton is not installed; pip install 'weight-evolution[triton]'"
     interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
     if device.type == "cpu":
@@ -31,6 +31,13 @@ def unavailable(device: torch.device) -> str | None:
     if interpreted:
         return "TRITON_INTERPRET is set, the interpreter works on cpu tensors; unset it"
     return None if torch.cuda.is_available() else "torch.cuda.is_available() is False; needs a GPU and a CUDA torch"
+
+
+def _installed() -> bool:
+    try:
+        return find_spec("triton") is not None
+    except ImportError:  # an import hook that blocks it
+        return False
 
 
 def filter_importance(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout) -> Tensor:
