@@ -97,18 +97,18 @@ def find_targets(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     modules = dict(model.named_modules())
-    _check_filters(include, "include", modules)
-    _check_filters(exclude, "exclude", modules)
+    check_filters(include, "include", modules)
+    check_filters(exclude, "exclude", modules)
     items: list[Target] = []
     skipped: dict[str, str] = {}
     seen: set[int] = set()
     for name, module in modules.items():
         for attribute, kind in _kinds_of(module, linear):
             full_name = f"{name}.{attribute}" if name else attribute
-            if any(_matches(entry, name, module) for entry in exclude):
+            if any(matches(entry, name, module) for entry in exclude):
                 skipped[full_name] = "excluded"
                 continue
-            if include is not None and not any(_matches(entry, name, module) for entry in include):
+            if include is not None and not any(matches(entry, name, module) for entry in include):
                 skipped[full_name] = "not included"
                 continue
             parameter = _own_parameter(module, attribute, full_name)
@@ -163,13 +163,19 @@ def _own_parameter(module: nn.Module, attribute: str, name: str) -> Tensor | Non
     return parameter
 
 
-def _matches(entry: ModuleFilter, name: str, module: nn.Module) -> bool:
+def matches(entry: ModuleFilter, name: str, module: nn.Module) -> bool:
+    """Whether an entry of ``include`` or ``exclude`` means this module."""
     if isinstance(entry, str):
         return name == entry or name.startswith(f"{entry}.") or fnmatchcase(name, entry)
     return isinstance(module, entry)
 
 
-def _check_filters(entries: Sequence[ModuleFilter] | None, argument: str, modules: dict[str, nn.Module]) -> None:
+def check_filters(entries: Sequence[ModuleFilter] | None, argument: str, modules: dict[str, nn.Module]) -> None:
+    """Every entry of ``include`` or ``exclude`` is a name, pattern or type that matches some module.
+
+    Raises:
+        TypeError, ValueError: name the argument and the entry.
+    """
     if entries is None:
         return
     if isinstance(entries, str) or not isinstance(entries, Sequence):
@@ -177,5 +183,5 @@ def _check_filters(entries: Sequence[ModuleFilter] | None, argument: str, module
     for entry in entries:
         if not isinstance(entry, str) and not (isinstance(entry, type) and issubclass(entry, nn.Module)):
             raise TypeError(f"{argument} must hold module names or types, got {entry!r}")
-        if not any(_matches(entry, name, module) for name, module in modules.items()):
+        if not any(matches(entry, name, module) for name, module in modules.items()):
             raise ValueError(f"{argument}: {entry!r} matches no module of the model")

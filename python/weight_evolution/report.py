@@ -115,12 +115,12 @@ class EvolutionReport:
             totals = (sum(counts[name] for name in names) for counts in (self.filters, self.inferior, self.unmatched))
             counter = self.counters[kind]
             rows.append((kind, f"{rate:.4f}", f"{self.thresholds[kind]:.4g}", *map(str, totals), str(counter)))
-        lines += _table(rows)
+        lines += table(rows)
         rows = [("parameter", "filters", "inferior", "unmatched", "smallest", "largest")]
         for name, importance in self.importance_before.items():
             span = (f"{importance.min():.4g}", f"{importance.max():.4g}") if len(importance) else ("-", "-")
             rows.append((name, *(str(c[name]) for c in (self.filters, self.inferior, self.unmatched)), *span))
-        return "\n".join([*lines, "", *_table(rows)])
+        return "\n".join([*lines, "", *table(rows)])
 
     def plot(self) -> Figure:
         """Importances of every layer before and after the step (needs matplotlib, the extra ``plot``).
@@ -137,7 +137,8 @@ class EvolutionReport:
         return dict(zip(self.filters, parts, strict=True))
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with aligned columns, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return ["  ".join([row[0].ljust(widths[0]), *cells[1:]]) for row, cells in zip(rows, padded, strict=True)]

@@ -1,0 +1,119 @@
+"""Replaces a layer by two smaller ones."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from .layers import Layer, Plain, find_layers, unwrap
+
+VANISHING = 1e-4
+"""A layer whose largest singular value is smaller is left alone."""
+
+
+def compact_like(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+    """A copy of the model with these layers replaced by two freshly initialized ones of that rank.
+
+    The structure that `LowRankProjection.compact` gives for the same ranks, with the same state_dict keys: to load a
+    checkpoint of a compact model, or to train that structure from scratch.
+
+    Args:
+        model: the network as it was before.
+        ranks: layer name -> rank, as in `LowRankProjection.compact_ranks`.
+
+    Raises:
+        ValueError: a name is not that of a conv or Linear that can be replaced, or a rank is not in [1, full rank].
+    """
+    if not ranks:
+        return copy.deepcopy(unwrap(model))
+    layers, skipped = find_layers(unwrap(model), linear=True, include=None, exclude=())
+    by_name = {layer.name: layer for layer in layers}
+    replacements: dict[nn.Module, nn.Module] = {}
+    for name, rank in ranks.items():
+        if name not in by_name:
+            raise ValueError(f"ranks: {name!r} is not a layer that can be replaced" + _because(skipped.get(name)))
+        full_rank = by_name[name].full_rank
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= full_rank:
+            raise ValueError(f"ranks[{name!r}] must be an integer in [1, {full_rank}], got {rank!r}")
+        first, second = _two_layers(by_name[name].module, rank)
+        first.reset_parameters()
+        second.reset_parameters()
+        replacements[by_name[name].module] = nn.Sequential(first, second)
+    return replace(unwrap(model), replacements)
+
+
+def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """A deep copy in which every reference to a module is one to its replacement, however often it occurs."""
+    memo: dict[int, object] = {id(old): new for old, new in replacements.items()}
+    result: nn.Module = copy.deepcopy(model, memo)
+    return result
+
+
+@torch.no_grad()
+def factorize(layer: Layer, rank: int) -> nn.Sequential:
+    """Two layers that compute the best rank-``rank`` approximation of this one; exact if it has that rank."""
+    first, second = _two_layers(layer.module, rank)
+    u, s, vt = torch.linalg.svd(as_matrix(layer.weight), full_matrices=False)
+    root = s[:rank].sqrt()
+    first.weight.copy_((root[:, None] * vt[:rank]).reshape(first.weight.shape))
+    second.weight.copy_((u[:, :rank] * root).reshape(second.weight.shape))
+    if layer.module.bias is not None:
+        assert second.bias is not None
+        second.bias.copy_(layer.module.bias)
+    return nn.Sequential(first, second).train(layer.module.training)
+
+
+def vanishes(matrix: Tensor) -> bool:
+    """Whether the largest singular value is under 1e-4."""
+    norm = float(torch.linalg.matrix_norm(matrix))
+    # norm / sqrt(full rank) <= largest <= norm, so mostly no decomposition is needed.
+    if norm < VANISHING or norm >= VANISHING * min(matrix.shape) ** 0.5:
+        return norm < VANISHING
+    return float(torch.linalg.matrix_norm(matrix, 2)) < VANISHING
+
+
+def as_matrix(weight: Tensor, row_scale: Tensor | None = None) -> Tensor:
+    """``diag(row_scale) M`` as [rows, columns], float64 on the CPU: used once per run, so accuracy matters most."""
+    matrix = weight.detach().to("cpu", torch.float64).reshape(weight.shape[0], -1)
+    return matrix if row_scale is None else row_scale.to(matrix)[:, None] * matrix
+
+
+def _two_layers(module: Plain, rank: int) -> tuple[Plain, Plain]:
+    """Uninitialized; on the device, in the dtype and memory format of the original."""
+    weight, bias = module.weight, module.bias is not None
+    place = {"device": weight.device, "dtype": weight.dtype}
+    first: Plain
+    second: Plain
+    if isinstance(module, nn.Linear):
+        first = skip_init(nn.Linear, module.in_features, rank, bias=False, **place)
+        second = skip_init(nn.Linear, rank, module.out_features, bias=bias, **place)
+    else:
+        cls = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}[weight.dim()]
+        first = skip_init(
+            cls,
+            module.in_channels,
+            rank,
+            module.kernel_size,
+            stride=module.stride,
+            padding=module.padding,
+            dilation=module.dilation,
+            padding_mode=module.padding_mode,
+            bias=False,
+            **place,
+        )
+        second = skip_init(cls, rank, module.out_channels, 1, bias=bias, **place)
+    if weight.dim() == 4 and not weight.is_contiguous():
+        first.weight.data = first.weight.data.contiguous(memory_format=torch.channels_last)
+    for part in (first, second):
+        part.train(module.training)
+    if module.bias is not None and second.bias is not None:
+        second.bias.requires_grad_(module.bias.requires_grad)
+    return first, second
+
+
+def _because(reason: str | None) -> str:
+    return "" if reason is None else f": {reason}"

@@ -1,0 +1,160 @@
+"""Which layers of a model can be projected onto a lower rank and replaced by two smaller ones."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+from ..parameters import ModuleFilter, check_filters, matches
+
+Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+"""What can be replaced by two layers of its kind."""
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Their forward reads the weights of these children instead of calling them.
+_READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A conv or Linear, seen as a matrix [rows, columns] = [out, in * kernel]."""
+
+    name: str
+    module: Plain
+
+    @property
+    def weight(self) -> Tensor:
+        """The module's weight as it is now."""
+        return self.module.weight
+
+    @property
+    def rows(self) -> int:
+        """Output channels or features."""
+        return self.weight.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Input channels times kernel size, or input features."""
+        return self.weight[0].numel()
+
+    @property
+    def full_rank(self) -> int:
+        """The smaller side of the matrix."""
+        return min(self.rows, self.columns)
+
+    @property
+    def cost(self) -> int:
+        """Multiply-accumulates per output position, which is also the number of weights."""
+        return self.rows * self.columns
+
+    @property
+    def cost_of_rank(self) -> int:
+        """What each rank of the factorised layer costs, in the same unit."""
+        return self.rows + self.columns
+
+    def saves(self, rank: int) -> bool:
+        """Whether two layers of this rank cost less than the original."""
+        return rank * self.cost_of_rank < self.cost
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def find_layers(
+    model: nn.Module,
+    *,
+    linear: bool,
+    include: Sequence[ModuleFilter] | None,
+    exclude: Sequence[ModuleFilter],
+) -> tuple[list[Layer], dict[str, str]]:
+    """The layers in module order, and the names of the convs (and Linears) left out with the reason.
+
+    Raises:
+        TypeError: ``model`` is not a module, or a weight is not initialized yet.
+        ValueError: an entry of ``include`` or ``exclude`` matches no module, or no layer is left.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    modules = dict(model.named_modules())
+    check_filters(include, "include", modules)
+    check_filters(exclude, "exclude", modules)
+    holders: dict[int, list[str]] = defaultdict(list)
+    for name, module in modules.items():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)].append(name)
+    read_by = {
+        id(child): name
+        for name, module in modules.items()
+        if isinstance(module, _READS_WEIGHTS)
+        for child in module.children()
+    }
+    layers: list[Layer] = []
+    skipped: dict[str, str] = {}
+    for name, module in modules.items():
+        if not isinstance(module, (_ConvNd, nn.Linear) if linear else _ConvNd):
+            continue
+        if any(matches(entry, name, module) for entry in exclude):
+            skipped[name] = "excluded"
+        elif include is not None and not any(matches(entry, name, module) for entry in include):
+            skipped[name] = "not included"
+        elif reason := _unfit(name, module):
+            skipped[name] = reason
+        elif parent := read_by.get(id(module)):
+            skipped[name] = f"{parent} reads its weight directly"
+        elif len(names := holders[id(module.weight)]) > 1:
+            skipped[name] = f"shares its weight with {', '.join(other for other in names if other != name)}"
+        else:
+            assert isinstance(module, Plain)
+            layers.append(Layer(name, module))
+    if not layers:
+        raise ValueError(
+            "model has no layer to project"
+            + (f"; left out: {skipped}" if skipped else " (Linear layers take part with linear=True)")
+        )
+    return layers, skipped
+
+
+def _unfit(name: str, module: _ConvNd | nn.Linear) -> str | None:
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed from other parameters (parametrize, weight_norm or prune)"
+    if is_lazy(weight):
+        raise TypeError(f"{name}.weight is not initialized yet; run one forward pass before making LowRankProjection")
+    if not isinstance(module, Plain):
+        return "a transposed convolution"
+    if isinstance(module, _ConvNd) and module.groups != 1:
+        return f"{module.groups} groups"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}"
+    if weight.numel() == 0:
+        return "its weight is empty"
+    if not weight.requires_grad:
+        return "frozen (requires_grad is False)"
+    if _has_own_forward(module):
+        return f"{type(module).__name__} computes something else than {_plain_class(module).__name__}"
+    return None
+
+
+def _plain_class(module: nn.Module) -> type[nn.Module]:
+    return next(cls for cls in (*_CONVS, nn.Linear) if isinstance(module, cls))
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """A subclass or instance with another forward cannot be replaced by two plain layers."""
+    cls = _plain_class(module)
+    methods = ("forward", "_conv_forward") if issubclass(cls, _ConvNd) else ("forward",)
+    return any(name in vars(module) or getattr(type(module), name) is not getattr(cls, name) for name in methods)

@@ -1,0 +1,365 @@
+"""`LowRankProjection`: one call per epoch, or every n iterations, then a compact network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+
+import we_kernels as wk
+
+from ..optimizer_state import StateReset
+from ..parameters import ModuleFilter
+from .batch_norm_pairs import BatchNormPairs, find_batch_norms
+from .compact import as_matrix, compact_like, factorize, replace, vanishes
+from .costs import count_macs, count_parameters, make_inputs, measure_latency
+from .layers import Layer, find_layers, unwrap
+from .ranks import energies, ranks_for_budget, ranks_from_dict, ranks_from_ratio
+from .report import CompactReport, LayerCost, ProjectionReport
+
+_STATE_FORMAT = 1
+_DEFAULT_PRUNE_RATIO = 0.7
+
+
+class LowRankProjection:
+    """Keeps the weights of a model close to low rank while it trains, then gives the compact model.
+
+    Call `step` after each epoch (or every few hundred iterations): it projects the weight matrix [N, C * kernel] of
+    each conv onto the matrices of its rank, with the energy it had. After the last `step`, `compact` replaces each conv
+    by two smaller ones that compute the same. Convs of 1, 2 and 3 dimensions take part, Linears with ``linear=True``.
+
+    Source: Guo, Lin et al., "Compact Model Training by Low-Rank Projection with Energy Transfer", IEEE TNNLS 2024
+    (arXiv 2204.05566).
+
+    Args:
+        model: the network; DistributedDataParallel and torch.compile are seen through. Its parameters may later move
+            between devices or be reloaded.
+        prune_ratio: in [0, 1): rank ``int(n - n * prune_ratio)``, at least 1, of n = min(N, C * kernel); or a list with
+            one per layer (`layers`). 0.7 unless ranks are chosen otherwise.
+        ranks: layer name -> rank; other layers stay as they are.
+        budget: in (0, 1]: the compact model has at most this share of the model's multiply-accumulates, distributed
+            by the energy kept in the weights as they are now. Needs ``input_size`` or ``example_inputs``.
+        linear: Linears too.
+        rectify_batch_norm: project what conv and BatchNorm compute together, for a conv whose output goes to a
+            BatchNorm only.
+        energy_transfer: scale the kept singular values so that the matrix keeps its energy.
+        batch_norm_pairs: conv name -> BatchNorm name or None, where the traced graph should not decide.
+        input_size: of one input, such as (3, 32, 32), for ``budget``.
+        example_inputs: a tensor or a tuple of them, for ``budget``, and for torch.export where torch.fx cannot trace.
+        include: only modules of these names (with all inside them), name patterns (``*``) or types.
+        exclude: no modules of these names, patterns or types.
+        optimizer: needed to reset its state.
+        optimizer_state: "keep" (as published) or "reset": projected weights get the momentum and moments of a fresh
+            parameter. Resetting holds a copy of the weights during the step.
+        check_finite: raise when a weight is NaN or infinite. Such a step changes nothing, with or without the check.
+
+    Raises:
+        TypeError, ValueError: name the argument or layer and say what to do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        prune_ratio: float | Sequence[float] | None = None,
+        ranks: Mapping[str, int] | None = None,
+        budget: float | None = None,
+        linear: bool = False,
+        rectify_batch_norm: bool = True,
+        energy_transfer: bool = True,
+        batch_norm_pairs: Mapping[str, str | None] | None = None,
+        input_size: Sequence[int] | None = None,
+        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+        include: Sequence[ModuleFilter] | None = None,
+        exclude: Sequence[ModuleFilter] = (),
+        optimizer: Optimizer | None = None,
+        optimizer_state: str = "keep",
+        check_finite: bool = True,
+    ) -> None:
+        if optimizer_state not in ("keep", "reset"):
+            raise ValueError(f'optimizer_state must be "keep" or "reset", got {optimizer_state!r}')
+        if optimizer_state == "reset" and not isinstance(optimizer, Optimizer):
+            raise ValueError('optimizer_state="reset" needs optimizer=, the torch.optim.Optimizer whose state to reset')
+        given = {"prune_ratio": prune_ratio, "ranks": ranks, "budget": budget}
+        chosen = [name for name, value in given.items() if value is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"ranks are chosen by one of prune_ratio, ranks and budget; got {' and '.join(chosen)}")
+        if batch_norm_pairs is not None and not rectify_batch_norm:
+            raise ValueError("batch_norm_pairs has no effect with rectify_batch_norm=False; leave one of them out")
+        self._example_inputs = _check_inputs(example_inputs)
+        self._model = unwrap(model) if isinstance(model, nn.Module) else model
+        self._layers, self._unfit = find_layers(self._model, linear=linear, include=include, exclude=exclude)
+        self.energy_transfer = energy_transfer
+        self.check_finite = check_finite
+        self._reset_optimizer = optimizer if optimizer_state == "reset" else None
+        self.batch_norm_pairs = self._find_pairs(rectify_batch_norm, batch_norm_pairs)
+        if ranks is not None:
+            self._ranks = ranks_from_dict(self._layers, ranks, self._unfit)
+        elif budget is not None:
+            self._ranks = self._ranks_for_budget(budget, input_size)
+        else:
+            ratio = _DEFAULT_PRUNE_RATIO if prune_ratio is None else prune_ratio
+            self._ranks = ranks_from_ratio(self._layers, ratio)
+        self._unranked = set() if ranks is None else {layer.name for layer in self._layers} - set(ranks)
+        self._bases = wk.LowRankBases()
+        self._steps = 0
+        self._unchecked: ProjectionReport | None = None
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that can take part, in module order: the order of a list of ratios."""
+        return [layer.name for layer in self._layers]
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Layer name -> rank, of the layers that `step` projects."""
+        return {layer.name: rank for layer, rank in self._projected()}
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Layer name -> why `step` does not project it. A step adds the layers that vanish, in its report."""
+        full = {
+            layer.name: "no rank was given"
+            if layer.name in self._unranked
+            else f"rank {rank} is not smaller than min{(layer.rows, layer.columns)}"
+            for layer, rank in zip(self._layers, self._ranks, strict=True)
+            if rank >= layer.full_rank
+        }
+        return self._unfit | full
+
+    @torch.no_grad()
+    def step(self) -> ProjectionReport:
+        """Project all layers, in place.
+
+        On a GPU it returns without waiting for the device; with ``check_finite`` the error then comes when the report
+        is checked, or at the next step.
+
+        Raises:
+            NonFiniteWeightError: a weight or a BatchNorm is NaN or infinite; nothing was changed.
+        """
+        if self._unchecked is not None:
+            unchecked, self._unchecked = self._unchecked, None
+            unchecked.check_finite()
+        projected = self._projected()
+        layers, ranks = [layer for layer, _ in projected], [rank for _, rank in projected]
+        result = None
+        on_cpu = True
+        reset = None
+        if layers:
+            weights = [layer.weight for layer in layers]
+            on_cpu = _one_device(layers).type == "cpu"
+            if self._reset_optimizer is not None:
+                reset = StateReset(self._reset_optimizer, weights)
+            result = wk.project_low_rank_(
+                weights,
+                ranks,
+                [self._row_scale(layer) for layer in layers],
+                bases=self._bases,
+                energy_transfer=self.energy_transfer,
+            )
+        report = ProjectionReport(self._steps, layers, ranks, self.batch_norm_pairs.names, self.skipped, result)
+        if self.check_finite:
+            if on_cpu:
+                report.check_finite()
+            else:
+                self._unchecked = report
+        if reset is not None:
+            reset.apply_()
+        self._steps += 1
+        return report
+
+    def compact(self) -> nn.Module:
+        """A new model in which two smaller layers stand for each projected one; the model itself is not touched.
+
+        The two layers are the best approximation of that rank of the weights as they are now: exact right after
+        `step`, a truncation when the weights were trained on since. A layer stays as it is where two would cost as
+        many multiply-accumulates, or where it vanishes (`report` lists them). Forward hooks of a replaced layer are
+        not carried over.
+
+        Raises:
+            NonFiniteWeightError: a weight is NaN or infinite.
+        """
+        ranks, _ = self._replaced_and_kept()
+        return replace(
+            self._model,
+            {layer.module: factorize(layer, ranks[layer.name]) for layer in self._layers if layer.name in ranks},
+        )
+
+    @property
+    def compact_ranks(self) -> dict[str, int]:
+        """Layer name -> rank, of the layers that `compact` replaces now; save it for `compact_like`."""
+        return self._replaced_and_kept()[0]
+
+    def report(
+        self,
+        input_size: Sequence[int] | None = None,
+        *,
+        latency: bool = False,
+        min_run_time: float = 0.5,
+    ) -> CompactReport:
+        """Parameters and multiply-accumulates of the model and of its compact form, which are run once in eval mode.
+
+        Args:
+            input_size: such as (3, 32, 32), or with the batch in front; ``example_inputs`` of the constructor when left
+                out.
+            latency: also measure how long one forward takes, each for ``min_run_time`` seconds.
+        """
+        inputs = make_inputs(self._model, input_size, self._example_inputs)
+        ranks, kept = self._replaced_and_kept()
+        compact = compact_like(self._model, ranks)
+        own = dict(self._model.named_modules())
+        names = [layer.name for layer in self._layers] + list(self._unfit)
+        before, macs_before = count_macs(self._model, inputs, [own[name] for name in names])
+        after, macs_after = count_macs(compact, inputs, [compact.get_submodule(name) for name in names])
+        costs = {
+            name: LayerCost(name, tuple(_weight_shape(own[name])), ranks.get(name), b, a, kept.get(name, ""))
+            for name, b, a in zip(names, macs_before, macs_after, strict=True)
+        }
+        return CompactReport(
+            input_size=tuple(inputs[0].shape),
+            parameters_before=count_parameters(self._model),
+            parameters_after=count_parameters(compact),
+            macs_before=before,
+            macs_after=after,
+            layers=[costs[name] for name in own if name in costs],
+            latency_before=measure_latency(self._model, inputs, min_run_time=min_run_time) if latency else None,
+            latency_after=measure_latency(compact, inputs, min_run_time=min_run_time) if latency else None,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of steps, ranks, the layers' shapes (to recognize the model) and the bases that a projection starts
+        from; plain numbers, strings and tensors.
+        """
+        return {
+            "format": _STATE_FORMAT,
+            "steps": self._steps,
+            "shapes": {layer.name: list(layer.weight.shape) for layer in self._layers},
+            "ranks": {layer.name: rank for layer, rank in zip(self._layers, self._ranks, strict=True)},
+            "bases": self._bases.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume where `state_dict` was taken, with its ranks.
+
+        Raises:
+            ValueError: the state is of another format or another model; names the first difference. Nothing is changed.
+        """
+        try:
+            version, steps, bases = state["format"], state["steps"], state["bases"]
+            shapes = {name: list(shape) for name, shape in state["shapes"].items()}
+            ranks = dict(state["ranks"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"state is not a LowRankProjection state_dict ({error!r})") from None
+        if version != _STATE_FORMAT:
+            raise ValueError(f"state has format {version}, this version reads {_STATE_FORMAT}")
+        own = {layer.name: list(layer.weight.shape) for layer in self._layers}
+        for name in [*own, *shapes]:
+            if own.get(name) != shapes.get(name):
+                raise ValueError(
+                    f"state is of another model: {name} has shape {shapes.get(name, 'none')} there "
+                    f"and {own.get(name, 'none')} here"
+                )
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+            raise ValueError(f"state['steps'] must be an integer from 0, got {steps!r}")
+        if set(ranks) != set(own):
+            raise ValueError("state['ranks'] must have a rank for each of state['shapes']")
+        new_ranks = ranks_from_dict(self._layers, ranks, self._unfit)
+        new_bases = wk.LowRankBases()
+        new_bases.load_state_dict(bases)
+        self._ranks, self._bases, self._steps = new_ranks, new_bases, steps
+        self._unranked &= {name for name in own if ranks[name] >= _full_rank(own[name])}
+        self._unchecked = None
+
+    def _projected(self) -> list[tuple[Layer, int]]:
+        return [(layer, rank) for layer, rank in zip(self._layers, self._ranks, strict=True) if rank < layer.full_rank]
+
+    def _find_pairs(self, rectify: bool, given: Mapping[str, str | None] | None) -> BatchNormPairs:
+        if not rectify:
+            names = [layer.name for layer in self._layers]
+            return BatchNormPairs(dict.fromkeys(names), dict.fromkeys(names, "rectify_batch_norm=False"), "off")
+        pairs = find_batch_norms(self._model, self._layers, given=given, example_inputs=self._example_inputs)
+        has_norm = any(isinstance(module, _BatchNorm) for module in self._model.modules())
+        if pairs.source == "not traced" and has_norm:
+            convs = [name for name, reason in pairs.reasons.items() if "traced" in reason]
+            warnings.warn(
+                f"the model could not be traced ({'; '.join(pairs.errors)}), so these are projected without the "
+                f"BatchNorm that may follow: {', '.join(convs)}. Pass example_inputs, or name the BatchNorms in "
+                "batch_norm_pairs (None for a conv without)",
+                stacklevel=3,
+            )
+        return pairs
+
+    def _row_scale(self, layer: Layer) -> Tensor | None:
+        """[N]: what the BatchNorm behind the layer multiplies each row by."""
+        norm_name = self.batch_norm_pairs.names.get(layer.name)
+        if norm_name is None:
+            return None
+        norm = self._model.get_submodule(norm_name)
+        assert isinstance(norm, _BatchNorm)
+        assert norm.running_var is not None
+        dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
+        scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
+        return scale if norm.weight is None else scale * norm.weight.detach().to(dtype)
+
+    def _ranks_for_budget(self, budget: float, input_size: Sequence[int] | None) -> list[int]:
+        inputs = make_inputs(self._model, input_size, self._example_inputs)
+        total, macs = count_macs(self._model, inputs, [layer.module for layer in self._layers])
+        spectra = []
+        for layer in self._layers:
+            scale = self._row_scale(layer)
+            _require_finite(layer, scale)
+            spectra.append(energies(as_matrix(layer.weight, scale)))
+        return ranks_for_budget(self._layers, spectra, macs, total, budget)
+
+    def _replaced_and_kept(self) -> tuple[dict[str, int], dict[str, str]]:
+        """Layer name -> rank, of the layers that `compact` replaces; and of the others, why not."""
+        replaced, kept = dict[str, int](), self.skipped
+        for layer, rank in self._projected():
+            scale = self._row_scale(layer)
+            _require_finite(layer, scale)
+            if not layer.saves(rank):
+                kept[layer.name] = f"two layers of rank {rank} would not cost less"
+            elif vanishes(as_matrix(layer.weight, scale)):
+                kept[layer.name] = "largest singular value under 1e-4"
+            else:
+                replaced[layer.name] = rank
+        return replaced, kept
+
+
+def _require_finite(layer: Layer, scale: Tensor | None) -> None:
+    if not bool(layer.weight.isfinite().all()):
+        raise wk.NonFiniteWeightError(f"{layer.name}.weight is NaN or infinite; restore a checkpoint")
+    if scale is not None and not bool(scale.isfinite().all()):
+        raise wk.NonFiniteWeightError(f"the BatchNorm behind {layer.name} is NaN or infinite; restore a checkpoint")
+
+
+def _check_inputs(inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    if inputs is not None and not isinstance(inputs, tuple):
+        raise TypeError(f"example_inputs must be a tensor or a tuple of them, got {type(inputs).__name__}")
+    return inputs
+
+
+def _one_device(layers: Sequence[Layer]) -> torch.device:
+    devices = {layer.weight.device: layer.name for layer in layers}
+    if len(devices) > 1:
+        where = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise ValueError(f"all layers must be on one device, got {where}; use one LowRankProjection per device")
+    return next(iter(devices))
+
+
+def _full_rank(shape: Sequence[int]) -> int:
+    return min(shape[0], torch.Size(shape[1:]).numel())
+
+
+def _weight_shape(module: nn.Module) -> torch.Size:
+    assert isinstance(module, (_ConvNd, nn.Linear))
+    weight = module.weight
+    return weight.shape
