@@ -1,6 +1,7 @@
 """Overwrite inferior filters with a combination of theirs and their donors' elements."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: SIM300  (compile-time constants are named in capitals, and stand on the left)
 
 import triton
 import triton.language as tl
@@ -21,13 +22,15 @@ from .fields import (
     WIDTH,
     divide,
     kernel_offsets,
+    narrow,
+    widen,
 )
 from .launch import kernel
 
 PROGRAMS = 2048
 """Programs of one launch, each of which takes several filters in turn: 16 on each of 128 multiprocessors."""
 
-TILE_CHANNELS, TILE_ELEMENTS = tl.constexpr(64), tl.constexpr(16)
+TILE_CHANNELS, TILE_ELEMENTS = tl.constexpr(32), tl.constexpr(16)
 RUN = tl.constexpr(1024)
 LAST = tl.constexpr(0x7FFFFFFF)
 """Code of lanes past the end of a kernel."""
@@ -120,27 +123,27 @@ def _cross(address, fields, row, source, DTYPE: tl.constexpr, RELEASED: tl.const
 @triton.jit
 def _blend_run(q, p, length, DTYPE: tl.constexpr):
     """Blend filters that fill runs of memory, in whatever order."""
-    ACC: tl.constexpr = tl.float64 if tl.float64 == DTYPE else tl.float32
+    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     norm_q = tl.zeros((RUN,), ACC)
     norm_p = tl.zeros((RUN,), ACC)
     start = length * 0
     while start < length:
         index = start + tl.arange(0, RUN)
-        norm_q += tl.abs(tl.load(q + index, mask=index < length, other=0.0).to(ACC))
-        norm_p += tl.abs(tl.load(p + index, mask=index < length, other=0.0).to(ACC))
+        norm_q += tl.abs(widen(tl.load(q + index, mask=index < length, other=0.0), DTYPE))
+        norm_p += tl.abs(widen(tl.load(p + index, mask=index < length, other=0.0), DTYPE))
         start += RUN
     own = tl.sum(norm_q, axis=0)
     a = divide(own, own + tl.sum(norm_p, axis=0), ACC)
     start = length * 0
     while start < length:
         index = start + tl.arange(0, RUN)
-        _blend_tile(q + index, p + index, index < length, a, DTYPE, ACC)
+        _blend_tile(q + index, p + index, index < length, a, DTYPE)
         start += RUN
 
 
 @triton.jit
 def _blend_strided(q, p, fields, DTYPE: tl.constexpr):
-    ACC: tl.constexpr = tl.float64 if tl.float64 == DTYPE else tl.float32
+    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     channels = tl.load(fields + CHANNELS)
     channel_stride = tl.load(fields + CHANNEL_STRIDE)
     elements = _kernel_size(fields)
@@ -154,8 +157,8 @@ def _blend_strided(q, p, fields, DTYPE: tl.constexpr):
             element = start + tl.arange(0, TILE_ELEMENTS)
             offset = (channel * channel_stride)[:, None] + kernel_offsets(fields, element)[None, :]
             mask = (channel < channels)[:, None] & (element < elements)[None, :]
-            norm_q += tl.abs(tl.load(q + offset, mask=mask, other=0.0).to(ACC))
-            norm_p += tl.abs(tl.load(p + offset, mask=mask, other=0.0).to(ACC))
+            norm_q += tl.abs(widen(tl.load(q + offset, mask=mask, other=0.0), DTYPE))
+            norm_p += tl.abs(widen(tl.load(p + offset, mask=mask, other=0.0), DTYPE))
             start += TILE_ELEMENTS
         first += TILE_CHANNELS
     own = tl.sum(tl.sum(norm_q, axis=1), axis=0)
@@ -168,22 +171,24 @@ def _blend_strided(q, p, fields, DTYPE: tl.constexpr):
             element = start + tl.arange(0, TILE_ELEMENTS)
             offset = (channel * channel_stride)[:, None] + kernel_offsets(fields, element)[None, :]
             mask = (channel < channels)[:, None] & (element < elements)[None, :]
-            _blend_tile(q + offset, p + offset, mask, a, DTYPE, ACC)
+            _blend_tile(q + offset, p + offset, mask, a, DTYPE)
             start += TILE_ELEMENTS
         first += TILE_CHANNELS
 
 
 @triton.jit
-def _blend_tile(q, p, mask, a, DTYPE: tl.constexpr, ACC: tl.constexpr):
-    new = a * tl.load(q, mask=mask, other=0.0).to(ACC) + (1.0 - a) * tl.load(p, mask=mask, other=0.0).to(ACC)
-    _store_finite(q, new, mask, DTYPE, ACC)
+def _blend_tile(q, p, mask, a, DTYPE: tl.constexpr):
+    own = widen(tl.load(q, mask=mask, other=0.0), DTYPE)
+    other = widen(tl.load(p, mask=mask, other=0.0), DTYPE)
+    _store_finite(q, a * own + (1.0 - a) * other, mask, DTYPE)
 
 
 @triton.jit
-def _store_finite(pointer, new, mask, DTYPE: tl.constexpr, ACC: tl.constexpr):
+def _store_finite(pointer, new, mask, DTYPE: tl.constexpr):
     """A value that is not finite in the weights' dtype is dropped, so the element keeps its own."""
-    rounded = new.to(DTYPE)
-    tl.store(pointer, rounded, mask=mask & (tl.abs(rounded.to(ACC)) < float("inf")))
+    rounded = narrow(new, DTYPE)
+    finite = (tl.abs(new) < float("inf")) & (tl.abs(widen(rounded, DTYPE)) < float("inf"))
+    tl.store(pointer, rounded, mask=mask & finite)
 
 
 @triton.jit
@@ -193,9 +198,9 @@ def _elements(q, p, fields, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
     The smallest and the largest magnitude are found on the integer bits, which order like the values; then the first
     element that has them, packed with its sign, so that nothing is read again after a write.
     """
-    ACC: tl.constexpr = tl.float64 if tl.float64 == DTYPE else tl.float32
-    BITS: tl.constexpr = tl.int64 if tl.float64 == DTYPE else tl.int32
-    TOP: tl.constexpr = 0x7FFFFFFFFFFFFFFF if tl.float64 == DTYPE else 0x7FFFFFFF
+    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
+    BITS: tl.constexpr = tl.int64 if DTYPE == tl.float64 else tl.int32
+    TOP: tl.constexpr = 0x7FFFFFFFFFFFFFFF if DTYPE == tl.float64 else 0x7FFFFFFF
     channels = tl.load(fields + CHANNELS)
     channel_stride = tl.load(fields + CHANNEL_STRIDE)
     elements = _kernel_size(fields)
@@ -212,8 +217,8 @@ def _elements(q, p, fields, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
             element = start + tl.arange(0, TILE_ELEMENTS)
             offset = (channel * channel_stride)[:, None] + kernel_offsets(fields, element)[None, :]
             mask = inside[:, None] & (element < elements)[None, :]
-            own = tl.load(q + offset, mask=mask, other=0.0).to(ACC)
-            other = tl.load(p + offset, mask=mask, other=0.0).to(ACC)
+            own = widen(tl.load(q + offset, mask=mask, other=0.0), DTYPE)
+            other = widen(tl.load(p + offset, mask=mask, other=0.0), DTYPE)
 
             own_bits = own.to(BITS, bitcast=True)
             code = element[None, :] * 2 + (own_bits < 0).to(tl.int32)
@@ -246,15 +251,15 @@ def _elements(q, p, fields, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
                 element = start + tl.arange(0, TILE_ELEMENTS)
                 offset = (channel * channel_stride)[:, None] + kernel_offsets(fields, element)[None, :]
                 mask = inside[:, None] & (element < elements)[None, :]
-                own = tl.load(q + offset, mask=mask, other=0.0).to(ACC)
+                own = widen(tl.load(q + offset, mask=mask, other=0.0), DTYPE)
                 equal = mask & (own == s[:, None])
-                _store_finite(q + offset, tl.broadcast_to(new[:, None], equal.shape), equal, DTYPE, ACC)
+                _store_finite(q + offset, tl.broadcast_to(new[:, None], equal.shape), equal, DTYPE)
                 start += TILE_ELEMENTS
         else:
             a = divide(tl.abs(s), tl.abs(s) + tl.abs(l), ACC)
             new = a * s + (1.0 - a) * l
             target = q + channel * channel_stride + kernel_offsets(fields, small_code // 2)
-            _store_finite(target, new, inside, DTYPE, ACC)
+            _store_finite(target, new, inside, DTYPE)
         first += TILE_CHANNELS
 
 

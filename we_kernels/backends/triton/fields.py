@@ -1,6 +1,7 @@
 """Columns of the device tables, as compile-time constants, and small functions that several kernels share."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: SIM300  (compile-time constants are named in capitals, and stand on the left)
 
 import triton
 import triton.language as tl
@@ -64,11 +65,37 @@ def any_poisoned(threshold, groups, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def widen(x, DTYPE: tl.constexpr):
+    """To the dtype that sums run in. bfloat16 goes by its bits: the interpreter's conversion loses subnormals."""
+    if DTYPE == tl.bfloat16:
+        wide = (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    elif DTYPE == tl.float64:
+        wide = x
+    else:
+        wide = x.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def narrow(x, DTYPE: tl.constexpr):
+    """Back to the weights' dtype, to nearest even, finite values only (the interpreter's own bfloat16 truncates)."""
+    if DTYPE == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        rounded = (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        rounded = x.to(DTYPE)
+    return rounded
+
+
+@triton.jit
 def divide(a, b, DTYPE: tl.constexpr):
     """Correctly rounded: compiled ``/`` is approximate in float32."""
-    if tl.float64 == DTYPE:
-        return a / b
-    return tl.div_rn(a, b)
+    if DTYPE == tl.float64:
+        quotient = a / b
+    else:
+        quotient = tl.div_rn(a, b)
+    return quotient
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """Importance of every filter of one dtype: L1 norm / channels."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# ruff: noqa: SIM300  (compile-time constants are named in capitals, and stand on the left)
 
 import triton
 import triton.language as tl
@@ -19,6 +20,7 @@ from .fields import (
     WIDTH,
     divide,
     kernel_offsets,
+    widen,
 )
 from .launch import kernel
 
@@ -46,7 +48,7 @@ def importance_kernel(
     SHORT: tl.constexpr,
 ):
     """One program per tile (layer, first row); writes importance[first_filter + row]."""
-    ACC: tl.constexpr = tl.float64 if tl.float64 == DTYPE else tl.float32
+    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     tile = tl.program_id(0).to(tl.int64) * 2
     layer = tl.load(tiles + tile)
     row = tl.load(tiles + tile + 1)
@@ -58,17 +60,14 @@ def importance_kernel(
     if tl.load(fields + DENSE) == 0:
         _strided(address, fields, row, out, DTYPE, ACC)
     elif length < SHORT:
-        _dense(address, fields, row, length, stride, out, DTYPE, ACC, SHORT_ROWS, SHORT_COLUMNS)
+        _dense(address, fields, row, length, stride, out, DTYPE, ACC, SHORT_ROWS, SHORT_COLUMNS, 1)
     else:
         # Nothing is known about an address from a table: vector loads only where it and all rows are 16-byte aligned.
         size: tl.constexpr = DTYPE.primitive_bitwidth // 8
         if (address | (length * size) | (stride * size)) % 16 == 0:
-            address = tl.multiple_of(address, 16)
-            length = tl.multiple_of(length, 16 // size)
-            stride = tl.multiple_of(stride, 16 // size)
-            _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS)
+            _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, 16 // size)
         else:
-            _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS)
+            _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, 1)
 
 
 @triton.jit
@@ -83,17 +82,27 @@ def _dense(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
-    """Filters whose elements fill one run of memory; their order in it does not matter to a sum."""
+    """Filters whose elements fill one run of memory; their order in it does not matter to a sum.
+
+    ``VECTOR``: the address is known to be 16-byte aligned, length and stride to be multiples of VECTOR.
+    """
     rows = row + tl.arange(0, ROWS)
     inside = rows < tl.load(fields + FILTERS)
-    base = address.to(tl.pointer_type(DTYPE)) + rows.to(tl.int64)[:, None] * stride
+    base = address.to(tl.pointer_type(DTYPE))
+    if VECTOR > 1:
+        # Dividing and multiplying tells the compiler; a hint on the loaded values would reach the other branch, too.
+        base = tl.multiple_of(base, 16)
+        length = length // VECTOR * VECTOR
+        stride = stride // VECTOR * VECTOR
+    base += rows.to(tl.int64)[:, None] * stride
     total = tl.zeros((ROWS, COLUMNS), ACC)
     step = length * 0
     while step * COLUMNS < length:
         column = step * COLUMNS + tl.arange(0, COLUMNS)
         mask = inside[:, None] & (column < length)[None, :]
-        total += tl.abs(tl.load(base + column[None, :], mask=mask, other=0.0).to(ACC))
+        total += tl.abs(widen(tl.load(base + column[None, :], mask=mask, other=0.0), DTYPE))
         step += 1
     mean = divide(tl.sum(total, axis=1), tl.load(fields + CHANNELS).to(ACC), ACC)
     tl.store(out + rows, mean.to(tl.float32), mask=inside)
@@ -115,7 +124,7 @@ def _strided(address, fields, row, out, DTYPE: tl.constexpr, ACC: tl.constexpr):
             element = start + tl.arange(0, STRIDED_ELEMENTS)
             offset = (channel * channel_stride)[:, None] + kernel_offsets(fields, element)[None, :]
             mask = (channel < channels)[:, None] & (element < elements)[None, :]
-            total += tl.abs(tl.load(base + offset, mask=mask, other=0.0).to(ACC))
+            total += tl.abs(widen(tl.load(base + offset, mask=mask, other=0.0), DTYPE))
             start += STRIDED_ELEMENTS
         first += STRIDED_CHANNELS
     mean = divide(tl.sum(tl.sum(total, axis=1), axis=0), channels.to(ACC), ACC)

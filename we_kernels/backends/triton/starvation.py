@@ -61,7 +61,7 @@ def starvation_kernel(
             allowed = tl.load(counts + layer * 2, mask=present, other=0)
             low = tl.load(counts + layer * 2 + 1, mask=present, other=0)
             if STARVES:
-                ruled = (allowed > 0) & (ratio >= 0)
+                ruled = tl.where(ratio >= 0, allowed, 0) > 0
                 starving = (ruled & (low == 0)).to(tl.int64)
                 so_far = starved + tl.cumsum(starving, axis=0)
                 resets = tl.where(ruled & (low > 0), so_far, -1)
