@@ -12,40 +12,22 @@ using Item = std::uint64_t;
 Item item_of(Key key, std::int32_t index) {
   return static_cast<Item>(0x7fffffff - key) << 32 | static_cast<std::uint32_t>(index);
 }
-
+Key key_of(Item item) { return 0x7fffffff - static_cast<Key>(item >> 32); }
 std::int32_t index_of(Item item) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(item)); }
 
-void insertion_sort(Item* items, std::int32_t count) {
+// Sorts what is sorted but for runs of up to `longest` items.
+void finish_sort(Item* items, std::int32_t count, std::int32_t longest) {
+  constexpr std::int32_t few = 24;
+  if (longest > few) {
+    std::sort(items, items + count);
+    return;
+  }
   for (std::int32_t i = 1; i < count; ++i) {
     const Item item = items[i];
     std::int32_t j = i;
     for (; j > 0 && items[j - 1] > item; --j) items[j] = items[j - 1];
     items[j] = item;
   }
-}
-
-// Items come in ascending order of index, so that a stable sort by key alone sorts them.
-Item* radix_sort(Item* items, Item* other, std::int32_t count) {
-  Item differing = 0;
-  for (std::int32_t i = 1; i < count; ++i) differing |= items[i] ^ items[0];
-  for (int shift = 32; shift < 64; shift += 8) {
-    if ((differing >> shift & 0xff) == 0) continue;
-    std::int32_t starts[256] = {};
-    for (std::int32_t i = 0; i < count; ++i) ++starts[items[i] >> shift & 0xff];
-    std::int32_t start = 0;
-    for (std::int32_t& bin : starts) start += std::exchange(bin, start);
-    for (std::int32_t i = 0; i < count; ++i) other[starts[items[i] >> shift & 0xff]++] = items[i];
-    std::swap(items, other);
-  }
-  return items;
-}
-
-// Returns where the sorted items are: `items` or `other`.
-Item* sort(Item* items, Item* other, std::int32_t count) {
-  constexpr std::int32_t few = 40;
-  if (count > few) return radix_sort(items, other, count);
-  insertion_sort(items, count);
-  return items;
 }
 
 }  // namespace
@@ -55,33 +37,45 @@ std::int32_t rank_layer(const Key* keys, std::int32_t filters, std::int32_t infe
   const std::int32_t matched = std::min(inferior, filters - inferior);
   if (matched == 0) return 0;
 
-  // Only the two ends of the order are sorted: a histogram tells which keys may belong to them.
-  constexpr int bits = 8;
-  std::int32_t histogram[1 << bits] = {};
+  // How many keys are in each of a number of equal parts of their range; 2 to 4 parts a filter leave little to sort.
+  constexpr int max_bits = 11;
+  const int bits = std::min<int>(std::bit_width(static_cast<std::uint32_t>(filters)) + 1, max_bits);
   const int shift = shift_to_bits(range, bits);
-  for (std::int32_t i = 0; i < filters; ++i) ++histogram[(keys[i] - range.lowest) >> shift];
-  int top = (1 << bits) - 1;
-  for (std::int32_t count = histogram[top]; count < matched; count += histogram[top]) --top;
-  int bottom = 0;
-  for (std::int32_t count = histogram[bottom]; count < inferior; count += histogram[bottom]) ++bottom;
+  const auto bin_of = [&](Key key) { return (key - range.lowest) >> shift; };
+  std::int32_t bins[1 << max_bits];
+  std::fill_n(bins, 1 << bits, 0);
+  for (std::int32_t i = 0; i < filters; ++i) ++bins[bin_of(keys[i])];
 
-  Item* high = items;
-  Item* low = items + filters;
+  // Only the two ends of the order are sorted, at the two ends of `sorted`. A bin now gets the place of its first item.
+  std::int32_t longest = 0;
   std::int32_t num_high = 0;
-  std::int32_t num_low = 0;
-  for (std::int32_t i = 0; i < filters; ++i) {
-    const int bin = (keys[i] - range.lowest) >> shift;
-    const Item item = item_of(keys[i], i);
-    high[num_high] = item;
-    num_high += bin >= top ? 1 : 0;
-    low[num_low] = item;
-    num_low += bin <= bottom ? 1 : 0;
+  std::int32_t top = 1 << bits;
+  while (num_high < matched) {
+    const std::int32_t count = std::exchange(bins[--top], num_high);
+    num_high += count;
+    longest = std::max(longest, count);
   }
-  Item* free = items + 2 * static_cast<std::int64_t>(filters);
-  const Item* donors = sort(high, free, num_high);
-  if (donors == free) free = high;
-  const Item* rows = sort(low, free, num_low) + (num_low - inferior);
-  for (std::int32_t k = 0; k < matched; ++k) pairs[k] = {index_of(rows[k]), index_of(donors[k])};
+  std::int32_t num_low = 0;
+  std::int32_t bottom = 0;
+  for (; num_low < inferior && bottom < top; ++bottom) {
+    num_low += bins[bottom];
+    longest = std::max(longest, bins[bottom]);
+    bins[bottom] = filters - num_low;
+  }
+
+  Item* const sorted = items;
+  Item* const chosen = items + filters;
+  std::int32_t num_chosen = 0;
+  for (std::int32_t i = 0; i < filters; ++i) {
+    chosen[num_chosen] = item_of(keys[i], i);
+    const std::int32_t bin = bin_of(keys[i]);
+    num_chosen += static_cast<std::uint32_t>(bin - bottom) >= static_cast<std::uint32_t>(top - bottom) ? 1 : 0;
+  }
+  for (std::int32_t i = 0; i < num_chosen; ++i) sorted[bins[bin_of(key_of(chosen[i]))]++] = chosen[i];
+  finish_sort(sorted, num_high, longest);
+  finish_sort(sorted + (filters - num_low), num_low, longest);
+  const Item* const rows = sorted + (filters - inferior);
+  for (std::int32_t k = 0; k < matched; ++k) pairs[k] = {index_of(rows[k]), index_of(sorted[k])};
   return matched;
 }
 

@@ -21,7 +21,7 @@ inline int shift_to_bits(const KeyRange& range, int bits) {
   return needed > bits ? needed - bits : 0;
 }
 
-inline constexpr std::int64_t kItemsPerFilter = 3;
+inline constexpr std::int64_t kItemsPerFilter = 2;
 
 // Forward matching of one layer: the k-th best of the `inferior` least important filters learns from the k-th most
 // important one; equal importances rank by index. Writes the pairs in order of k and returns their number, which is at

@@ -14,7 +14,7 @@ namespace {
 template <class T>
 inline void blend_vector(T* q, const T* p, typename Number<T>::Acc a) {
   const Values<T> share = Values<T>{} + a;
-  store_finite(q, share * load(q) + (1 - share) * load(p), Bits<T>{} - 1);
+  store_finite(q, share * load(q) + (1 - share) * load(p));
 }
 
 template <class T>
@@ -48,12 +48,26 @@ void blend_strided(const Layer& layer, T* q, const T* p, typename Number<T>::Acc
   }
 }
 
+// Matched filters lie anywhere in their layer: the processor does not foresee where the next pair is.
+template <class T>
+inline void prefetch(const Layer& layer, const T* weight, const Pair& pair, std::int64_t elements) {
+  constexpr std::int64_t line = 64 / sizeof(T);
+  constexpr std::int64_t most = 8192 / sizeof(T);
+  const T* q = weight + pair.row * layer.filter_stride;
+  const T* p = weight + pair.donor * layer.filter_stride;
+  for (std::int64_t i = 0; i < elements && i < most; i += line) {
+    __builtin_prefetch(q + i, 1);
+    __builtin_prefetch(p + i);
+  }
+}
+
 template <class T>
 void blend(const Layer& layer, T* weight, const Pair* pairs, std::int64_t count) {
   const bool dense = is_dense(layer);
   for (std::int64_t i = 0; i < count; ++i) {
     T* q = weight + pairs[i].row * layer.filter_stride;
     const T* p = weight + pairs[i].donor * layer.filter_stride;
+    if (dense && i + 1 < count) prefetch(layer, weight, pairs[i + 1], elements_of(layer));
     const auto norm_q = norm(q, layer, dense);
     const auto a = norm_q / (norm_q + norm(p, layer, dense));
     if (dense) blend_dense(q, p, elements_of(layer), a);
@@ -157,9 +171,7 @@ class ElementCrossover {
         extremes.see_donor(load(p + c + offset));
         extremes.see_own(load(q + c + offset), k);
       });
-      std::int64_t own[kWidth];
-      for (int i = 0; i < kWidth; ++i) own[i] = c + i;
-      store(extremes, q, own, kWidth);
+      store(extremes, kWidth, [&](int lane, std::int64_t position) { return q + c + lane + offset_of(position); });
     }
     return c;
   }
@@ -178,9 +190,7 @@ class ElementCrossover {
         deinterleave<K>(q + c * K, x);
 #pragma GCC unroll 32
         for (int k = 0; k < K; ++k) extremes.see_own(x[k], k);
-        std::int64_t own[kWidth];
-        for (int i = 0; i < kWidth; ++i) own[i] = (c + i) * K;
-        store(extremes, q, own, kWidth);
+        store(extremes, kWidth, [&](int lane, std::int64_t position) { return q + (c + lane) * K + position; });
       }
     }
     return c;
@@ -201,31 +211,40 @@ class ElementCrossover {
       extremes.see_donor(p);
       extremes.see_own(q, k);
     });
-    store(extremes, weight_, own, used);
+    store(extremes, used, [&](int lane, std::int64_t position) { return weight_ + own[lane] + offset_of(position); });
   }
 
-  // own[i] is the offset of lane i's kernel from base.
-  void store(const Extremes<T>& extremes, T* base, const std::int64_t* own, int used) {
+  // element(lane, position) is where the lane's own kernel has the element at a row-major position.
+  template <class F>
+  void store(const Extremes<T>& extremes, int used, F&& element) {
     using Acc = typename Number<T>::Acc;
     using Scalar = typename VectorOf<Acc>::Scalar;
-    Acc smallest[kWidth];
+    constexpr const T* tag = nullptr;
     Scalar position[kWidth];
+    Scalar wanted[kWidth];
     T value[kWidth];
-    T kept[kWidth] = {};
-    write(smallest, extremes.smallest);
+    const auto rounded = narrow(tag, extremes.combined(rule_));
+    const Bits<T> changes = extremes.wanted() & __builtin_convertvector(is_finite(tag, rounded), Bits<T>);
     write(position, extremes.position);
-    for (int i = 0; i < used; ++i) kept[i] = base[own[i] + offset_of(position[i])];
-    __builtin_memcpy(value, kept, sizeof value);
-    store_finite(value, extremes.combined(rule_), extremes.wanted());
-    if (rule_ == Rule::paper) {
-      for (int i = 0; i < used; ++i) base[own[i] + offset_of(position[i])] = value[i];
+    write(wanted, changes);
+    write(value, rounded);
+    if (rule_ == Rule::paper && used == kWidth && all_set(changes)) {
+      for (int i = 0; i < kWidth; ++i) *element(i, position[i]) = value[i];
       return;
     }
+    if (rule_ == Rule::paper) {
+      for (int i = 0; i < used; ++i) {
+        if (wanted[i] != 0) *element(i, position[i]) = value[i];
+      }
+      return;
+    }
+    Acc smallest[kWidth];
+    write(smallest, extremes.smallest);
     for (int i = 0; i < used; ++i) {
-      if (__builtin_memcmp(&value[i], &kept[i], sizeof(T)) == 0) continue;
+      if (wanted[i] == 0) continue;
+      T* const kernel = element(i, 0);
       each_element([&](int, std::int64_t offset) {
-        T& element = base[own[i] + offset];
-        if (widen(element) == smallest[i]) element = value[i];
+        if (widen(kernel[offset]) == smallest[i]) kernel[offset] = value[i];
       });
     }
   }

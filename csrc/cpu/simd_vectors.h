@@ -51,6 +51,7 @@ typedef std::int32_t Ints __attribute__((vector_size(kBytes)));
 typedef std::uint32_t Words __attribute__((vector_size(kBytes)));
 typedef std::int64_t Longs __attribute__((vector_size(kBytes)));
 typedef std::uint16_t Shorts __attribute__((vector_size(kBytes / 2)));
+typedef std::int16_t SignedShorts __attribute__((vector_size(kBytes / 2)));
 
 template <class A>
 struct VectorOf;
@@ -101,9 +102,6 @@ inline double absolute(double x) { return __builtin_fabs(x); }
 inline Floats absolute(Floats x) { return (Floats)magnitude(x); }
 inline Doubles absolute(Doubles x) { return (Doubles)magnitude(x); }
 
-inline Ints is_finite(Floats x) { return magnitude(x) < VectorOf<float>::kInfinity; }
-inline Longs is_finite(Doubles x) { return magnitude(x) < VectorOf<double>::kInfinity; }
-
 #ifdef __AVX512F__
 // The forms with a mask of all lanes: GCC 12 warns of uninitialized values inside those without (its bug 105593).
 inline Floats widen_half(Shorts h) { return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h); }
@@ -123,7 +121,7 @@ inline Floats widen_half(Shorts h) {
   return (Floats)(magnitude | ((word & 0x8000) << 16));
 }
 
-// To nearest even. NaN becomes an infinity: neither is ever stored.
+// To nearest even; NaN becomes an infinity (neither is ever stored).
 inline Shorts narrow_half(Floats x) {
   const Words word = (Words)magnitude(x);
   const Words rounded = (word + 0xfff + ((word >> 13) & 1) - (112u << 23)) >> 13;
@@ -160,25 +158,42 @@ inline float widen(BFloat16 x) {
   return value;
 }
 
-// Round to the dtype and store; an element that is not finite then, or whose lane of `wanted` is 0, keeps its value.
-inline void store_finite(float* to, Floats x, Ints wanted) {
-  write(to, (is_finite(x) & wanted) != 0 ? x : read<Floats>(to));
-}
-inline void store_finite(double* to, Doubles x, Longs wanted) {
-  write(to, (is_finite(x) & wanted) != 0 ? x : read<Doubles>(to));
-}
-inline void store_finite(Shorts* to, Shorts rounded, Ints wanted, std::uint16_t infinity) {
-  const Shorts finite = (Shorts)((rounded & infinity) != infinity) & __builtin_convertvector((Words)wanted, Shorts);
-  const Shorts old = read<Shorts>(to);
-  write(to, (rounded & finite) | (old & ~finite));
-}
-inline void store_finite(Half* to, Floats x, Ints wanted) {
-  store_finite(reinterpret_cast<Shorts*>(to), narrow_half(x), is_finite(x) & wanted, 0x7c00);
-}
-inline void store_finite(BFloat16* to, Floats x, Ints wanted) {
+// Rounded to the dtype, as it is stored; NaN becomes NaN or an infinity.
+inline Floats narrow(const float*, Floats x) { return x; }
+inline Doubles narrow(const double*, Doubles x) { return x; }
+inline Shorts narrow(const Half*, Floats x) { return narrow_half(x); }
+inline Shorts narrow(const BFloat16*, Floats x) {
   const Words word = (Words)x;
   const Words rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
-  store_finite(reinterpret_cast<Shorts*>(to), __builtin_convertvector(rounded, Shorts), is_finite(x) & wanted, 0x7f80);
+  // Rounding would carry a NaN's bits into the sign.
+  const Words finite = magnitude(x) > VectorOf<float>::kInfinity ? Words{} + 0x7f80 : rounded;
+  return __builtin_convertvector(finite, Shorts);
+}
+
+// -1 for a lane that is finite, else 0.
+inline Ints is_finite(const float*, Floats x) { return magnitude(x) < VectorOf<float>::kInfinity; }
+inline Longs is_finite(const double*, Doubles x) { return magnitude(x) < VectorOf<double>::kInfinity; }
+inline SignedShorts is_finite(const Half*, Shorts x) { return (x & 0x7c00) != 0x7c00; }
+inline SignedShorts is_finite(const BFloat16*, Shorts x) { return (x & 0x7f80) != 0x7f80; }
+
+// All lanes of a mask are set.
+template <class B>
+inline bool all_set(B mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)mask) == -1;
+#else
+  const Longs words = (Longs)mask;
+  return (words[0] & words[1]) == -1;
+#endif
+}
+
+// Stores the lanes that are finite in the dtype.
+template <class T>
+inline void store_finite(T* to, Values<T> x) {
+  const auto rounded = narrow(to, x);
+  write(to, is_finite(to, rounded) ? rounded : read<decltype(narrow(to, x))>(to));
 }
 
 #ifdef __AVX2__
