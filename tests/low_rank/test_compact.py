@@ -1,0 +1,283 @@
+"""`LowRankProjection.compact`: the same function, fewer multiply-accumulates."""
+
+import copy
+import importlib.util
+
+import networks
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import we_kernels as wk
+from weight_evolution import LowRankProjection, compact_like
+from weight_evolution.low_rank import count_macs, measure_latency
+
+X = torch.randn(3, 3, 13, 11, generator=torch.Generator().manual_seed(7))
+
+
+def expect_same(model, compact, inputs, tolerance=1e-5):
+    with torch.no_grad():
+        expected, actual = model.eval()(inputs), compact.eval()(inputs)
+    assert float(expected.abs().max()) > 1e-3
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+def test_compact_computes_the_same_as_the_projected_model():
+    model = networks.branches()
+    projection = LowRankProjection(model, prune_ratio=0.7, linear=True)
+    projection.step()
+    before = copy.deepcopy(model.state_dict())
+    compact = projection.compact()
+    expect_same(model, compact, X)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in compact.parameters()}
+    assert not shared
+
+
+def test_compact_truncates_weights_that_were_trained_on():
+    model = networks.branches()
+    compact = LowRankProjection(model, ranks={"bare": 4}).compact()
+    first, second = compact.bare
+    product = second.weight.flatten(1) @ first.weight.flatten(1)
+    u, s, vt = torch.linalg.svd(model.bare.weight.detach().flatten(1), full_matrices=False)
+    torch.testing.assert_close(product.detach(), (u[:, :4] * s[:4]) @ vt[:4], rtol=0, atol=1e-5)
+
+
+def test_factors_share_the_singular_values():
+    model = networks.branches()
+    projection = LowRankProjection(model, ranks={"bare": 4})
+    projection.step()
+    s = torch.linalg.svdvals(model.bare.weight.detach().flatten(1))[:4]
+    first, second = projection.compact().bare
+    assert first.bias is None
+    assert torch.equal(second.bias, model.bare.bias)
+    assert first.weight.shape == (4, 16, 3, 3)
+    assert second.weight.shape == (16, 4, 1, 1)
+    rows, columns = first.weight.detach().flatten(1), second.weight.detach().flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.diag(s), rtol=0, atol=1e-5)
+    torch.testing.assert_close(columns.T @ columns, torch.diag(s), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2},
+        {"stride": (1, 3), "padding": (2, 0)},
+        {"dilation": 2, "padding": 2},
+        {"padding": "same", "dilation": 2},
+        {"padding": "valid"},
+        {"padding": 1, "padding_mode": "reflect"},
+        {"padding": 2, "padding_mode": "circular", "stride": 2},
+        {"padding": 1, "padding_mode": "replicate", "bias": False},
+    ],
+)
+def test_geometry_of_the_conv(options):
+    model = nn.Sequential(nn.Conv2d(3, 14, 3, **options), nn.ReLU())
+    projection = LowRankProjection(model, ranks={"0": 4})
+    projection.step()
+    compact = projection.compact()
+    assert isinstance(compact[0], nn.Sequential)
+    expect_same(model, compact, X)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Sequential(nn.Conv1d(6, 16, 5, stride=2, padding=2)), (2, 6, 19)),
+        (nn.Sequential(nn.Conv3d(4, 12, (3, 1, 2), dilation=(1, 1, 2))), (2, 4, 6, 5, 7)),
+        (nn.Sequential(nn.Linear(24, 18)), (2, 5, 24)),
+        (nn.Sequential(nn.Linear(18, 24, bias=False)), (2, 18)),
+        (nn.Conv2d(8, 14, 3), (2, 8, 5, 6)),  # the model itself
+    ],
+)
+def test_other_layers(model, shape):
+    projection = LowRankProjection(model, prune_ratio=0.7, linear=True)
+    projection.step()
+    compact = projection.compact()
+    assert sum(p.numel() for p in compact.parameters()) < sum(p.numel() for p in model.parameters())
+    expect_same(model, compact, torch.randn(shape))
+
+
+def test_dtype_memory_format_and_mode_are_kept():
+    model = networks.branches().to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    model.bare.eval()
+    projection = LowRankProjection(model)
+    projection.step()
+    compact = projection.compact()
+    assert {p.dtype for p in compact.parameters()} == {torch.bfloat16}
+    assert compact.bare[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not compact.bare.training
+    assert not compact.bare[0].training
+    assert compact.left.training
+    expect_same(model, compact, X.bfloat16(), 0.05)
+
+
+def test_compact_trains_and_leaves_the_random_numbers_alone():
+    model = networks.branches()
+    projection = LowRankProjection(model)
+    projection.step()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    compact = projection.compact()
+    assert torch.equal(torch.get_rng_state(), state)
+    compact(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in compact.parameters())
+
+
+def test_module_used_twice_is_replaced_once():
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(conv, nn.ReLU(), conv)
+    model.holders = [conv]  # a plain list: not a registered module
+    projection = LowRankProjection(model, ranks={"0": 2})
+    projection.step()
+    compact = projection.compact()
+    assert isinstance(compact[0], nn.Sequential)
+    assert compact[0] is compact[2] is compact.holders[0]
+    expect_same(model, compact, torch.randn(2, 8, 6, 6))
+
+
+def test_costlier_and_vanishing_layers_stay_as_they_were():
+    model = networks.branches()
+    model.last_norm.weight.data.zero_()
+    # 12 inputs, 16 outputs: 12 * 16 = 192 <= 7 * (12 + 16)
+    projection = LowRankProjection(model, ranks={"right": 7, "left": 3, "last": 2})
+    projection.step()
+    compact = projection.compact()
+    assert projection.compact_ranks == {"left": 3}
+    assert torch.equal(compact.right.weight, model.right.weight)
+    assert isinstance(compact.last, nn.Conv2d)
+    expect_same(model, compact, X)
+    costs = {cost.name: cost for cost in projection.report((3, 13, 11)).layers}
+    assert "would not cost less" in costs["right"].reason
+    assert "under 1e-4" in costs["last"].reason
+    assert costs["bare"].reason == "no rank was given"
+    assert costs["depthwise"].reason == "20 groups"
+    assert (costs["left"].rank, costs["left"].reason) == (3, "")
+
+
+def test_the_break_even_rank():
+    model = nn.Sequential(nn.Conv2d(12, 12, 1))  # rank 6 costs 6 * 24 = 144, as much as the original
+    assert LowRankProjection(model, ranks={"0": 6}).compact_ranks == {}
+    assert LowRankProjection(model, ranks={"0": 5}).compact_ranks == {"0": 5}
+
+
+def test_state_dict_loads_into_the_same_structure():
+    model = networks.branches()
+    projection = LowRankProjection(model, linear=True)
+    projection.step()
+    compact = projection.compact()
+    fresh = compact_like(networks.branches(seed=4), projection.compact_ranks)
+    assert list(fresh.state_dict()) == list(compact.state_dict())
+    assert all(parameter.isfinite().all() for parameter in fresh.parameters())
+    fresh.load_state_dict(compact.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh.eval()(X), compact.eval()(X))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        ({"nowhere": 2}, "'nowhere' is not a layer that can be replaced"),
+        ({"depthwise": 2}, "'depthwise' is not a layer that can be replaced: 20 groups"),
+        ({"stem": 0}, r"ranks\['stem'\] must be an integer in \[1, 12\]"),
+        ({"stem": 13}, r"ranks\['stem'\] must be an integer in \[1, 12\]"),
+    ],
+)
+def test_structure_of_bad_ranks(ranks, message):
+    with pytest.raises(ValueError, match=message):
+        compact_like(networks.branches(), ranks)
+
+
+def test_structure_without_ranks_is_a_copy():
+    model = networks.branches()
+    copied = compact_like(model, {})
+    assert copied is not model
+    assert list(copied.state_dict()) == list(model.state_dict())
+
+
+def test_non_finite_weight_cannot_be_made_compact():
+    model = networks.branches()
+    projection = LowRankProjection(model)
+    model.bare.weight.data[0, 0, 0, 0] = float("inf")
+    with pytest.raises(wk.NonFiniteWeightError, match=r"bare\.weight"):
+        projection.compact()
+    model = networks.branches()
+    projection = LowRankProjection(model)
+    model.last_norm.running_var[0] = float("nan")
+    with pytest.raises(wk.NonFiniteWeightError, match="BatchNorm behind last"):
+        projection.compact()
+
+
+def test_torch_export():
+    model = networks.branches()
+    projection = LowRankProjection(model)
+    projection.step()
+    compact = projection.compact().eval()
+    exported = torch.export.export(compact, (X,)).module()
+    torch.testing.assert_close(exported(X), compact(X))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="torch's ONNX exporter needs onnxscript")
+def test_onnx_export(tmp_path):
+    projection = LowRankProjection(networks.branches())
+    projection.step()
+    torch.onnx.export(projection.compact().eval(), (X,), tmp_path / "compact.onnx", dynamo=True)
+    assert (tmp_path / "compact.onnx").stat().st_size > 0
+
+
+def flops(model, inputs):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(inputs)
+    return counter.get_total_flops()
+
+
+def test_report_counts_what_the_counter_counts():
+    model = networks.branches()
+    model.bare.eval()
+    modes = [module.training for module in model.modules()]
+    statistics = model.stem_norm.running_mean.clone()
+    projection = LowRankProjection(model, prune_ratio=0.7, linear=True)
+    projection.step()
+    report = projection.report((3, 13, 11))
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(model.stem_norm.running_mean, statistics)
+    compact = projection.compact()
+    assert report.input_size == (1, 3, 13, 11)
+    assert report.macs_before == flops(model, X[:1]) // 2
+    assert report.macs_after == flops(compact, X[:1]) // 2
+    assert report.parameters_before == sum(p.numel() for p in model.parameters())
+    assert report.parameters_after == sum(p.numel() for p in compact.parameters())
+    assert report.macs_share == report.macs_after / report.macs_before < 0.6
+    assert report.parameters_share == report.parameters_after / report.parameters_before < 0.7
+    # All multiply-accumulates of this network are in convs and Linears.
+    assert sum(cost.macs_before for cost in report.layers) == report.macs_before
+    assert sum(cost.macs_after for cost in report.layers) == report.macs_after
+    costs = {cost.name: cost for cost in report.layers}
+    assert costs["stem"].macs_before == 12 * 27 * 13 * 11
+    assert costs["stem"].macs_after == 3 * (27 + 12) * 13 * 11
+    text = str(report)
+    for part in ("1x3x13x11", f"{report.macs_before:,}", f"{report.macs_share:.1%}", "20 groups"):
+        assert part in text
+    assert projection.report((2, 3, 13, 11)).macs_before == 2 * report.macs_before
+    assert report.latency_before is None
+    assert "latency" not in text
+
+
+def test_latency():
+    model = networks.branches()
+    projection = LowRankProjection(model)
+    report = projection.report((3, 13, 11), latency=True, min_run_time=0.01)
+    assert 0 < report.latency_after < 10
+    assert 0 < report.latency_before < 10
+    assert "latency" in str(report)
+    assert model.training
+    assert 0 < measure_latency(model, (X,), min_run_time=0.01) < 10
+
+
+def test_macs_of_a_module_that_runs_twice():
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    total, (of_conv,) = count_macs(nn.Sequential(conv, conv), (torch.zeros(1, 4, 5, 6),), [conv])
+    assert total == of_conv == 2 * 4 * 36 * 30
+    assert not conv._forward_hooks
+    assert not conv._forward_pre_hooks
