@@ -32,7 +32,11 @@ _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The defaults end in about two minutes on two cores."""
+    """The defaults end in about two minutes on two cores.
+
+    They were chosen by the baseline alone: of the weight decays 0.0005, 0.01, 0.02 and 0.03 the one at which its
+    accuracy was best. (The published 0.0005 belongs to 78,200 steps; over these 1,160 it hardly shrinks a weight.)
+    """
 
     folder: Path
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -40,7 +44,7 @@ class DemoOptions:
     model: str = "resnet20"
     batch_size: int = 32
     lr: float = 0.1
-    weight_decay: float = 5e-4
+    weight_decay: float = 0.01
 
 
 @dataclass(frozen=True)
