@@ -12,7 +12,7 @@ from ..layout import Layout, Segments
 
 _import_error = ""
 try:
-    from .. import _native
+    import we_kernels._native as _native
 except ImportError as error:
     _native = None
     _import_error = str(error)
