@@ -21,6 +21,7 @@ namespace {
 constexpr std::chrono::microseconds kSpin{100};
 constexpr int kPausesPerClock = 64;
 constexpr int kMaxThreads = 1024;
+constexpr std::uint32_t kNoTask = 0xFFFFFFFF;  // no job has that many
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -41,13 +42,16 @@ class Pool {
       return;
     }
     start_workers(threads - 1);
-    task_.store(task, std::memory_order_relaxed);
-    context_.store(context, std::memory_order_relaxed);
-    count_.store(count, std::memory_order_relaxed);
-    helpers_.store(threads - 1, std::memory_order_relaxed);
-    done_.store(0, std::memory_order_relaxed);
+    // Between two jobs the state belongs to neither: a thread that still holds the last job's state and reads these
+    // fields anew must not be able to take a task with it.
     const std::uint64_t generation = (state_.load(std::memory_order_relaxed) >> 32) + 1;
-    state_.store(generation << 32);
+    state_.store(generation << 32 | kNoTask);
+    task_.store(task, std::memory_order_release);
+    context_.store(context, std::memory_order_release);
+    count_.store(count, std::memory_order_release);
+    helpers_.store(threads - 1, std::memory_order_release);
+    done_.store(0, std::memory_order_release);
+    state_.store((generation + 1) << 32);
     if (sleepers_.load() > 0) {
       { const std::lock_guard guard(sleep_); }
       wake_.notify_all();
@@ -105,10 +109,10 @@ class Pool {
   void take_tasks(std::uint64_t state) {
     const std::uint64_t job = state;
     while (!is_new(state, job)) {
-      const Task task = task_.load(std::memory_order_relaxed);
-      void* const context = context_.load(std::memory_order_relaxed);
+      const Task task = task_.load(std::memory_order_acquire);
+      void* const context = context_.load(std::memory_order_acquire);
       const auto index = static_cast<std::uint32_t>(state);
-      if (index >= count_.load(std::memory_order_relaxed)) return;
+      if (index >= count_.load(std::memory_order_acquire)) return;
       if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
         continue;
       }
