@@ -25,15 +25,16 @@ _SMALLEST = 1e-3
 def plot_demo(runs: Sequence[Run], methods: Sequence[str], path: Path) -> None:
     """Accuracy and inferior filters by epoch (mean, and range over the seeds), importances by layer; one PNG."""
     figure = Figure(figsize=(12, 8.5), layout="constrained")
-    accuracy, inferior = figure.add_subplot(2, 2, 1), figure.add_subplot(2, 2, 2)
-    layers = figure.add_subplot(2, 1, 2)
+    grid = figure.add_gridspec(2, 2)
+    accuracy, inferior = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+    layers = figure.add_subplot(grid[1, :])
     for index, method in enumerate(methods):
         own = [run for run in runs if run.method == method]
         _curve(accuracy, own, "test_accuracy", index, method)
         _curve(inferior, own, "inferior_filters", index, method)
         _layers(layers, own[0], index, len(methods), method)
 
-    accuracy.set(title="Accuracy by epoch", xlabel="epoch", ylabel="test accuracy, %")
+    accuracy.set(title="Accuracy by epoch (axis fits the second half)", xlabel="epoch", ylabel="test accuracy, %")
     _focus(accuracy, runs)
     inferior.set(title="Inferior conv filters by epoch", xlabel="epoch", ylabel=f"of {runs[0].last('filters')} filters")
     inferior.set_ylim(bottom=0)
@@ -75,7 +76,7 @@ def _curve(axes: Axes, runs: Sequence[Run], column: str, index: int, label: str)
 
 def _focus(axes: Axes, runs: Sequence[Run]) -> None:
     """The first epochs, far below, would flatten the rest."""
-    half = [row["test_accuracy"] for run in runs for row in run.history[len(run.history) // 4 :]]
+    half = [row["test_accuracy"] for run in runs for row in run.history[len(run.history) // 2 :]]
     low, high = min(half), max(half)
     margin = max(0.1 * (high - low), 0.2)
     axes.set_ylim(low - margin, min(high + margin, 100.0 + margin / 2))
