@@ -30,6 +30,9 @@ from .launch import kernel
 PROGRAMS = 2048
 """Programs of one launch, each of which takes several filters in turn: 16 on each of 128 multiprocessors."""
 
+MAX_REGISTERS = 128
+"""Left to itself, ptxas spills a few registers to fit one more block on a multiprocessor."""
+
 TILE_CHANNELS, TILE_ELEMENTS = tl.constexpr(32), tl.constexpr(16)
 RUN = tl.constexpr(1024)
 LAST = tl.constexpr(0x7FFFFFFF)
@@ -147,8 +150,14 @@ def _blend_strided(q, p, fields, DTYPE: tl.constexpr):
     channels = tl.load(fields + CHANNELS)
     channel_stride = tl.load(fields + CHANNEL_STRIDE)
     elements = _kernel_size(fields)
-    norm_q = tl.zeros((TILE_CHANNELS, TILE_ELEMENTS), ACC)
-    norm_p = tl.zeros((TILE_CHANNELS, TILE_ELEMENTS), ACC)
+    norm_q = tl.zeros((MAX_REGISTERS = 128
+"""Left to itself, ptxas spills a few registers to fit one more block on a multiprocessor."""
+
+TILE_CHANNELS, TILE_ELEMENTS), ACC)
+    norm_p = tl.zeros((MAX_REGISTERS = 128
+"""Left to itself, ptxas spills a few registers to fit one more block on a multiprocessor."""
+
+TILE_CHANNELS, TILE_ELEMENTS), ACC)
     first = channels * 0
     while first < channels:
         channel = first + tl.arange(0, TILE_CHANNELS)

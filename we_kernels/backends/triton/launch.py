@@ -27,17 +27,31 @@ def kernel(function: Callable[..., None]) -> Any:
 
 
 def launch(
-    function: Any, programs: int, device: torch.device, *arguments: Any, num_warps: int = 4, **constants: Any
+    function: Any,
+    programs: int,
+    device: torch.device,
+    *arguments: Any,
+    num_warps: int = 4,
+    maxnreg: int | None = None,
+    **constants: Any,
 ) -> None:
-    """Run ``programs`` instances of a `kernel` on ``device``'s current stream; none when ``programs`` is 0."""
+    """Run ``programs`` instances of a `kernel` on ``device``'s current stream; none when ``programs`` is 0.
+
+    Args:
+        function: from `kernel`.
+        programs: size of the grid.
+        device: where the tensors among ``arguments`` are.
+        num_warps, maxnreg: warps of a program, registers that a thread may use (None: the compiler's choice).
+        constants: the kernel's compile-time parameters.
+    """
     if programs == 0:
         return
     if programs > LANES:
         raise ValueError(f"the bank needs {programs} programs in one launch, more than CUDA's {LANES}; split it")
     for observer in observers:
-        observer(function.__name__, arguments, {"num_warps": num_warps, **constants})
+        observer(function.__name__, arguments, {"num_warps": num_warps, "maxnreg": maxnreg, **constants})
     # No contraction of a * b + c: crossover is bit-equal to the reference.
-    options = {"num_warps": num_warps, "enable_fp_fusion": False, **constants}
+    options = {"num_warps": num_warps, "maxnreg": maxnreg, "enable_fp_fusion": False, **constants}
     with _quiet_numpy() if device.type == "cpu" else torch.cuda.device(device):
         function[(programs,)](*arguments, **options)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...layout import Layout, Segments
 from . import tables
-from .crossover import PROGRAMS, crossover_kernel, match_and_cross_kernel
+from .crossover import MAX_REGISTERS, PROGRAMS, crossover_kernel, match_and_cross_kernel
 from .fields import TRITON_DTYPES
 from .importance import SHORT_ROW, importance_kernel
 from .launch import launch
@@ -21,7 +21,10 @@ from .tables import Scratch
 from .threshold import threshold_kernel
 
 THRESHOLD_TILES = {1024: 4, 8192: 8, 32768: 32}
-"""Keys that one block holds in registers: its number of warps. Larger groups are read again for every bit."""
+"""Keys that one block holds in registers: its number of warps."""
+
+THRESHOLD_LOOP = (16384, 32)
+"""Tile and warps for larger groups, whose keys are read again for every bit."""
 
 NEVER = 2**31 - 1
 """A starvation limit that no counter reaches."""
@@ -69,6 +72,7 @@ def crossover_(weights: Sequence[Tensor], layout: Layout, donor: Tensor, rule: s
             donor,
             DTYPE=TRITON_DTYPES[index],
             INDEX=index,
+            maxnreg=MAX_REGISTERS,
             RELEASED=rule == "released",
         )
 
@@ -106,6 +110,7 @@ def evolve_(
             donor,
             DTYPE=TRITON_DTYPES[index],
             INDEX=index,
+            maxnreg=MAX_REGISTERS,
             RELEASED=rule == "released",
             SEARCH=512,
         )
@@ -145,7 +150,8 @@ def _launch_selection(
     threshold = torch.empty(groups, dtype=torch.float32, device=device)
     inferior = torch.empty(segments.num_layers, dtype=torch.int32, device=device)
 
-    tile = next((size for size in THRESHOLD_TILES if size >= static.largest_group), max(THRESHOLD_TILES))
+    fitting = [tile for tile in THRESHOLD_TILES.items() if tile[0] >= static.largest_group]
+    tile, warps = fitting[0] if fitting else THRESHOLD_LOOP
     launch(
         threshold_kernel,
         groups,
@@ -155,9 +161,9 @@ def _launch_selection(
         static.group_starts,
         rates,
         threshold,
-        num_warps=THRESHOLD_TILES[tile],
+        num_warps=warps,
         TILE=tile,
-        SINGLE=tile >= static.largest_group,
+        SINGLE=bool(fitting),
     )
     launch(
         rank_kernel,
