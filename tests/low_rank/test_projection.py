@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 import we_kernels as wk
 from weight_evolution import LowRankProjection
+from weight_evolution.training.models import make_model
 
 
 def expect_weight(actual, expected, tolerance=1e-5):
@@ -231,6 +232,22 @@ def test_non_finite_batch_norm_changes_nothing_and_is_named():
         assert torch.equal(tensor, before[name]), name
 
 
+def test_mobilenet_and_resnet():
+    x = torch.randn(2, 3, 16, 16)
+    for name, depthwise in (("mobilenetv2", True), ("resnet8", False)):
+        torch.manual_seed(0)
+        model = networks.randomize_norms(make_model(name, 3, 10))
+        grouped = {name for name, module in model.named_modules() if getattr(module, "groups", 1) > 1}
+        assert bool(grouped) == depthwise
+        projection = LowRankProjection(model, prune_ratio=0.6)
+        report = projection.step()
+        assert {name for name, reason in report.skipped.items() if "groups" in reason} == grouped
+        assert None not in report.batch_norms.values()
+        with torch.no_grad():
+            expected, actual = model.eval()(x), projection.compact().eval()(x)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
 def train(model, optimizer, steps, seed):
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
@@ -293,6 +310,8 @@ def changed(**values):
         (lambda state: state["shapes"].update(more=[1, 1]), "another model: more has shape"),
         (lambda state: state["ranks"].pop("last"), r"state\['ranks'\] must have"),
         (lambda state: state["ranks"].update(last=0), r"ranks\['last'\] must be an integer from 1"),
+        (changed(bases=[torch.ones(3)]), r"state\['bases'\] must be a dict of tensors"),
+        (changed(bases={"first": torch.ones(3, 2)}), r"state\['bases'\] is not"),
     ],
 )
 def test_state_of_another_model_is_refused_and_changes_nothing(change, message):
@@ -305,6 +324,20 @@ def test_state_of_another_model_is_refused_and_changes_nothing(change, message):
         projection.load_state_dict(state)
     after = projection.state_dict()
     assert (after["steps"], after["ranks"], after["shapes"]) == (own["steps"], own["ranks"], own["shapes"])
+    assert all(torch.equal(basis, own["bases"][position]) for position, basis in after["bases"].items())
+
+
+def test_state_does_not_change_with_later_steps():
+    model = networks.branches()
+    projection = LowRankProjection(model)
+    projection.step()
+    state = projection.state_dict()
+    before = copy.deepcopy(state)
+    model.last.weight.data.normal_()
+    projection.step()
+    assert state["steps"] == before["steps"]
+    assert state["bases"]
+    assert all(torch.equal(basis, before["bases"][position]) for position, basis in state["bases"].items())
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ class LowRankProjection:
             "steps": self._steps,
             "shapes": {layer.name: list(layer.weight.shape) for layer in self._layers},
             "ranks": {layer.name: rank for layer, rank in zip(self._layers, self._ranks, strict=True)},
-            "bases": self._bases.state_dict(),
+            "bases": {position: basis.clone() for position, basis in self._bases.state_dict().items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -270,8 +270,14 @@ class LowRankProjection:
         if set(ranks) != set(own):
             raise ValueError("state['ranks'] must have a rank for each of state['shapes']")
         new_ranks = ranks_from_dict(self._layers, ranks, self._unfit)
+        if not isinstance(bases, Mapping) or not all(isinstance(basis, Tensor) for basis in bases.values()):
+            raise ValueError("state['bases'] must be a dict of tensors")
+        device = _one_device(self._layers)
         new_bases = wk.LowRankBases()
-        new_bases.load_state_dict(bases)
+        try:
+            new_bases.load_state_dict({position: basis.to(device) for position, basis in bases.items()})
+        except ValueError as error:
+            raise ValueError(f"state['bases'] is not a LowRankBases state_dict ({error})") from None
         self._ranks, self._bases, self._steps = new_ranks, new_bases, steps
         self._unranked &= {name for name in own if ranks[name] >= _full_rank(own[name])}
         self._unchecked = None
