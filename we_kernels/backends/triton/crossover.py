@@ -150,14 +150,8 @@ def _blend_strided(q, p, fields, DTYPE: tl.constexpr):
     channels = tl.load(fields + CHANNELS)
     channel_stride = tl.load(fields + CHANNEL_STRIDE)
     elements = _kernel_size(fields)
-    norm_q = tl.zeros((MAX_REGISTERS = 128
-"""Left to itself, ptxas spills a few registers to fit one more block on a multiprocessor."""
-
-TILE_CHANNELS, TILE_ELEMENTS), ACC)
-    norm_p = tl.zeros((MAX_REGISTERS = 128
-"""Left to itself, ptxas spills a few registers to fit one more block on a multiprocessor."""
-
-TILE_CHANNELS, TILE_ELEMENTS), ACC)
+    norm_q = tl.zeros((TILE_CHANNELS, TILE_ELEMENTS), ACC)
+    norm_p = tl.zeros((TILE_CHANNELS, TILE_ELEMENTS), ACC)
     first = channels * 0
     while first < channels:
         channel = first + tl.arange(0, TILE_CHANNELS)
