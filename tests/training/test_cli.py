@@ -150,7 +150,11 @@ def test_inspect_prints_and_changes_nothing(tmp_path, capsys, method):
         assert f"method {method}, seed 0, 2 of 2 epochs, test accuracy" in text
         rows = {line.split()[0]: line.split() for line in text.splitlines() if line}
         assert rows["layer3.0.conv2.weight"][1] == "64"
-    conv = next(line.split() for line in changed.splitlines() if line.startswith("conv "))
+    first, conv = (
+        next(line.split() for line in text.splitlines() if line.startswith("conv ")) for text in (plain, changed)
+    )
+    # The stages for two epochs start at epochs 0, 1 and 2: the last epoch's rate is 0.2 / 2.5 / 2.
+    assert float(first[1]) == {"baseline": 0.2, "evolution": 0.04}[method]
     assert float(conv[1]) == 0.5
     assert int(conv[4]) > 50  # at these options about half of the 304 filters
     assert path.read_bytes() == before
