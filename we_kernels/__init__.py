@@ -17,11 +17,14 @@ from .functions import (
     select_and_match,
 )
 from .info import info
+from .low_rank import LowRankBases, LowRankResult, project_low_rank_
 from .version import __version__
 
 __all__ = [
     "BackendUnavailableError",
     "FilterBank",
+    "LowRankBases",
+    "LowRankResult",
     "NonFiniteWeightError",
     "Selection",
     "__version__",
@@ -31,6 +34,7 @@ __all__ = [
     "filter_importance",
     "info",
     "match_filters",
+    "project_low_rank_",
     "select_and_match",
     "use_backend",
 ]

@@ -58,20 +58,25 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose(device: torch.device) -> ModuleType:
-    """The backend module for tensors of ``device``: the forced one, else the fastest that is available.
+def forced(device: torch.device) -> str | None:
+    """The backend that the user forces, if any.
 
     Raises:
         ValueError: the environment variable WE_KERNELS_BACKEND names no backend.
         BackendUnavailableError: the forced backend cannot work on this device.
     """
-    forced = _forced.get()
-    if forced is None and (forced := os.environ.get(ENVIRONMENT)):
-        _check_name(forced, f"the environment variable {ENVIRONMENT}")
-    if forced:
-        if reason := unavailable(forced, device):
-            raise BackendUnavailableError(f"backend {forced!r} cannot work on {device.type} tensors: {reason}")
-        return load(forced)
+    name = _forced.get()
+    if name is None and (name := os.environ.get(ENVIRONMENT)):
+        _check_name(name, f"the environment variable {ENVIRONMENT}")
+    if name and (reason := unavailable(name, device)):
+        raise BackendUnavailableError(f"backend {name!r} cannot work on {device.type} tensors: {reason}")
+    return name or None
+
+
+def choose(device: torch.device) -> ModuleType:
+    """The backend module for tensors of ``device``: the `forced` one, else the fastest that is available."""
+    if name := forced(device):
+        return load(name)
     preferred = "triton" if device.type == "cuda" else "native"
     return load("torch" if unavailable(preferred, device) else preferred)
 

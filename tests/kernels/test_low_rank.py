@@ -1,0 +1,485 @@
+"""`project_low_rank_` against a float64 singular value decomposition, and the recorded cases."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from banks import FORMATS, place
+from torch.library import opcheck
+
+import we_kernels as wk
+from we_kernels.backends import low_rank
+
+CASES = sorted((Path(__file__).parents[1] / "data" / "low_rank").glob("*.json"))
+WAYS = ("_iterate", "_decompose", "_decompose_precisely")
+
+
+@pytest.fixture(params=["torch", None], ids=["reference", "fast"])
+def implementation(request):
+    """The reference and what runs when nothing is forced."""
+    if request.param is None:
+        yield None
+    else:
+        with wk.use_backend(request.param):
+            yield request.param
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """Counts the layers that each way settles."""
+    counts = dict.fromkeys(WAYS, 0)
+
+    def counted(name, find):
+        def call(stack, gram, skip_below):
+            result = find(stack, gram, skip_below)
+            counts[name] += int((result.status != low_rank.OPEN).sum())
+            return result
+
+        return call
+
+    for name in WAYS:
+        monkeypatch.setattr(low_rank, name, counted(name, getattr(low_rank, name)))
+    return counts
+
+
+def random_matrix(rows, columns, spectrum, seed=0):
+    """float64 with these singular values."""
+    generator = torch.Generator().manual_seed(seed)
+    n = min(rows, columns)
+    u, v = (
+        torch.linalg.qr(torch.randn(side, n, generator=generator, dtype=torch.float64))[0] for side in (rows, columns)
+    )
+    return (u * torch.as_tensor(spectrum, dtype=torch.float64)) @ v.mT
+
+
+def spectra(n):
+    i = torch.arange(n, dtype=torch.float64)
+    return {
+        "flat": torch.ones(n),
+        "linear": 1 - i / n,
+        "two clusters": torch.where(i < n // 3, 1.0, 0.1),
+        "cluster around the cut": torch.where((i > n // 5) & (i < n // 2), 0.5 + 1e-6 * i, 2 - i / n),
+        "one value leads": torch.where(i < 1, 1.0, 0.01),
+        "decay 0.9": 0.9**i,
+        "decay 0.5": 0.5**i,
+        "power law": (1 + i) ** -2,
+        "small tail": torch.where(i < 0.4 * n, 1.0, 1e-3 * (1 - i / n)),
+        "rank deficient": torch.where(i < n // 4, 1.0, 0.0),
+    }
+
+
+def truncated(matrix, rank):
+    """The projection of a matrix, float64, without energy transfer; and its singular values."""
+    u, s, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return (u[:, :rank] * s[:rank]) @ vt[:rank], s
+
+
+def expected(weight, rank, scale=None, dim=0, transfer=True):
+    """What the specification says, in float64, shaped like the weight."""
+    rows = weight.double().movedim(dim, 0)
+    matrix = rows.flatten(1)
+    a = torch.ones(len(matrix), dtype=torch.float64) if scale is None else scale.double()
+    projection, s = truncated(a[:, None] * matrix, rank)
+    if transfer:
+        projection *= (s.square().sum() / s[:rank].square().sum()).sqrt()
+    if scale is not None:
+        projection *= (a / (a * a + 1e-5))[:, None]
+    return projection.view(rows.shape).movedim(0, dim)
+
+
+def assert_close(found, right, tolerance=1e-5):
+    assert (found.double() - right).norm() <= tolerance * right.norm()
+
+
+def assert_best(before, after, rank, kept):
+    """Rank exact, distance and kept energy within what is promised of the optimum."""
+    matrix, projection = before.double().flatten(1), after.double().flatten(1)
+    s = torch.linalg.svdvals(matrix)
+    eps = torch.finfo(after.dtype).eps
+    best, norm = s[rank:].norm(), s.norm()
+    rounding = 16 * eps * norm  # of the result to its dtype
+    assert (matrix - projection).norm() <= best * (1 + 1e-4) + rounding
+    assert torch.linalg.svdvals(projection)[rank] <= 16 * eps * s[0]
+    assert kept == pytest.approx(float(s[:rank].square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_recorded_case(path, implementation):
+    case = json.loads(path.read_text())
+    with np.load(path.with_suffix(".npz")) as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file}
+    weights = [arrays[f"before/{layer}.weight"] for layer in case["layers"]]
+    scales = None
+    if case["batch_norm_rectification"]:
+        norms = [f"before/{layer.replace('conv', 'bn')}" for layer in case["layers"]]
+        scales = [arrays[f"{bn}.weight"] / (arrays[f"{bn}.running_var"] + case["epsilon"]).sqrt() for bn in norms]
+    result = wk.project_low_rank_(weights, case["ranks"], scales)
+    assert not result.skipped.any()
+    for i, layer in enumerate(case["layers"]):
+        after = arrays[f"after/{layer}.weight"]
+        torch.testing.assert_close(weights[i], after, rtol=0, atol=1e-4 * float(after.abs().max()))
+        s = torch.linalg.svdvals(weights[i].flatten(1).double())
+        torch.testing.assert_close(s, arrays[f"singular_values_after/{layer}"], rtol=0, atol=1e-4 * float(s[0]))
+        if scales is None:
+            before = arrays[f"singular_values_before/{layer}"].square()
+            assert float(result.energy_before[i]) == pytest.approx(float(before.sum()), rel=1e-5)
+            assert float(result.energy_kept[i]) == pytest.approx(float(before[: case["ranks"][i]].sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(16, 147), (130, 96), (64, 64)])
+@pytest.mark.parametrize("spectrum", spectra(4))
+def test_accuracy(spectrum, shape, dtype, implementation):
+    n = min(shape)
+    before = random_matrix(*shape, spectra(n)[spectrum]).to(dtype)
+    after = before.clone()
+    result = wk.project_low_rank_([after], int(0.4 * n), energy_transfer=False)
+    assert not result.skipped.any()
+    assert_best(before, after, int(0.4 * n), float(result.energy_kept))
+
+
+@pytest.mark.parametrize("spectrum", ["decay 0.9", "power law", "small tail"])
+def test_accuracy_of_a_large_layer(spectrum):
+    before = random_matrix(320, 512, spectra(320)[spectrum]).float()
+    after = before.clone()
+    result = wk.project_low_rank_([after], 128, energy_transfer=False)
+    assert_best(before, after, 128, float(result.energy_kept))
+
+
+def test_the_way_follows_from_the_spectrum(ways):
+    easy, steep = (random_matrix(40, 90, spectra(40)[name]) for name in ("linear", "decay 0.5"))
+    wk.project_low_rank_([easy.float(), steep.float()], 16)
+    assert ways == {"_iterate": 0, "_decompose": 2, "_decompose_precisely": 1}  # one in float64, through the third way
+    wk.project_low_rank_([steep.double(), easy.double()], 16)
+    assert ways == {"_iterate": 0, "_decompose": 4, "_decompose_precisely": 1}
+    wk.project_low_rank_([random_matrix(40, 90, 0.4 ** torch.arange(40))], 20)
+    assert ways["_decompose_precisely"] == 2
+
+
+def test_energy_is_transferred(implementation):
+    before = random_matrix(24, 63, torch.linspace(2, 1, 24)).float()
+    after = before.clone()
+    result = wk.project_low_rank_([after], 7)
+    assert after.norm() == pytest.approx(float(before.norm()), rel=1e-5)
+    assert float(result.energy_kept / result.energy_before) < 0.6
+    assert_close(after, expected(before, 7))
+
+
+@pytest.mark.parametrize("shape", [(12, 5, 3, 3), (40, 3, 3, 1)], ids=["wide", "tall"])
+@pytest.mark.parametrize("transfer", [True, False])
+def test_row_scale(shape, transfer, implementation):
+    torch.manual_seed(1)
+    before = torch.randn(shape)
+    scale = torch.randn(shape[0])
+    scale[3] = 0.0
+    for given in (scale, scale.double()):
+        after = before.clone()
+        result = wk.project_low_rank_([after], 4, [given], energy_transfer=transfer)
+        assert_close(after, expected(before, 4, scale, transfer=transfer))
+        energy = (scale.view(-1, 1, 1, 1) * before).double().square().sum()
+        assert float(result.energy_before) == pytest.approx(float(energy), rel=1e-5)
+        assert not after[3].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("shape", [(9, 14), (11, 8, 3), (10, 7, 3, 2), (6, 9, 2, 1, 3)])
+def test_layouts_and_dtypes(shape, dim, memory_format, dtype, implementation):
+    torch.manual_seed(2)
+    values = torch.randn(shape).to(dtype)
+    case = place(values, memory_format, dim)
+    wk.project_low_rank_([case.weight], 4, filter_dim=dim)
+    right = expected(values, 4, dim=dim)
+    assert_close(case.weight, right, max(1e-5, float(torch.finfo(dtype).eps)))
+    assert case.guards_intact()
+
+
+def test_bfloat16_is_rounded_once(implementation):
+    torch.manual_seed(3)
+    before = torch.randn(32, 10, 3, 3).bfloat16()
+    after = before.clone()
+    wk.project_low_rank_([after], 9)
+    exact = expected(before, 9)
+    spacing = 2.0 ** (exact.abs().log2().floor() - 7)
+    assert ((after.double() - exact).abs() <= 0.501 * spacing + 1e-5 * exact.abs().max()).all()
+
+
+def layers(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(12, 5, 3, 3), (30, 7), (12, 5, 3, 3), (12, 45), (20, 4, 1, 1), (8, 6, 3), (12, 5, 3, 3)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+RANKS = [5, 3, 5, 5, 2, 8, 4]
+
+
+def row_scales():
+    torch.manual_seed(4)
+    return [torch.rand(12), None, None, torch.rand(12), torch.rand(20).double(), None, torch.rand(12)]
+
+
+def test_together_equals_one_by_one(implementation):
+    together, single = layers(), layers()
+    scales = row_scales()
+    result = wk.project_low_rank_(together, RANKS, scales)
+    for i, weight in enumerate(single):
+        alone = wk.project_low_rank_([weight], RANKS[i], [scales[i]])
+        torch.testing.assert_close(weight, together[i], rtol=0, atol=1e-5)
+        assert float(alone.energy_kept) == pytest.approx(float(result.energy_kept[i]), rel=1e-6)
+        assert float(alone.energy_before) == pytest.approx(float(result.energy_before[i]), rel=1e-6)
+
+
+def test_full_rank_is_left_alone(implementation):
+    weights = layers()
+    before = [weight.clone() for weight in weights]
+    result = wk.project_low_rank_(weights, 7, row_scales(), bases=wk.LowRankBases())
+    untouched = [torch.equal(a, b) for a, b in zip(weights, before, strict=True)]
+    assert untouched == [False, True, False, False, True, False, False]
+    full = torch.tensor(untouched)
+    assert torch.equal(result.energy_kept[full], result.energy_before[full])
+    assert not result.skipped.any()
+
+
+def test_vanishing_layers_are_left_alone(implementation):
+    above, below = (random_matrix(6, 20, [scale] * 3 + [scale / 3] * 3).float() for scale in (1.02e-4, 0.98e-4))
+    weights = [torch.zeros(6, 20), below, above, torch.full((6, 20), 1e-30)]
+    before = [weight.clone() for weight in weights]
+    result = wk.project_low_rank_(weights, 2, bases=wk.LowRankBases())
+    assert result.skipped.tolist() == [True, True, False, True]
+    assert [torch.equal(a, b) for a, b in zip(weights, before, strict=True)] == [True, True, False, True]
+    assert torch.equal(result.energy_kept[[0, 1, 3]], result.energy_before[[0, 1, 3]])
+
+
+def test_nothing_is_skipped_at_limit_zero(implementation):
+    tiny = random_matrix(6, 20, torch.arange(6, 0, -1) * 1e-18)
+    weights, before = [torch.zeros(6, 20), tiny.float()], tiny.float()
+    if implementation == "torch":
+        weights = weights[1:]
+    result = wk.project_low_rank_(weights, 2, skip_below=0)
+    assert not result.skipped.any()
+    assert_close(weights[-1] * 1e18, expected(before * 1e18, 2))
+    assert not weights[0].isnan().any()
+
+
+def test_squares_that_overflow_float32(implementation):
+    weights = layers()[:2]
+    weights[0] *= 1e25
+    before = weights[0].clone()
+    result = wk.project_low_rank_(weights, 3)
+    assert not result.skipped.any()
+    assert_close(weights[0].double() / 1e25, expected(before.double() / 1e25, 3))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["weight", "full rank weight", "scale"])
+def test_poison_changes_nothing(where, value, implementation):
+    weights, scales, bases = layers(), row_scales(), wk.LowRankBases()
+    wk.project_low_rank_(layers(), RANKS, scales, bases=bases)
+    kept = {key: tensor.clone() for key, tensor in bases.state_dict().items()}
+    target = {"weight": weights[2], "full rank weight": weights[5], "scale": scales[3]}[where]
+    target.view(-1)[5] = value
+    before = [weight.clone() for weight in weights]
+    result = wk.project_low_rank_(weights, RANKS, scales, bases=bases)
+    assert result.skipped.all()
+    assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(weights, before, strict=True))
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in bases.state_dict().items())
+
+
+def drift(weights, share, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for weight in weights:
+        noise = torch.randn(weight.shape, generator=generator).to(weight.dtype)
+        weight.add_(noise * (share * weight.norm() / noise.norm()))
+
+
+@pytest.mark.parametrize("share", [0.003, 0.03, 0.2])
+def test_warm_start_is_as_accurate(share, ways):
+    torch.manual_seed(5)
+    shapes = [(64, 32, 3, 3), (96, 40), (64, 32, 3, 3), (48, 20, 3, 3)]
+    ranks, bases = [25, 16, 25, 19], wk.LowRankBases()
+    weights = [torch.randn(shape) for shape in shapes]
+    weights[3] = weights[3].double()
+    wk.project_low_rank_(weights, ranks, bases=bases)
+    assert ways["_iterate"] == 0
+    for seed in range(3):
+        drift(weights, share, seed)
+        before = [weight.clone() for weight in weights]
+        result = wk.project_low_rank_(weights, ranks, bases=bases, energy_transfer=False)
+        for a, b, rank, kept in zip(before, weights, ranks, result.energy_kept.tolist(), strict=True):
+            assert_best(a, b, rank, kept)
+    assert ways["_iterate"] == 12
+
+
+def test_a_poor_basis_is_not_believed(ways):
+    torch.manual_seed(6)
+    bases, others = wk.LowRankBases(), wk.LowRankBases()
+    first, second = torch.randn(40, 120), torch.randn(40, 120)
+    wk.project_low_rank_([first], 16, bases=bases)
+    before = second.clone()
+    wk.project_low_rank_([second], 16, bases=bases)
+    assert_close(second, expected(before, 16))
+    # Invariant, but without the largest singular value.
+    matrix = random_matrix(12, 30, torch.arange(12, 0, -1)).float()
+    u = torch.linalg.svd(matrix)[0]
+    others.load_state_dict({"0": u[:, 1:5].clone()})
+    before = matrix.clone()
+    wk.project_low_rank_([matrix], 4, bases=others)
+    assert_close(matrix, expected(before, 4))
+    assert ways["_iterate"] == 0
+
+
+def test_bases_are_saved_and_renewed(ways):
+    torch.manual_seed(7)
+    weights, bases = [torch.randn(20, 50), torch.randn(40, 30)], wk.LowRankBases()
+    wk.project_low_rank_(weights, [6, 8], bases=bases)
+    state = bases.state_dict()
+    assert {key: tuple(tensor.shape) for key, tensor in state.items()} == {"0": (20, 6), "1": (30, 8)}
+    for tensor in state.values():
+        torch.testing.assert_close(tensor.mT @ tensor, torch.eye(tensor.shape[1]), rtol=0, atol=1e-5)
+    loaded = wk.LowRankBases()
+    loaded.load_state_dict(state)
+    drift(weights, 0.05, 0)
+    wk.project_low_rank_(weights, [6, 7], bases=loaded)
+    assert ways["_iterate"] == 1
+    assert loaded.tensors[1].shape == (30, 7)
+    assert state["1"].shape == (30, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*TF32:UserWarning")
+def test_users_precision_settings_do_not_reach_it():
+    torch.manual_seed(8)
+    before = torch.randn(200, 300)
+    after = before.clone()
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = wk.project_low_rank_([after], 60, energy_transfer=False)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert after.dtype == torch.float32
+    assert_best(before, after, 60, float(result.energy_kept))
+
+
+def test_tied_weights_are_projected_once(implementation):
+    single, tied = layers()[0], layers()[0]
+    once = wk.project_low_rank_([single], 4)
+    twice = wk.project_low_rank_([tied, layers()[1], tied[:]], [4, 3, 4])
+    assert torch.equal(single, tied)
+    assert twice.energy_kept.tolist()[::2] == once.energy_kept.tolist() * 2
+    with pytest.raises(ValueError, match=r"ranks\[1\] differs from ranks\[0\].*same tensor"):
+        wk.project_low_rank_([tied, tied], [4, 3])
+
+
+def test_empty(implementation):
+    assert [field.shape for field in wk.project_low_rank_([], 3)] == [(0,)] * 3
+    weights = [torch.empty(0, 3, 3, 3), torch.randn(5, 8)]
+    assert wk.project_low_rank_(weights, 2).energy_before[0] == 0
+
+
+def test_parameters_and_their_version_counters(implementation):
+    weights = [torch.nn.Parameter(weight) for weight in layers()[:2]]
+    loss = sum((weight**2).sum() for weight in weights)
+    versions = [weight._version for weight in weights]
+    wk.project_low_rank_(weights, 3)
+    assert all(weight._version > version for weight, version in zip(weights, versions, strict=True))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def arguments():
+    bases = [torch.zeros(min(12, 45), 5), torch.zeros(7, 3)]
+    return (layers()[:2], [0, 0], [5, 3], [torch.rand(12), None], bases, True, 1e-4)
+
+
+def test_opcheck(implementation):
+    op = torch.ops.we_kernels.project_low_rank_.default
+    opcheck(op, arguments())
+    opcheck(op, (*arguments()[:4], [], True, 1e-4))
+
+
+def test_fakes_have_the_real_shapes():
+    real = torch.ops.we_kernels.project_low_rank_(*arguments())
+    with torch._subclasses.FakeTensorMode() as mode:
+        weights, dims, ranks, scales, bases, *rest = arguments()
+        fake = torch.ops.we_kernels.project_low_rank_(
+            [mode.from_tensor(weight) for weight in weights],
+            dims,
+            ranks,
+            [mode.from_tensor(scales[0]), None],
+            [mode.from_tensor(basis) for basis in bases],
+            *rest,
+        )
+    for a, b in zip(real, fake, strict=True):
+        assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+
+
+def test_compiles_into_one_graph():
+    scales = row_scales()
+
+    def step(weights):
+        return wk.project_low_rank_(weights, RANKS, scales).energy_kept + 1
+
+    eager, compiled = layers(), layers()
+    right = step(eager)
+    found = torch.compile(step, fullgraph=True, backend="aot_eager")(compiled)
+    assert torch.equal(found, right)
+    for a, b, before in zip(eager, compiled, layers(), strict=True):
+        assert torch.equal(a, b)
+        assert a.shape == (8, 6, 3) or not torch.equal(a, before)
+
+
+W = torch.randn(6, 4, 3, 3)
+BAD = {
+    "one tensor": (lambda: wk.project_low_rank_(W, 2), TypeError, "must be a list of tensors"),
+    "vector": (lambda: wk.project_low_rank_([W, torch.ones(3)], 2), ValueError, r"weights\[1\].*2 to 5 dimensions.*got 1"),
+    "integer": (lambda: wk.project_low_rank_([W, W.int()], 2), TypeError, r"weights\[1\] must be float32"),
+    "meta": (lambda: wk.project_low_rank_([W.to("meta")], 2), TypeError, "meta tensor"),
+    "expanded": (lambda: wk.project_low_rank_([W, W[:1].expand(6, 4, 3, 3)], 2), ValueError, "overlaps itself"),
+    "overlapping": (lambda: wk.project_low_rank_([W[:4], W[2:]], 2), ValueError, "overlaps"),
+    "filter_dim": (lambda: wk.project_low_rank_([W], 2, filter_dim=4), ValueError, r"filter_dim of weights\[0\]"),
+    "rank zero": (lambda: wk.project_low_rank_([W], 0), ValueError, "ranks must be at least 1, got 0"),
+    "rank type": (lambda: wk.project_low_rank_([W], [2.0]), TypeError, r"ranks\[0\] must be an integer, got float"),
+    "rank bool": (lambda: wk.project_low_rank_([W], True), TypeError, "ranks must be an integer, got bool"),
+    "rank count": (lambda: wk.project_low_rank_([W], [2, 2]), ValueError, r"one per tensor \(1\), got 2"),
+    "scale, no list": (lambda: wk.project_low_rank_([W], 2, torch.ones(1, 6)), TypeError, "row_scale must be a list"),
+    "scale count": (lambda: wk.project_low_rank_([W], 2, []), ValueError, r"row_scale must have one entry.*\(1\)"),
+    "scale type": (lambda: wk.project_low_rank_([W], 2, [2.0]), TypeError, r"row_scale\[0\] must be a tensor or None"),
+    "scale dtype": (
+        lambda: wk.project_low_rank_([W], 2, [torch.ones(6).half()]),
+        TypeError,
+        r"row_scale\[0\] must be float32 or float64, got torch.float16",
+    ),
+    "scale shape": (
+        lambda: wk.project_low_rank_([W], 2, [torch.ones(4)]),
+        ValueError,
+        r"row_scale\[0\] must have shape \(6,\), one per filter, got \(4,\)",
+    ),
+    "scale device": (
+        lambda: wk.project_low_rank_([W], 2, [torch.ones(6, device="meta")]),
+        ValueError,
+        r"row_scale\[0\] must be on cpu",
+    ),
+    "tied, other scale": (
+        lambda: wk.project_low_rank_([W, W], 2, [torch.ones(6), None]),
+        ValueError,
+        r"row_scale\[1\] differs",
+    ),
+    "bases": (lambda: wk.project_low_rank_([W], 2, bases={}), TypeError, "bases must be a LowRankBases or None"),
+    "limit negative": (lambda: wk.project_low_rank_([W], 2, skip_below=-1), ValueError, "skip_below must be finite"),
+    "limit NaN": (lambda: wk.project_low_rank_([W], 2, skip_below=float("nan")), ValueError, "skip_below"),
+    "limit type": (lambda: wk.project_low_rank_([W], 2, skip_below="1"), TypeError, "skip_below must be a number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, error, message = BAD[name]
+    before = W.clone()
+    with pytest.raises(error, match=message):
+        call()
+    assert torch.equal(W, before)
