@@ -26,6 +26,9 @@ THRESHOLD_TILES = {1024: 4, 8192: 8, 32768: 32}
 THRESHOLD_LOOP = (16384, 32)
 """Tile and warps for larger groups, whose keys are read again for every bit."""
 
+STARVATION_TILE = 256
+"""Layers at a time (16 under the interpreter, whose scans are slow)."""
+
 NEVER = 2**31 - 1
 """A starvation limit that no counter reaches."""
 
@@ -199,7 +202,7 @@ def _launch_selection(
         inferior,
         work.first_match,
         STARVES=starvation is not None,
-        TILE=16 if device.type == "cpu" else 256,
+        TILE=16 if device.type == "cpu" else STARVATION_TILE,
     )
     return donor, threshold, inferior, work
 

@@ -1,0 +1,190 @@
+"""Compile every kernel in every specialisation for GPUs that need not be there, and print what each takes.
+
+    python tests/triton/aot_table.py [compute capability ...]
+
+Exits with 1 if a kernel spills registers, flushes subnormals or contracts a multiplication and an addition.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+CAPABILITIES = (80, 90, 100)
+
+TYPES = {
+    "pointers": "*i64",
+    "layers": "*i64",
+    "tiles": "*i32",
+    "importance": "*fp32",
+    "members": "*i32",
+    "group_starts": "*i32",
+    "rates": "*fp64",
+    "threshold": "*fp32",
+    "segments": "*i64",
+    "ratios": "*fp32",
+    "groups": "i32",
+    "counts": "*i32",
+    "order": "*i32",
+    "donor": "*i32",
+    "slots": "*i32",
+    "slot_starts": "*i32",
+    "limit": "i32",
+    "starvation": "*i32",
+    "inferior": "*i32",
+    "first_match": "*i32",
+    "layer_of_filter": "*i32",
+    "filters_in_bank": "i32",
+    "num_layers": "i32",
+}
+"""Of the kernels' run-time parameters, by name."""
+
+SHORT_NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64"}
+
+
+class Variant(NamedTuple):
+    """A kernel with its compile-time constants and launch options."""
+
+    kernel: Any
+    constants: dict[str, Any]
+    options: dict[str, Any]
+
+    def key(self):
+        return key(self.kernel.__name__, self.constants | self.options)
+
+
+class Row(NamedTuple):
+    """What one compiled kernel takes; bytes per thread for ``stack``, per block for ``shared``."""
+
+    name: str
+    capability: int
+    constants: str
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    vector_loads: int
+    flushes: int
+    contractions: int
+
+
+def key(name, constants):
+    return name, tuple(sorted((constant, str(value)) for constant, value in constants.items()))
+
+
+def type_of(argument):
+    """Triton's name of an argument's type."""
+    return f"*{SHORT_NAMES[argument.dtype]}" if isinstance(argument, torch.Tensor) else "i32"
+
+
+def kernels():
+    from we_kernels.backends.triton import crossover, importance, rank, starvation, threshold
+
+    found = [
+        importance.importance_kernel,
+        threshold.threshold_kernel,
+        rank.rank_kernel,
+        rank.donor_kernel,
+        starvation.starvation_kernel,
+        crossover.crossover_kernel,
+        crossover.match_and_cross_kernel,
+    ]
+    return {kernel.__name__: kernel for kernel in found}
+
+
+def signature(name):
+    """Types of a kernel's run-time arguments, in order."""
+    return [TYPES[parameter] for parameter in kernels()[name].arg_names if parameter in TYPES]
+
+
+def variants():
+    """Every specialisation that the operators launch."""
+    from we_kernels.backends.triton import crossover, importance, operators, rank
+    from we_kernels.backends.triton.fields import TRITON_DTYPES
+
+    kernel, plain = kernels(), {"num_warps": 4, "maxnreg": None}
+    tiles = [(*tile, True) for tile in operators.THRESHOLD_TILES.items()] + [(*operators.THRESHOLD_LOOP, False)]
+    for tile, warps, single in tiles:
+        constants = {"TILE": tile, "SINGLE": single}
+        yield Variant(kernel["threshold_kernel"], constants, {"num_warps": warps, "maxnreg": None})
+    yield Variant(kernel["rank_kernel"], {"ROWS": rank.RANK_ROWS, "KEYS": 128, "SCAN": 1024}, plain)
+    yield Variant(kernel["donor_kernel"], {"BLOCK": 256}, plain)
+    for starves in (True, False):
+        yield Variant(kernel["starvation_kernel"], {"STARVES": starves, "TILE": operators.STARVATION_TILE}, plain)
+    limited = {"num_warps": 4, "maxnreg": crossover.MAX_REGISTERS}
+    for index, dtype in enumerate(TRITON_DTYPES):
+        yield Variant(kernel["importance_kernel"], {"DTYPE": dtype, "SHORT": importance.SHORT_ROW}, plain)
+        for released in (False, True):
+            constants = {"DTYPE": dtype, "INDEX": index, "RELEASED": released}
+            yield Variant(kernel["crossover_kernel"], constants, limited)
+            yield Variant(kernel["match_and_cross_kernel"], constants | {"SEARCH": 512}, limited)
+
+
+def compile_for(variant, capability):
+    """Compiles one variant and measures its machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {name: TYPES.get(name, "constexpr") for name in variant.kernel.arg_names}
+    source = ASTSource(fn=variant.kernel, signature=types, constexprs=variant.constants)
+    options = {"enable_fp_fusion": False, **variant.options}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _run(tools / "cuobjdump", "--dump-resource-usage", file.name)
+        code = _run(tools / "nvdisasm", "-c", file.name)
+    (registers, stack), ptx = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups(), compiled.asm["ptx"]
+    return Row(
+        name=variant.kernel.__name__.removesuffix("_kernel"),
+        capability=capability,
+        constants=" ".join(f"{name}={value}" for name, value in variant.constants.items()),
+        registers=int(registers),
+        stack=int(stack),
+        spills=len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        shared=compiled.metadata.shared,
+        vector_loads=len(re.findall(r"ld\.global[.\w]*\.v[248]\.", ptx)),
+        flushes=ptx.count(".ftz"),
+        contractions=len(re.findall(r"\bfma\.", ptx)) + len(re.findall(r"\bmad\.\w*\.?f", ptx)),
+    )
+
+
+def _run(tool, *arguments):
+    return subprocess.run([str(tool), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def table(rows):
+    """The rows as aligned text."""
+    lines = [Row._fields, *([str(value) for value in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(Row._fields))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def faults(rows):
+    """One line per kernel that must not ship."""
+    for row in rows:
+        if row.spills or row.stack or row.flushes or row.contractions:
+            yield f"{row.name} sm_{row.capability} {row.constants}: {row}"
+        if row.name == "importance" and row.vector_loads == 0:
+            yield f"{row.name} sm_{row.capability} {row.constants}: no vector loads"
+
+
+def main(capabilities):
+    if os.environ.pop("TRITON_INTERPRET", None):
+        print("TRITON_INTERPRET is ignored: this compiles")
+    rows = [compile_for(variant, capability) for capability in capabilities for variant in variants()]
+    print(table(rows))
+    found = list(faults(rows))
+    print(*found, sep="\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(argument) for argument in sys.argv[1:]] or CAPABILITIES))

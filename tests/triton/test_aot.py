@@ -1,0 +1,29 @@
+"""Every kernel compiles for sm_80, sm_90 and sm_100, without spills: the interpreter accepts what the compiler refuses.
+
+In a process of its own, because the interpreter is on in this one.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+SCRIPT = Path(__file__).with_name("aot_table.py")
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_compiles_without_spills(capability, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    root = Path(__file__).resolve().parents[2]
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(capability)], env=environment, capture_output=True, text=True
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(f"  {capability}  ") == 4 + 2 + 2 + 4 * 5  # kernels and their specialisations

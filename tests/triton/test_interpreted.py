@@ -1,0 +1,278 @@
+"""Every operator under Triton's interpreter, on the cases of `matrix`, against the reference."""
+
+import copy
+import os
+
+import matrix
+import pytest
+import torch
+from banks import place, random_values
+
+import we_kernels as wk
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("the interpreter is off (test_gpu.py runs these cases)", allow_module_level=True)
+pytest.importorskip("triton")
+
+from we_kernels.backends.triton import crossover, launch, operators, tables
+
+SENTINEL = {torch.float32: float("nan"), torch.int32: -99}
+dtypes = pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
+formats = pytest.mark.parametrize("memory_format", matrix.FORMATS)
+rules = pytest.mark.parametrize("rule", ["paper", "released"])
+
+
+@pytest.fixture(autouse=True)
+def poisoned_allocations(monkeypatch):
+    """Outputs and scratch hold NaN or -99 before the kernels run."""
+    empty = torch.empty
+
+    def poisoned(*args, dtype=None, **kwargs):
+        tensor = empty(*args, dtype=dtype, **kwargs)
+        if dtype in SENTINEL:
+            tensor.fill_(SENTINEL[dtype])
+        return tensor
+
+    monkeypatch.setattr(operators.torch, "empty", poisoned)
+
+
+@formats
+@dtypes
+def test_importance(dtype, memory_format):
+    matrix.check_importance("cpu", [dtype], memory_format)
+
+
+@pytest.mark.parametrize("flavour", ["zeros", "tiny"])
+def test_importance_of_zeros_and_subnormals(flavour):
+    matrix.check_importance("cpu", matrix.DTYPES, "contiguous", flavour)
+
+
+@pytest.mark.parametrize("case", matrix.MATCHINGS, ids=matrix.matching_id)
+def test_matching(case):
+    matrix.check_matching("cpu", *case)
+
+
+def test_matching_starves_and_feeds():
+    """The cases above reach every branch of the rule: it fires, counts without firing, and is reset."""
+    groups = [0] * len(matrix.SIZES)
+    found = matrix.check_matching("cpu", "normal", [0.5], [1e-9], groups, 2.0, [1])
+    assert 0 < int((found.inferior > 0).sum()) < len(groups)
+
+
+def test_matching_with_a_large_layer_and_empty_groups():
+    matrix.check_matching("cpu", "normal", [0.4, 0.3, 0.2], [0.2, 0.1, None], [0, 2, 0], None, None, (1100, 5, 40))
+
+
+@pytest.mark.parametrize("start", [-3, 0, 1, 7, 2**31 - 5])
+def test_counters_of_any_value(start):
+    matrix.check_matching("cpu", "normal", [0.5], [1e-9], [0] * len(matrix.SIZES), 4.0, [start])
+
+
+def test_threshold_of_a_group_larger_than_a_tile(monkeypatch):
+    monkeypatch.setattr(operators, "THRESHOLD_TILES", {16: 4})
+    monkeypatch.setattr(operators, "THRESHOLD_LOOP", (32, 4))
+    for flavour in ("normal", "ties", "zeros"):
+        matrix.check_matching("cpu", flavour, [0.37, 0.8], [0.1, None], [i % 2 for i in range(20)], None, None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1.0, -1e-45])
+@pytest.mark.parametrize("where", [0, 150, -1])
+def test_bad_importance_stops_the_step(value, where):
+    values = matrix.importances(matrix.SIZES, "normal")
+    values[where] = value
+    bank = wk.FilterBank([torch.zeros(n) for n in matrix.SIZES], groups=[i % 2 for i in range(20)])
+    counter = torch.tensor([2, 3], dtype=torch.int32)
+    with wk.use_backend("triton"):
+        found = wk.select_and_match(
+            bank, values, rate=0.9, local_ratio=[0.5, None], starvation=counter, starvation_limit=1.0
+        )
+    assert found.donor.eq(-1).all()
+    assert found.threshold.isnan().all()
+    assert found.inferior.eq(0).all()
+    assert counter.tolist() == [2, 3]
+
+
+def test_rates_out_of_range_are_clamped():
+    bank = wk.FilterBank([torch.zeros(n) for n in (5, 12)], groups=[0, 1])
+    values = matrix.importances((5, 12), "normal")
+    nan, inf = float("nan"), float("inf")
+    for rates, wanted in (((nan, -2.0), (0, 0)), ((7.0, inf), (4, 11)), ((-inf, 0.99), (0, 11))):
+        _, threshold, _ = operators.match_filters(
+            values, wk.layout.segments_of(bank.sizes, bank.groups), torch.tensor(rates).double(), [0.1, 0.1], None, inf
+        )
+        parts = values.split([5, 12])
+        assert threshold.tolist() == [part.sort().values[k].item() for part, k in zip(parts, wanted, strict=True)]
+
+
+@rules
+@formats
+@dtypes
+def test_crossover(dtype, memory_format, rule):
+    matrix.check_crossover("cpu", [dtype], memory_format, rule)
+
+
+@rules
+@pytest.mark.parametrize("flavour", ["ties", "zeros", "tiny"])
+def test_crossover_of_awkward_values(flavour, rule):
+    matrix.check_crossover("cpu", matrix.DTYPES, "contiguous", rule, flavour)
+
+
+@rules
+@dtypes
+def test_crossover_of_values_that_are_not_finite(dtype, rule):
+    """NaN and inf among the weights, sums that cancel, and sizes that overflow the dtype: as in the reference."""
+    large = float(torch.finfo(dtype).max)
+    row = [float("nan"), float("inf"), -large, large, 0.0, -0.0, 1.0, -1.0, large / 2]
+    weight = torch.tensor([[[v, w, 1.0], [w, v, 1.0]] for v in row for w in row]).to(dtype).view(9, 9, 2, 3)
+    weights = [weight.clone(), weight.flip(3).clone(), weight.flatten(1)[:, :, None, None].clone()]
+    donor = torch.tensor([8, 7, 6, 5, -1, -1, -1, -1, -1] * 3, dtype=torch.int32)
+    expected = copy.deepcopy(weights)
+    with wk.use_backend("torch"):
+        wk.crossover_(wk.FilterBank(expected), donor, rule)
+    with wk.use_backend("triton"):
+        wk.crossover_(wk.FilterBank(weights), donor, rule)
+    for ours, wanted in zip(weights[:2], expected[:2], strict=True):
+        assert torch.equal(matrix.as_bits(ours), matrix.as_bits(wanted))
+    torch.testing.assert_close(weights[2], expected[2], equal_nan=True)
+
+
+def test_crossover_ignores_donors_outside_of_the_layer():
+    weights = [torch.randn(4, 3, 3, 3), torch.randn(6, 2, 3, 3)]
+    before = copy.deepcopy(weights)
+    donor = torch.tensor([4, -1, -7, 2**31 - 1, 6, -(2**31), 9, -1, -1, -1], dtype=torch.int32)
+    with wk.use_backend("triton"):
+        wk.crossover_(wk.FilterBank(weights), donor, validate=False)
+    assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
+
+
+def test_programs_take_several_filters_in_turn(monkeypatch):
+    monkeypatch.setattr(operators, "PROGRAMS", 3)
+    matrix.check_crossover("cpu", matrix.DTYPES, "contiguous", "paper")
+    matrix.check_evolution("cpu", matrix.DTYPES, "contiguous", "paper")
+
+
+@rules
+@pytest.mark.parametrize("types", [matrix.DTYPES[:1], matrix.DTYPES], ids=["float32", "mixed"])
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last", "shifted"])
+def test_evolution(types, memory_format, rule):
+    matrix.check_evolution("cpu", types, memory_format, rule)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("layer", [0, 5, 9])
+def test_one_bad_weight_stops_the_step(value, layer):
+    matrix.check_poison("cpu", value, layer)
+
+
+def test_vector_guard_is_exercised():
+    """A long row that may and one that may not be read in vectors give the same sums."""
+    values = random_values((6, 40, 3, 3), torch.float32, 1)
+    aligned = torch.empty(values.numel() + 8)
+    start = -(aligned.data_ptr() // 4) % 4
+    weights = [aligned[start + shift :][: values.numel()].view_as(values) for shift in (0, 1)]
+    found = []
+    for weight in weights:
+        weight.copy_(values)
+        assert (weight.data_ptr() % 16 == 0) == (weight is weights[0])
+        with wk.use_backend("triton"):
+            found.append(wk.filter_importance(wk.FilterBank([weight])))
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0], values.abs().sum((1, 2, 3)) / 40)
+
+
+def test_dense_rows_are_recognised():
+    """In any order, but without gaps."""
+    wanted = {"contiguous": True, "channels_last": True, "sliced": False, "shifted": True, "transposed": False}
+    for memory_format, dense in wanted.items():
+        case = place(torch.zeros(4, 5, 3, 3), memory_format)
+        layout = wk.layout.layout_of([case.weight], [0], [0])
+        assert bool(tables.layer_tables(layout, torch.device("cpu")).layers[0, -1]) == dense, memory_format
+
+
+def test_moved_weights_are_found_again():
+    module = torch.nn.Conv2d(3, 8, 3)
+    bank = wk.FilterBank([module.weight])
+    with wk.use_backend("triton"):
+        first = wk.filter_importance(bank)
+        old = module.weight.data
+        module.weight.data = old * 2
+        torch.testing.assert_close(wk.filter_importance(bank), 2 * first)
+        wk.evolve_(bank, rate=0.6, local_ratio=None)
+        assert torch.equal(old.abs().sum((1, 2, 3)) / 3, first) or torch.allclose(old.abs().sum((1, 2, 3)) / 3, first)
+
+
+@pytest.fixture
+def launches():
+    seen = []
+
+    def record(name, arguments, constants):
+        seen.append((name, arguments, constants))
+
+    launch.observers.append(record)
+    yield seen
+    launch.observers.remove(record)
+
+
+def evolve(weights, **options):
+    groups = [i % 2 for i in range(len(weights))]
+    counter = torch.zeros(max(groups) + 1, dtype=torch.int32)
+    options = {"rate": 0.5, "local_ratio": 0.5, "starvation": counter, "starvation_limit": 2.0} | options
+    with wk.use_backend("triton"):
+        wk.evolve_(wk.FilterBank(weights, groups=groups), **options)
+
+
+@pytest.mark.parametrize("layers", [2, 3, 40])
+def test_five_launches_whatever_the_number_of_layers(launches, layers):
+    evolve([torch.randn(3 + i % 4, 2, 3, 3) for i in range(layers)])
+    assert [name for name, *_ in launches] == [
+        "importance_kernel",
+        "threshold_kernel",
+        "rank_kernel",
+        "starvation_kernel",
+        "match_and_cross_kernel",
+    ]
+
+
+def test_two_more_launches_for_each_further_dtype(launches):
+    evolve([torch.randn(5, 2, 3, 3).to(dtype) for dtype in matrix.DTYPES[:3] * 2])
+    assert len(launches) == 5 + 2 * 2
+
+
+def test_tables_and_scratch_are_made_once(launches, monkeypatch):
+    weights = [torch.randn(6, 2, 3, 3), torch.randn(9, 4, 1, 1)]
+    evolve(weights)
+    made = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: made.append(args) or empty(*args, **kwargs))
+    monkeypatch.setattr(tables, "_tiles", None)
+    evolve(weights)
+    assert len(made) == 4  # importance, donor, threshold, inferior
+    first, second = launches[:5], launches[5:]
+    for (_, before, _), (_, after, _) in zip(first, second, strict=True):
+        assert len(before) == len(after)
+    assert first[2][1][6].data_ptr() == second[2][1][6].data_ptr()  # counts
+
+
+def test_every_launch_is_compiled_ahead_of_time(launches):
+    """What is launched, with which constants and argument types, is on the list that aot_table.py compiles."""
+    import aot_table
+
+    for starvation in (None, torch.zeros(2, dtype=torch.int32)):
+        for rule in ("paper", "released"):
+            weights = [torch.randn(5, 2, 3, 3).to(dtype) for dtype in matrix.DTYPES]
+            limit = None if starvation is None else 1.0
+            evolve(weights, rule=rule, starvation=starvation, starvation_limit=limit)
+            donor = torch.full((20,), -1, dtype=torch.int32)
+            with wk.use_backend("triton"):
+                bank = wk.FilterBank(weights)
+                wk.match_filters(bank, torch.rand(20), rate=0.5)
+                wk.crossover_(bank, donor, rule)
+    listed = {variant.key() for variant in aot_table.variants()}
+    for name, arguments, constants in launches:
+        if name == "starvation_kernel":
+            constants = constants | {"TILE": operators.STARVATION_TILE}
+        assert aot_table.key(name, constants) in listed
+        types = [aot_table.type_of(argument) for argument in arguments]
+        assert types == aot_table.signature(name), name
+    assert {name for name, *_ in launches} == {name for name, _ in listed}
+    assert crossover.PROGRAMS == operators.PROGRAMS
