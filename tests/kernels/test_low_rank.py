@@ -436,7 +436,11 @@ def test_compiles_into_one_graph():
 W = torch.randn(6, 4, 3, 3)
 BAD = {
     "one tensor": (lambda: wk.project_low_rank_(W, 2), TypeError, "must be a list of tensors"),
-    "vector": (lambda: wk.project_low_rank_([W, torch.ones(3)], 2), ValueError, r"weights\[1\].*2 to 5 dimensions.*got 1"),
+    "vector": (
+        lambda: wk.project_low_rank_([W, torch.ones(3)], 2),
+        ValueError,
+        r"weights\[1\].*2 to 5 dimensions.*got 1",
+    ),
     "integer": (lambda: wk.project_low_rank_([W, W.int()], 2), TypeError, r"weights\[1\] must be float32"),
     "meta": (lambda: wk.project_low_rank_([W.to("meta")], 2), TypeError, "meta tensor"),
     "expanded": (lambda: wk.project_low_rank_([W, W[:1].expand(6, 4, 3, 3)], 2), ValueError, "overlaps itself"),

@@ -1,0 +1,186 @@
+"""Times the low-rank projection of real networks' weights against the released way, one SVD per layer.
+
+Three contestants take turns: that way (`torch.linalg.svd`, the reference), the first projection of a training run
+(cold), and a later one (warm: bases of the last projection, since which the weights have drifted). Nothing is timed
+before cold and warm are shown to be as close to the weights as the SVD. Prints a table and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import environment
+import shapes
+import torch
+from timing import Contestant, Spread, clock_for, ratios, spread, take_turns
+from torch import Tensor
+from verify import WrongResultError
+
+import we_kernels as wk
+
+REPEATS = {"resnet20": 20, "resnet56": 20, "resnet50": 3}
+BARS = {
+    "cpu": {("resnet56", "cold"): 4.0, ("resnet50", "cold"): 6.0, ("resnet50", "warm"): 10.0},
+    "cuda": {("resnet50", "cold"): 20.0, ("resnet50", "warm"): 20.0},
+}
+"""At least so many times faster than one SVD per layer."""
+
+
+@dataclass
+class Row:
+    """One contestant on one network."""
+
+    model: str
+    op: str
+    layers: int
+    repeats: int
+    seconds: Spread
+    ratio_svd: Spread
+
+
+class Projection:
+    """A network's convolutions before a first projection and, drifted since, before a later one.
+
+    Args:
+        model: a key of `shapes.MODELS`.
+        prune_ratio: share of each layer's singular values that is dropped.
+        drift: norm of the change since the last projection, relative to the weight's.
+        device: of the weights.
+    """
+
+    def __init__(self, model: str, prune_ratio: float, drift: float, device: torch.device) -> None:
+        self.first = shapes.make_weights(shapes.MODELS[model](), device=device).convs
+        sides = [min(weight.shape[0], weight[0].numel()) for weight in self.first]
+        self.ranks = [max(1, int(n - n * prune_ratio)) for n in sides]
+        self.weights = [weight.clone() for weight in self.first]
+        bases = wk.LowRankBases()
+        wk.project_low_rank_(self.weights, self.ranks, bases=bases)
+        self.bases = bases.state_dict()
+        generator = torch.Generator().manual_seed(1)
+        self.later = []
+        for weight in self.weights:
+            noise = torch.randn(weight.shape, generator=generator).to(device)
+            self.later.append(weight + noise * (drift * weight.norm() / noise.norm()))
+
+    def contestants(self) -> list[Contestant]:
+        """The SVD first: it is the baseline."""
+        return [
+            Contestant("svd", lambda: self._prepared(self.first, wk.use_backend("torch")), self._project),
+            Contestant("cold", lambda: self._prepared(self.first, nullcontext()), self._project),
+            Contestant("warm", lambda: self._prepared(self.later, nullcontext()), self._project_warm),
+        ]
+
+    @contextmanager
+    def _prepared(self, weights: list[Tensor], backend: AbstractContextManager[None]) -> Iterator[None]:
+        torch._foreach_copy_(self.weights, weights)
+        self.warm = wk.LowRankBases()
+        self.warm.load_state_dict(self.bases)
+        with backend:
+            yield
+
+    def _project(self) -> None:
+        wk.project_low_rank_(self.weights, self.ranks)
+
+    def _project_warm(self) -> None:
+        wk.project_low_rank_(self.weights, self.ranks, bases=self.warm)
+
+    def verify(self) -> None:
+        """Both ways are at most 1e-4 farther from the weights than the SVD.
+
+        Raises:
+            WrongResultError: names the layer.
+        """
+        for op, weights, bases in (("cold", self.first, {}), ("warm", self.later, self.bases)):
+            start = wk.LowRankBases()
+            start.load_state_dict(bases)
+            best, found = ([weight.clone() for weight in weights] for _ in range(2))
+            with wk.use_backend("torch"):
+                wk.project_low_rank_(best, self.ranks, energy_transfer=False)
+            wk.project_low_rank_(found, self.ranks, energy_transfer=False, bases=start)
+            for i, weight in enumerate(weights):
+                distance, optimum = (float((weight - x).double().norm()) for x in (found[i], best[i]))
+                if not distance <= optimum * (1 + 1e-4) + 1e-6 * float(weight.norm()):
+                    raise WrongResultError(f"{op}, layer {i}: distance {distance:.6g}, by SVD {optimum:.6g}")
+
+
+def measure(model: str, projection: Projection, device: torch.device, repeats: int) -> list[Row]:
+    """A row per contestant."""
+    times = take_turns(projection.contestants(), lambda: None, clock_for(device), repeats)
+    return [
+        Row(model, op, len(projection.ranks), repeats, spread(own), ratios(times["svd"], own))
+        for op, own in times.items()
+    ]
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown."""
+    lines = [
+        "| model | projection | layers | median ms | p20 | p80 | x svd |",
+        "| --- | --- | --: | --: | --: | --: | --: |",
+    ]
+    for row in rows:
+        times = " | ".join(f"{1e3 * seconds:.2f}" for seconds in row.seconds)
+        lines.append(f"| {row.model} | {row.op} | {row.layers} | {times} | {row.ratio_svd.median:.1f} |")
+    return "\n".join(lines)
+
+
+def missed_bars(rows: list[Row], device: torch.device) -> list[str]:
+    """One line for each bar of this device's that was measured and missed."""
+    bars = BARS[device.type]
+    return [
+        f"missed: {row.model}, {row.op}: {row.ratio_svd.median:.1f} times faster than svd, bar {bar:g}"
+        for row in rows
+        if (bar := bars.get((row.model, row.op))) and row.ratio_svd.median < bar
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0, or 1 when a result is wrong or, with --check, a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=REPEATS, default=["resnet56", "resnet50"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--repeats", type=int, help=f"timed rounds; default {REPEATS}")
+    parser.add_argument("--prune-ratio", type=float, default=0.6)
+    parser.add_argument(
+        "--drift", type=float, default=0.1, help="change since the last projection / norm (default 0.1)"
+    )
+    parser.add_argument("--check", action="store_true", help="fail when a bar is missed")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/low_rank_<cpu or gpu>_<date>.json")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    described = environment.describe(device)
+    rows: list[Row] = []
+    for model in options.models:
+        projection = Projection(model, options.prune_ratio, options.drift, device)
+        try:
+            projection.verify()
+        except WrongResultError as error:
+            print(f"{model}: a result is wrong, so nothing is reported: {error}", file=sys.stderr)
+            return 1
+        rows += measure(model, projection, device, options.repeats or REPEATS[model])
+
+    fields = [asdict(row) | {key: getattr(row, key)._asdict() for key in ("seconds", "ratio_svd")} for row in rows]
+    settings = {"prune_ratio": options.prune_ratio, "drift": options.drift}
+    result = {"schema": 1, **described, **settings, "rows": fields}
+    kind = "gpu" if device.type == "cuda" else "cpu"
+    output = options.output or Path(__file__).parent / "results" / f"low_rank_{kind}_{described['date']}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {output}", file=sys.stderr)
+    print(table(rows))
+    missed = missed_bars(rows, device) if options.check else []
+    print("".join(f"{line}\n" for line in missed), end="")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
