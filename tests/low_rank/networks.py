@@ -27,7 +27,7 @@ class Branches(nn.Module):
         self.depthwise_norm = nn.BatchNorm2d(20)
         self.head = nn.Linear(20, 10)
 
-    def forward(self, x, scale=None):
+    def forward(self, x, scale=None, features=False):
         x = functional.relu(self.stem_norm(self.stem(x)))
         x = functional.relu(self.sum_norm(self.left(x) + self.right(x)))
         x = functional.relu(self.bare(x))
@@ -37,7 +37,10 @@ class Branches(nn.Module):
         x = self.depthwise_norm(self.depthwise(x))
         if scale is not None:
             x = x * scale
-        return self.head(x.mean((2, 3)))
+        x = x.mean((2, 3))
+        if features:
+            return x
+        return self.head(x)
 
 
 PAIRS = {"stem": "stem_norm", "left": None, "right": None, "bare": None, "twice_used": None, "last": "last_norm"}

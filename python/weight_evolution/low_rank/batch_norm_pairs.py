@@ -121,6 +121,7 @@ class _Tracer(fx.Tracer):
 
 
 def _followers_from_fx(model: nn.Module, convs: Sequence[Layer]) -> dict[str, list[_Follower]]:
+    # As the model is called without options: a branch on one cannot be traced otherwise.
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(model.forward).parameters.items()
@@ -193,9 +194,7 @@ def _follower(node: fx.Node, norm_of: Callable[[fx.Node], str | None], passes: C
     if len(users) != 1:
         return _Follower(None, f"its output goes to {len(users)} places")
     user = users[0]
-    norm = norm_of(user)
-    # As the norm's input, not as one of its parameters.
-    if norm is not None and user.args and user.args[0] is node:
+    if norm := norm_of(user):
         return _Follower(norm)
     if passes(user):
         return _follower(user, norm_of, passes)
