@@ -53,10 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     described = environment.describe(device)
     if described["load_average"] > BUSY:
-        print(
-            f"load average {described['load_average']:.1f}: other programs run, neither times nor ratios are to be trusted",
-            file=sys.stderr,
-        )
+        load = described["load_average"]
+        print(f"load average {load:.1f}: other programs run; trust neither times nor ratios", file=sys.stderr)
     bench = Bench(device, repeats, options.quick)
     for name, reason in bench.skipped.items():
         print(f"not timed: {name}: {reason}", file=sys.stderr)
