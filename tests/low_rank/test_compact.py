@@ -167,7 +167,11 @@ def test_state_dict_loads_into_the_same_structure():
     projection = LowRankProjection(model, linear=True)
     projection.step()
     compact = projection.compact()
-    fresh = compact_like(networks.branches(seed=4), projection.compact_ranks)
+    other = networks.branches(seed=4)
+    other.bare.eval()
+    fresh = compact_like(other, projection.compact_ranks)
+    assert not fresh.bare[0].training
+    assert fresh.left[0].training
     assert list(fresh.state_dict()) == list(compact.state_dict())
     assert all(parameter.isfinite().all() for parameter in fresh.parameters())
     fresh.load_state_dict(compact.state_dict())

@@ -42,7 +42,7 @@ def compact_like(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         first, second = _two_layers(by_name[name].module, rank)
         first.reset_parameters()
         second.reset_parameters()
-        replacements[by_name[name].module] = nn.Sequential(first, second)
+        replacements[by_name[name].module] = nn.Sequential(first, second).train(by_name[name].module.training)
     return replace(unwrap(model), replacements)
 
 
@@ -108,8 +108,6 @@ def _two_layers(module: Plain, rank: int) -> tuple[Plain, Plain]:
         second = skip_init(cls, rank, module.out_channels, 1, bias=bias, **place)
     if weight.dim() == 4 and not weight.is_contiguous():
         first.weight.data = first.weight.data.contiguous(memory_format=torch.channels_last)
-    for part in (first, second):
-        part.train(module.training)
     if module.bias is not None and second.bias is not None:
         second.bias.requires_grad_(module.bias.requires_grad)
     return first, second
