@@ -22,16 +22,13 @@ _reason = _note.read_text().strip() if _note.exists() else ""
 if _native is None and _reason:
     _import_error = f"{_import_error}; {_reason}"
 
-_BUILD_NOTE = Path(__file__).parents[1] / "_native_reason.txt"
-"""Written by the build when it left something out (setup.py)."""
-
 __all__ = ["build_info", "crossover_", "evolve_", "filter_importance", "match_filters", "unavailable"]
 
 
 def unavailable(device: torch.device) -> str | None:
     """Why the extension cannot work on tensors of ``device``; None when it can."""
     if _native is None:
-        return f"the native extension is missing: {_reason(_import_error)}"
+        return f"the native extension is not installed ({_import_error})"
     if device.type == "cpu":
         return None
     if device.type != "cuda":
@@ -44,17 +41,13 @@ def unavailable(device: torch.device) -> str | None:
 def build_info() -> str:
     """Compiler, instruction set in use and CUDA architectures of the extension, or why there is none."""
     if _native is None:
-        return _reason(_import_error)
+        return f"not installed ({_import_error})"
     cuda = (
         f"CUDA for {_native.cuda_architectures()}"
         if hasattr(_native, "cuda_architectures")
         else _reason or "built without CUDA"
     )
     return f"{_native.compiler()}, {_native.simd()}, {cuda}"
-
-
-def _reason(otherwise: str) -> str:
-    return _BUILD_NOTE.read_text().strip() if _BUILD_NOTE.exists() else otherwise
 
 
 def filter_importance(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout) -> Tensor:
