@@ -135,6 +135,7 @@ def _crossover(weight: Tensor, inferior: Tensor, dominant: Tensor, rule: str) ->
     if weight.dim() < 3 or weight.shape[2] == 1:
         norm_q, norm_p = q.abs().sum((1, 2), keepdim=True), p.abs().sum((1, 2), keepdim=True)
         a = norm_q / (norm_q + norm_p)
+        a = torch.where(a.isfinite(), a, 1.0)
         new = a * q + (1 - a) * p
     else:
         position = q.abs().argmin(2, keepdim=True)
@@ -142,11 +143,12 @@ def _crossover(weight: Tensor, inferior: Tensor, dominant: Tensor, rule: str) ->
         large = p.gather(2, p.abs().argmax(2, keepdim=True))
         if rule == "paper":
             a = small.abs() / (small.abs() + large.abs())
-            new = q.scatter(2, position, a * small + (1 - a) * large)
+            value = a * small + (1 - a) * large
         else:
             a = small / (small + large)
-            new = torch.where(q == small, a * large + (1 - a) * small, q)
-    new = torch.where(new.isfinite(), new, q)
+            value = a * large + (1 - a) * small
+        value = torch.where(value.isfinite(), value, small)
+        new = q.scatter(2, position, value) if rule == "paper" else torch.where(q == small, value, q)
     weight[inferior] = new.view(-1, *weight.shape[1:])
 
 

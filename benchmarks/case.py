@@ -45,7 +45,7 @@ class Case:
         self.bank = FilterBank(self.weights, groups=self.groups)
         self.starvation = torch.zeros(len(self.rates), dtype=torch.int32, device=device)
         self.starvation_limit = len(self.convs) / 2
-        self._originals = [weight.clone() for weight in self.weights]
+        self.set_originals()
 
     @property
     def selection_arguments(self) -> dict[str, object]:
@@ -68,7 +68,11 @@ class Case:
         rows = zip(counts, self.weights, strict=True)
         return sum(3 * count * weight[0].numel() * weight.element_size() for count, weight in rows)
 
+    def set_originals(self) -> None:
+        """The weights as they are now are what `restore` brings back."""
+        self._originals = [weight.clone() for weight in self.weights]
+
     def restore(self) -> None:
-        """Weights and starvation counters as they were made."""
+        """The original weights; starvation counters at zero."""
         torch._foreach_copy_(self.weights, self._originals)
         self.starvation.zero_()

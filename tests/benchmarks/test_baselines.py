@@ -18,12 +18,30 @@ def test_every_implementation_equals_the_reference(rule, norms, rate):
         verify(implementation, case)
 
 
+@pytest.mark.parametrize("rule", ["paper", "released"])
+def test_zero_denominators_change_nothing(rule):
+    case = Case("resnet20", rule=rule)
+    for weight in case.weights:
+        weight[:, 1] = 0  # one kernel of every filter, so of inferior ones and of their donors
+    case.set_originals()
+    verify(PerLayer(), case)
+
+    case = Case("mobilenetv2", norms=True, rule=rule)
+    for weight in case.weights:
+        weight.zero_()
+    donor = torch.full((case.bank.num_filters,), -1, dtype=torch.int32)
+    for rows in case.bank.split(donor):
+        rows[2] = 0
+    PerLayer().crossover(case, donor)
+    assert all(int(weight.count_nonzero()) == 0 for weight in case.weights)
+
+
 def test_per_layer_takes_over_the_starvation_counter():
     case = Case("resnet20", rate=0.9, norms=True)
     for weight in case.weights:
         weight.copy_(torch.ones_like(weight) + 1e-3 * torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1)))
         weight.div_(weight.abs().flatten(1).sum(1).amax() if weight.dim() > 1 else weight.amax())
-    case._originals = [weight.clone() for weight in case.weights]
+    case.set_originals()
     case.starvation_limit = 4
     importance, donor = PerLayer().step(case)
     assert 0 < int((donor >= 0).sum()) < len(case.weights), "one filter of every fourth starving layer"
