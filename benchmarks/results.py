@@ -135,7 +135,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "" if row.rate is None else f"{row.rate:g}",
         row.backend,
         *(f"{1e3 * seconds:.3f}" for seconds in row.seconds),
-        *("" if ratio is None else f"{ratio.median:.2f}" for ratio in (row.ratio_per_layer, row.ratio_torch)),
+        *("" if ratio is None else f"{ratio.median:.3g}" for ratio in (row.ratio_per_layer, row.ratio_torch)),
         f"{row.bytes_moved / 1e6:.2f}",
         f"{row.gb_per_s:.1f}",
         *("" if share is None else f"{share:.0%}" for share in (row.read_floor_share, row.floor_share)),
