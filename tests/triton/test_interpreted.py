@@ -18,7 +18,7 @@ from we_kernels.backends.triton import crossover, launch, operators, tables
 
 SENTINEL = {torch.float32: float("nan"), torch.int32: -99}
 dtypes = pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
-formats = pytest.mark.parametrize("memory_format", matrix.FORMATS)
+mixes = pytest.mark.parametrize("mix", matrix.MIXES, ids=matrix.mix_id)
 rules = pytest.mark.parametrize("rule", ["paper", "released"])
 
 
@@ -36,10 +36,9 @@ def poisoned_allocations(monkeypatch):
     monkeypatch.setattr(operators.torch, "empty", poisoned)
 
 
-@formats
-@dtypes
-def test_importance(dtype, memory_format):
-    matrix.check_importance("cpu", [dtype], memory_format)
+@mixes
+def test_importance(mix):
+    matrix.check_importance("cpu", *mix)
 
 
 @pytest.mark.parametrize("flavour", ["zeros", "tiny"])
@@ -69,9 +68,9 @@ def test_counters_of_any_value(start):
 
 
 def test_threshold_of_a_group_larger_than_a_tile(monkeypatch):
-    monkeypatch.setattr(operators, "THRESHOLD_TILES", {16: 4})
-    monkeypatch.setattr(operators, "THRESHOLD_LOOP", (32, 4))
-    for flavour in ("normal", "ties", "zeros"):
+    monkeypatch.setattr(operators, "THRESHOLD_TILES", {32: 4})
+    monkeypatch.setattr(operators, "THRESHOLD_LOOP", (128, 4))
+    for flavour in ("normal", "zeros"):
         matrix.check_matching("cpu", flavour, [0.37, 0.8], [0.1, None], [i % 2 for i in range(20)], None, None)
 
 
@@ -105,10 +104,9 @@ def test_rates_out_of_range_are_clamped():
 
 
 @rules
-@formats
-@dtypes
-def test_crossover(dtype, memory_format, rule):
-    matrix.check_crossover("cpu", [dtype], memory_format, rule)
+@mixes
+def test_crossover(mix, rule):
+    matrix.check_crossover("cpu", *mix, rule)
 
 
 @rules
@@ -148,7 +146,7 @@ def test_crossover_ignores_donors_outside_of_the_layer():
 def test_programs_take_several_filters_in_turn(monkeypatch):
     monkeypatch.setattr(operators, "PROGRAMS", 3)
     matrix.check_crossover("cpu", matrix.DTYPES, "contiguous", "paper")
-    matrix.check_evolution("cpu", matrix.DTYPES, "contiguous", "paper")
+    matrix.check_evolution("cpu", matrix.DTYPES, "contiguous", "released")
 
 
 @rules

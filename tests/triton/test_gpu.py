@@ -1,0 +1,187 @@
+"""The cases of `matrix` with the compiled kernels on a GPU, CUDA graphs, streams and large offsets."""
+
+import os
+
+import matrix
+import pytest
+import torch
+
+import we_kernels as wk
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    pytest.skip("no GPU", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton's interpreter is on", allow_module_level=True)
+
+DEVICE = torch.device("cuda", torch.cuda.current_device())
+rules = pytest.mark.parametrize("rule", ["paper", "released"])
+
+
+@pytest.mark.parametrize("mix", matrix.MIXES, ids=matrix.mix_id)
+def test_importance(mix):
+    matrix.check_importance(DEVICE, *mix)
+
+
+@pytest.mark.parametrize("flavour", ["zeros", "tiny"])
+def test_importance_of_zeros_and_subnormals(flavour):
+    matrix.check_importance(DEVICE, matrix.DTYPES, "contiguous", flavour)
+
+
+@pytest.mark.parametrize("case", matrix.MATCHINGS, ids=matrix.matching_id)
+def test_matching(case):
+    matrix.check_matching(DEVICE, *case)
+
+
+@pytest.mark.parametrize("start", [-3, 0, 1, 7, 2**31 - 5])
+def test_counters_of_any_value(start):
+    matrix.check_matching(DEVICE, "normal", [0.5], [1e-9], [0] * len(matrix.SIZES), 4.0, [start])
+
+
+@pytest.mark.parametrize("filters", [1000, 8000, 30000, 70000])
+def test_thresholds_of_large_groups(filters):
+    """Each of the tile sizes, and groups that are read again for every bit; more layers than a starvation tile."""
+    sizes = [filters // 400] * 400 + [filters % 400 + 1]
+    groups = [int(i % 400 == 7) for i in range(401)]
+    matrix.check_matching(DEVICE, "normal", [0.4, 0.2], [0.01, None], groups, 3.0, [0, 0], sizes)
+
+
+@rules
+@pytest.mark.parametrize("mix", matrix.MIXES, ids=matrix.mix_id)
+def test_crossover(mix, rule):
+    matrix.check_crossover(DEVICE, *mix, rule)
+
+
+@rules
+@pytest.mark.parametrize("flavour", ["ties", "zeros", "tiny"])
+def test_crossover_of_awkward_values(flavour, rule):
+    matrix.check_crossover(DEVICE, matrix.DTYPES, "contiguous", rule, flavour)
+
+
+@rules
+@pytest.mark.parametrize("mix", matrix.MIXES, ids=matrix.mix_id)
+def test_evolution(mix, rule):
+    matrix.check_evolution(DEVICE, *mix, rule)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("layer", [0, 5, 9])
+def test_one_bad_weight_stops_the_step(value, layer):
+    matrix.check_poison(DEVICE, value, layer)
+
+
+def on_gpu(seed=23):
+    return matrix.on(matrix.make_cases(matrix.DTYPES, "contiguous", seed), DEVICE)
+
+
+def test_nothing_waits_for_the_device():
+    cases, counter = on_gpu(), torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    bank = matrix.bank_of(cases, 2)
+    rates = torch.tensor([0.5, 0.3], dtype=torch.float64, device=DEVICE)
+    options = {"rate": rates, "local_ratio": [0.5, None], "starvation": counter, "starvation_limit": 2.0}
+    wk.evolve_(bank, **options)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        wk.evolve_(bank, **options)
+        donor = wk.match_filters(bank, wk.filter_importance(bank), **options)
+        wk.crossover_(bank, donor, validate=False)
+        cases[0].weight.data = cases[0].weight.clone()  # a moved parameter: the pointer table is sent again
+        wk.filter_importance(bank)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_only_outputs_are_allocated():
+    bank = matrix.bank_of(on_gpu(), 2)
+    rates = torch.tensor([0.5, 0.3], dtype=torch.float64, device=DEVICE)
+    keep = wk.evolve_with_selection_(bank, rate=rates, local_ratio=[0.5, None])
+    before = torch.cuda.memory_stats(DEVICE)["allocation.all.allocated"]
+    again = wk.evolve_with_selection_(bank, rate=rates, local_ratio=[0.5, None])
+    assert torch.cuda.memory_stats(DEVICE)["allocation.all.allocated"] - before == len(keep) == len(again)
+
+
+@rules
+def test_graph_replays_with_changed_weights_and_rate(rule):
+    captured, eager = on_gpu(), on_gpu()
+    rates = torch.tensor([0.5, 0.3], dtype=torch.float64, device=DEVICE)
+    counters = [torch.zeros(2, dtype=torch.int32, device=DEVICE) for _ in range(2)]
+    options = {"local_ratio": [0.5, None], "starvation_limit": 2.0, "rule": rule}
+    bank, other = matrix.bank_of(captured, 2), matrix.bank_of(eager, 2)
+
+    wk.evolve_(bank, rate=rates, starvation=counters[0], **options)  # tables and kernels, before the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = wk.evolve_with_selection_(bank, rate=rates, starvation=counters[0], **options)
+    for seed, rate in ((31, (0.5, 0.3)), (37, (0.2, 0.9)), (41, (0.9, 0.0))):
+        rates.copy_(torch.tensor(rate))
+        counters[1].copy_(counters[0])
+        for fresh, one, two in zip(on_gpu(seed), captured, eager, strict=True):
+            one.weight.copy_(fresh.weight)
+            two.weight.copy_(fresh.weight)
+        graph.replay()
+        expected = wk.evolve_with_selection_(other, rate=rates, starvation=counters[1], **options)
+        assert [part.tolist() for part in found] == [part.tolist() for part in expected]
+        assert counters[0].tolist() == counters[1].tolist()
+        assert all(torch.equal(a.weight, b.weight) for a, b in zip(captured, eager, strict=True))
+        assert int((found.donor >= 0).sum()) > 5
+
+
+def test_capture_before_the_first_call_is_refused():
+    weight = torch.randn(6, 3, 3, 3, device=DEVICE)
+    bank = wk.FilterBank([weight, torch.randn(5, 2, 3, 3, device=DEVICE)])
+    rates = torch.tensor([0.5], dtype=torch.float64, device=DEVICE)
+    with pytest.raises(RuntimeError, match="before capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        wk.evolve_(bank, rate=rates)
+    wk.evolve_(bank, rate=rates)
+
+
+def test_streams_do_not_share_scratch():
+    """The same layout on two streams at once."""
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    rates = torch.tensor([0.5, 0.3], dtype=torch.float64, device=DEVICE)
+    given = [on_gpu(seed) for seed in (43, 47)]
+    expected = [on_gpu(seed) for seed in (43, 47)]
+    for cases in expected:
+        for _ in range(5):
+            wk.evolve_(matrix.bank_of(cases, 2), rate=rates, local_ratio=[0.5, None])
+    torch.cuda.synchronize()
+    banks = [matrix.bank_of(cases, 2) for cases in given]
+    for _ in range(5):
+        for bank, stream in zip(banks, streams, strict=True):
+            with torch.cuda.stream(stream):
+                wk.evolve_(bank, rate=rates, local_ratio=[0.5, None])
+    torch.cuda.synchronize()
+    for ours, wanted in zip(given, expected, strict=True):
+        assert all(torch.equal(a.buffer, b.buffer) for a, b in zip(ours, wanted, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_launches_on_the_weights_device():
+    other = torch.device("cuda", 1 - DEVICE.index)
+    matrix.check_importance(other, matrix.DTYPES, "contiguous")
+    matrix.check_evolution(other, matrix.DTYPES, "contiguous", "paper")
+
+
+def test_offsets_beyond_2_31_elements():
+    if torch.cuda.mem_get_info()[0] < 12 * 2**30:
+        pytest.skip("needs 12 GiB of free GPU memory")
+    base = torch.zeros(2**31 + 4096, dtype=torch.float16, device=DEVICE)
+    weight = base.as_strided((3, 5, 3, 3), (2**30 + 64, 9, 3, 1), 0)
+    weight.copy_(torch.arange(1, 4).view(3, 1, 1, 1) * torch.rand(3, 5, 3, 3))
+    expected = weight.cpu().clone()
+    with wk.use_backend("torch"):
+        wk.evolve_(wk.FilterBank([expected]), rate=0.4, local_ratio=None)
+    wk.evolve_(wk.FilterBank([weight]), rate=0.4, local_ratio=None)
+    assert torch.equal(weight.cpu(), expected)
+    assert int(base.count_nonzero()) == 3 * 45
+
+
+def test_nothing_compiles_anew_for_other_sizes():
+    """No argument value is compiled in: one compilation per set of constants."""
+    from we_kernels.backends.triton import rank
+
+    for sizes in ((1, 16), (5, 7, 3), (64,)):
+        bank = wk.FilterBank([torch.rand(n, device=DEVICE) for n in sizes])
+        wk.match_filters(bank, torch.rand(sum(sizes), device=DEVICE), rate=0.5)
+    kernels = rank.rank_kernel.device_caches[DEVICE.index][0]
+    assert len(kernels) == 1
