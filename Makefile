@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/weight-evolution demo --output demo-output
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
-from torch.utils.flop_counter import FlopCounterMode
 
 
 @contextmanager
@@ -36,6 +35,8 @@ def count_macs(
 
     Half of what `torch.utils.flop_counter` counts: convolutions, matrix products and attention.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where it is installed
+
     counter = FlopCounterMode(display=False)
     flops = [0] * len(modules)
     handles = []
