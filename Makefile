@@ -2,13 +2,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test mutation bench lint clean
 
 demo: .venv/installed
 	$(BIN)/weight-evolution demo --output demo-output
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+mutation: .venv/installed
+	$(BIN)/python tests/mutation/check.py
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py

@@ -1,4 +1,4 @@
-"""``python tests/mutation/check.py``: break the code on purpose, one line at a time; every fault must fail the tests."""
+"""``python tests/mutation/check.py``: break the code, one line at a time; every fault must fail the tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def copy_tree(target: Path) -> None:
     """The packages, the tests and what they need, extension included."""
     for name in ("we_kernels", "python", "tests", "csrc"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", target)
+    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt"):
+        shutil.copy(ROOT / name, target)
 
 
 def run_tests(tree: Path, tests: str) -> bool:
@@ -30,6 +31,13 @@ def run_tests(tree: Path, tests: str) -> bool:
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True).returncode == 0
 
 
+def build(tree: Path) -> None:
+    """The extension from the tree's sources, next to its package."""
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    environment = os.environ | {"WE_KERNELS_NATIVE": "on", "WE_KERNELS_CUDA": "off"}
+    subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True)
+
+
 def survives(tree: Path, mutant: Mutant) -> bool:
     """Whether the tests miss the fault. The file is restored."""
     path = tree / mutant.path
@@ -37,18 +45,26 @@ def survives(tree: Path, mutant: Mutant) -> bool:
     if original.count(mutant.old) != 1:
         raise SystemExit(f"{mutant.path}: {mutant.old!r} occurs {original.count(mutant.old)} times, must be once")
     path.write_text(original.replace(mutant.old, mutant.new))
+    native = mutant.path.startswith("csrc")
     try:
+        if native:
+            build(tree)
         return run_tests(tree, mutant.tests)
     finally:
         path.write_text(original)
+        if native:
+            build(tree)
 
 
 def main() -> int:
     """Prints one line per mutant; 1 if any survived."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="only mutants whose path contains this")
-    only = parser.parse_args().only
-    mutants = [mutant for mutant in MUTANTS if only in mutant.path]
+    parser.add_argument("--sample", action="store_true", help="one mutant of each set of tests")
+    options = parser.parse_args()
+    mutants = [mutant for mutant in MUTANTS if options.only in mutant.path]
+    if options.sample:
+        mutants = list({mutant.tests: mutant for mutant in mutants}.values())
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
@@ -56,7 +72,8 @@ def main() -> int:
         for mutant in mutants:
             alive = survives(tree, mutant)
             survivors += alive
-            print(f"{'SURVIVED' if alive else 'killed  '}  {mutant.path}: {mutant.old.strip()!r} -> {mutant.new.strip()!r}")
+            verdict = "SURVIVED" if alive else "killed"
+            print(f"{verdict:8}  {mutant.path}: {mutant.old.strip()!r} -> {mutant.new.strip()!r}", flush=True)
         for tests in {mutant.tests for mutant in mutants}:
             if not run_tests(tree, tests):
                 raise SystemExit(f"the unbroken code fails {tests}: nothing was shown")

@@ -15,6 +15,10 @@ class Mutant(NamedTuple):
 _REFERENCE = "we_kernels/backends/reference/"
 _KERNELS = "tests/kernels/test_reference.py tests/kernels/test_degenerate.py -k 'not native and not triton'"
 _EVOLUTION = "tests/evolution"
+_TRITON = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k triton"
+_NATIVE = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k native"
+_CPU = "csrc/cpu/"
+_GPU = "we_kernels/backends/triton/"
 
 MUTANTS = [
     Mutant(_REFERENCE + "importance.py", ".div(layer.channels)", "", _KERNELS),
@@ -32,7 +36,22 @@ MUTANTS = [
     Mutant("we_kernels/layout.py", "int(height == 1)", "int(dims[-1:] == [])", _KERNELS),
     Mutant("we_kernels/ops.py", "check_donors(donor, layout.segments)", "pass", "tests/kernels/test_bad_input.py"),
     Mutant("python/weight_evolution/evolution.py", "/ starvation_divisor\n", "\n", _EVOLUTION),
-    Mutant("python/weight_evolution/evolution.py", "report.check_finite()\n            else", "pass\n            else", _EVOLUTION),
+    Mutant(
+        "python/weight_evolution/evolution.py",
+        "                report.check_finite()",
+        "                pass",
+        _EVOLUTION,
+    ),
     Mutant("python/weight_evolution/evolution.py", "(a * bias + (1 - a)", "(a * bias + a", _EVOLUTION),
     Mutant("python/weight_evolution/parameters.py", "return weight, 1\n", "return weight, 0\n", _EVOLUTION),
+    Mutant(_GPU + "importance.py", "channels.to(ACC), ACC)", "channels.to(ACC) + 1, ACC)", _TRITON),
+    Mutant(_GPU + "threshold.py", "below <= k, candidate", "below < k, candidate", _TRITON),
+    Mutant(_GPU + "rank.py", "(index[None, :] < row[:, None])", "(index[None, :] > row[:, None])", _TRITON),
+    Mutant(_GPU + "starvation.py", "count % every == 0", "count % every == 1", _TRITON),
+    Mutant(_GPU + "crossover.py", "new = a * s + (1.0 - a) * l\n", "new = a * l + (1.0 - a) * s\n", _TRITON),
+    Mutant(_CPU + "matching.cpp", "below += keys[f] < threshold", "below += keys[f] <= threshold", _NATIVE),
+    Mutant(_CPU + "matching.cpp", "std::nth_element(candidates, candidates + rank, candidates + count);", "", _NATIVE),
+    Mutant(_CPU + "ranking.cpp", "static_cast<Item>(0x7fffffff - key)", "static_cast<Item>(key)", _NATIVE),
+    Mutant(_CPU + "simd_crossover.h", "take = bits > largest_bits", "take = bits >= largest_bits", _NATIVE),
+    Mutant(_CPU + "simd_crossover.h", "return a * smallest + (1 - a) * largest;", "return largest;", _NATIVE),
 ]
