@@ -43,6 +43,7 @@ def test_reads_plain_and_packed_files(tmp_path, packed):
 
 
 GOOD = idx(images(7))
+PACKED = gzip.compress(GOOD, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +59,10 @@ GOOD = idx(images(7))
         (GOOD + b"\x00", "is too long"),
         (b"\x00\x00\x08\x03" + struct.pack(">3I", 2**31, 2**31, 2**31), "is cut off"),
         (b"\x00\x00\x08\x03" + struct.pack(">3I", 0, 3, 2), "is empty"),
-        (gzip.compress(GOOD)[:-12], "is damaged"),
+        (PACKED[:-12], "is damaged"),
         (b"\x1f\x8b" + GOOD, "is damaged"),
     ],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
 )
 def test_corrupt_files(tmp_path, content, message):
     path = tmp_path / "train-images-idx3-ubyte"
@@ -71,7 +73,7 @@ def test_corrupt_files(tmp_path, content, message):
 
 
 def test_flipped_byte_in_packed_file(tmp_path):
-    packed = bytearray(gzip.compress(GOOD))
+    packed = bytearray(PACKED)
     packed[-6] ^= 0xFF  # in the checksum
     (tmp_path / "x.gz").write_bytes(packed)
     with pytest.raises(UserError, match="is damaged"):
