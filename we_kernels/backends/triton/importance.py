@@ -63,7 +63,7 @@ def importance_kernel(
         _dense(address, fields, row, length, stride, out, DTYPE, ACC, SHORT_ROWS, SHORT_COLUMNS, 1)
     else:
         # Nothing is known about an address from a table: vector loads only where it and all rows are 16-byte aligned.
-        size: tl.constexpr = DTYPE.primitive_bitwidth // 8
+        size: tl.constexpr = 8 if DTYPE == tl.float64 else (4 if DTYPE == tl.float32 else 2)
         if (address | (length * size) | (stride * size)) % 16 == 0:
             _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, 16 // size)
         else:
