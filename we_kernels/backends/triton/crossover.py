@@ -22,6 +22,7 @@ from .fields import (
     WIDTH,
     divide,
     kernel_offsets,
+    magnitude,
     narrow,
     widen,
 )
@@ -132,8 +133,8 @@ def _blend_run(q, p, length, DTYPE: tl.constexpr):
     start = length * 0
     while start < length:
         index = start + tl.arange(0, RUN)
-        norm_q += tl.abs(widen(tl.load(q + index, mask=index < length, other=0.0), DTYPE))
-        norm_p += tl.abs(widen(tl.load(p + index, mask=index < length, other=0.0), DTYPE))
+        norm_q += magnitude(widen(tl.load(q + index, mask=index < length, other=0.0), DTYPE), DTYPE)
+        norm_p += magnitude(widen(tl.load(p + index, mask=index < length, other=0.0), DTYPE), DTYPE)
         start += RUN
     own = tl.sum(norm_q, axis=0)
     a = divide(own, own + tl.sum(norm_p, axis=0), ACC)
@@ -160,8 +161,8 @@ def _blend_strided(q, p, fields, DTYPE: tl.constexpr):
             element = start + tl.arange(0, TILE_ELEMENTS)
             offset = (channel * channel_stride)[:, None] + kernel_offsets(fields, element)[None, :]
             mask = (channel < channels)[:, None] & (element < elements)[None, :]
-            norm_q += tl.abs(widen(tl.load(q + offset, mask=mask, other=0.0), DTYPE))
-            norm_p += tl.abs(widen(tl.load(p + offset, mask=mask, other=0.0), DTYPE))
+            norm_q += magnitude(widen(tl.load(q + offset, mask=mask, other=0.0), DTYPE), DTYPE)
+            norm_p += magnitude(widen(tl.load(p + offset, mask=mask, other=0.0), DTYPE), DTYPE)
             start += TILE_ELEMENTS
         first += TILE_CHANNELS
     own = tl.sum(tl.sum(norm_q, axis=1), axis=0)
@@ -190,7 +191,7 @@ def _blend_tile(q, p, mask, a, DTYPE: tl.constexpr):
 def _store_finite(pointer, new, mask, DTYPE: tl.constexpr):
     """A value that is not finite in the weights' dtype is dropped, so the element keeps its own."""
     rounded = narrow(new, DTYPE)
-    finite = (tl.abs(new) < float("inf")) & (tl.abs(widen(rounded, DTYPE)) < float("inf"))
+    finite = (magnitude(new, DTYPE) < float("inf")) & (magnitude(widen(rounded, DTYPE), DTYPE) < float("inf"))
     tl.store(pointer, rounded, mask=mask & finite)
 
 
@@ -259,7 +260,7 @@ def _elements(q, p, fields, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
                 _store_finite(q + offset, tl.broadcast_to(new[:, None], equal.shape), equal, DTYPE)
                 start += TILE_ELEMENTS
         else:
-            a = divide(tl.abs(s), tl.abs(s) + tl.abs(l), ACC)
+            a = divide(magnitude(s, DTYPE), magnitude(s, DTYPE) + magnitude(l, DTYPE), ACC)
             new = a * s + (1.0 - a) * l
             target = q + channel * channel_stride + kernel_offsets(fields, small_code // 2)
             _store_finite(target, new, inside, DTYPE)

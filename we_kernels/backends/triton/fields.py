@@ -77,6 +77,16 @@ def widen(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def magnitude(x, DTYPE: tl.constexpr):
+    """|x| of a widened value by its bits: the compiled abs of Triton 3.3 flushes subnormals."""
+    if DTYPE == tl.float64:
+        positive = (x.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF).to(tl.float64, bitcast=True)
+    else:
+        positive = (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    return positive
+
+
+@triton.jit
 def narrow(x, DTYPE: tl.constexpr):
     """Back to the weights' dtype, to nearest even, finite values only (the interpreter's own bfloat16 truncates)."""
     if DTYPE == tl.bfloat16:

@@ -20,6 +20,7 @@ from .fields import (
     WIDTH,
     divide,
     kernel_offsets,
+    magnitude,
     widen,
 )
 from .launch import kernel
@@ -102,7 +103,7 @@ def _dense(
     while step * COLUMNS < length:
         column = step * COLUMNS + tl.arange(0, COLUMNS)
         mask = inside[:, None] & (column < length)[None, :]
-        total += tl.abs(widen(tl.load(base + column[None, :], mask=mask, other=0.0), DTYPE))
+        total += magnitude(widen(tl.load(base + column[None, :], mask=mask, other=0.0), DTYPE), DTYPE)
         step += 1
     mean = divide(tl.sum(total, axis=1), tl.load(fields + CHANNELS).to(ACC), ACC)
     tl.store(out + rows, mean.to(tl.float32), mask=inside)
@@ -124,7 +125,7 @@ def _strided(address, fields, row, out, DTYPE: tl.constexpr, ACC: tl.constexpr):
             element = start + tl.arange(0, STRIDED_ELEMENTS)
             offset = (channel * channel_stride)[:, None] + kernel_offsets(fields, element)[None, :]
             mask = (channel < channels)[:, None] & (element < elements)[None, :]
-            total += tl.abs(widen(tl.load(base + offset, mask=mask, other=0.0), DTYPE))
+            total += magnitude(widen(tl.load(base + offset, mask=mask, other=0.0), DTYPE), DTYPE)
             start += STRIDED_ELEMENTS
         first += STRIDED_CHANNELS
     mean = divide(tl.sum(tl.sum(total, axis=1), axis=0), channels.to(ACC), ACC)

@@ -23,7 +23,7 @@ from .threshold import threshold_kernel
 THRESHOLD_TILES = {1024: 4, 8192: 8, 32768: 32}
 """Keys that one block holds in registers: its number of warps."""
 
-THRESHOLD_LOOP = (16384, 32)
+THRESHOLD_LOOP = (16384, 16)
 """Tile and warps for larger groups, whose keys are read again for every bit."""
 
 STARVATION_TILE = 256
