@@ -14,7 +14,7 @@ class Mutant(NamedTuple):
 
 _REFERENCE = "we_kernels/backends/reference/"
 _KERNELS = "tests/kernels/test_reference.py tests/kernels/test_degenerate.py -k 'not native and not triton'"
-_EVOLUTION = "tests/evolution"
+_EVOLUTION = "tests/evolution -k 'not triton'"
 _TRITON = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k triton"
 _NATIVE = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k native"
 _CPU = "csrc/cpu/"
