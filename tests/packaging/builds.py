@@ -59,8 +59,12 @@ def unpack(wheel, target):
     return target
 
 
+# An editable installation finds we_kernels._native in its own tree for any we_kernels that has none.
+NO_EDITABLE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in f.__module__]\n"
+
+
 def python(code, site, cwd):
     """What a fresh interpreter prints that finds the packages in the folder ``site``."""
-    done = run(sys.executable, "-W", "error", "-c", code, cwd=cwd, PYTHONPATH=str(site))
+    done = run(sys.executable, "-W", "error", "-c", NO_EDITABLE + code, cwd=cwd, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stdout
     return done.stdout.strip()
