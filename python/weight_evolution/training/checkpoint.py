@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +41,24 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         UserError: there is no such file, or it is not a checkpoint of this program.
     """
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a checkpoint or is damaged ({reason})") from None
+    state = read_plain(path, "a checkpoint", device)
     if not isinstance(state, dict) or not state.keys() >= _ENTRIES:
         raise UserError(f"{path} is not a checkpoint of weight-evolution train")
     if state["format"] != FORMAT:
         raise UserError(f"{path} has format {state['format']}, this version reads {FORMAT}")
     return state
+
+
+def read_plain(path: Path, what: str, device: torch.device | str = "cpu") -> Any:
+    """Tensors and plain values of a file of torch.save; ``what`` it should be, for the error message.
+
+    Raises:
+        UserError: there is no such file, or it is something else.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception as error:  # of other bytes the unpickler raises nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not {what} or is damaged ({reason})") from None

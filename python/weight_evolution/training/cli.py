@@ -15,6 +15,7 @@ from we_kernels.info import format_info
 from weight_evolution import BackendUnavailableError, NonFiniteWeightError
 
 from .arguments import fraction, momentum, non_negative_float, non_negative_int, positive_float, positive_int
+from .compacting import compact_checkpoint
 from .config import TrainingConfig
 from .data import DATA, load_data
 from .demo import DemoOptions, run_demo
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands.add_parser("train", help="train a network from one or more seeds"))
     _add_inspect(commands.add_parser("inspect", help="print what an evolution of a checkpoint would select"))
+    _add_compact(commands.add_parser("compact", help="write the compact network of a low-rank checkpoint"))
     _add_demo(commands.add_parser("demo", help="baseline against weight evolution on digits, in minutes"))
     info = commands.add_parser("info", help="print versions and available backends")
     info.set_defaults(run=lambda options: print(format_info(we_kernels.info())))
@@ -110,6 +112,19 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=fraction, metavar="R", help="for convolutions, without a schedule")
     parser.add_argument("--norm-rate", type=fraction, metavar="R", help="for BatchNorms, without a schedule")
     parser.add_argument("--local-ratio", type=fraction, metavar="R")
+
+
+def _add_compact(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write the compact network of a checkpoint of train --method low-rank. "
+        "weight_evolution.training.load_compact reads the file."
+    )
+    parser.set_defaults(run=_compact)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--root", type=Path, help="folder of the data set's files, to measure the accuracy")
+    _add_machine(parser)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -170,14 +185,28 @@ def _train(options: argparse.Namespace) -> None:
     mean, deviation = results["last_epoch_test_accuracy_mean"], results["last_epoch_test_accuracy_std"]
     spread = "" if deviation is None else f" +- {deviation:.2f} ({len(seeds)} seeds)"
     best = max(run["best_epoch_test_accuracy"] for run in results["runs"])
+    run = results["runs"][0]
+    compact = "accuracy_of" in run
     print(
-        f"test accuracy of the last epoch: {mean:.2f}%{spread}; best single epoch, chosen on the test set: {best:.2f}%"
+        f"test accuracy of {'the compact network, ' if compact else ''}the last epoch: {mean:.2f}%{spread}; "
+        f"best single epoch, chosen on the test set: {best:.2f}%"
     )
+    if compact:
+        seed = f" (seed {run['seed']})" if len(seeds) > 1 else ""
+        print(
+            f"compact network{seed}: parameters {run['parameters']:,} -> {run['compact_parameters']:,}, "
+            f"MACs {run['macs']:,} -> {run['compact_macs']:,}; weight-evolution compact CHECKPOINT -o OUT writes it"
+        )
     print(f"results in {options.output}")
 
 
 def _inspect(options: argparse.Namespace) -> None:
     print(inspect_checkpoint(options.checkpoint, options.rate, options.norm_rate, options.local_ratio))
+
+
+def _compact(options: argparse.Namespace) -> None:
+    device = _device(options)
+    print(compact_checkpoint(options.checkpoint, options.output, device, root=options.root, force=options.force))
 
 
 def _demo(options: argparse.Namespace) -> None:

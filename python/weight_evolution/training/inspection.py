@@ -14,7 +14,7 @@ from .errors import UserError
 from .inferior import count_inferior_filters
 from .methods.evolution import EvolutionMethod, make_evolution
 from .models import make_model
-from .trainer import check_model_state
+from .trainer import check_model_state, headline_accuracy
 
 _PUBLISHED: dict[str, Any] = {
     "crossover": "paper",
@@ -70,7 +70,7 @@ def inspect_checkpoint(
     last_epoch = max(state["epoch"] - 1, 0)
     report = evolution.preview(epoch=last_epoch)
     found = count_inferior_filters(model)
-    accuracy = f", test accuracy {state['history'][-1]['test_accuracy']:.2f}%" if state["history"] else ""
+    accuracy = f", test accuracy {headline_accuracy(state['history'][-1]):.2f}%" if state["history"] else ""
     return "\n".join(
         [
             f"{path}: {config.model} on {config.data}, method {config.method}, seed {state['seed']}, "

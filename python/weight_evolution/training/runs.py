@@ -15,7 +15,7 @@ from .config import TrainingConfig
 from .data import Dataset
 from .errors import UserError
 from .logs import TensorBoardLog, to_json, write_log, write_text
-from .trainer import Trainer
+from .trainer import Trainer, headline_accuracy
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -91,21 +91,25 @@ def check_output_folder(output: OutputOptions, seeds: Sequence[int]) -> None:
 def summarize(
     config: TrainingConfig, histories: Mapping[int, Sequence[Mapping[str, float]]], device: torch.device
 ) -> dict[str, Any]:
-    """Accuracies of the last epoch, which is the result; the best epoch's, chosen on the test images, stands apart."""
+    """Accuracies of the last epoch, which is the result; the best epoch's, chosen on the test images, stands apart.
+
+    Where a method makes a compact network, they are that network's.
+    """
     runs: list[dict[str, Any]] = []
     for seed, history in histories.items():
-        accuracies = [row["test_accuracy"] for row in history]
+        accuracies = [headline_accuracy(row) for row in history]
         last = history[-1]
         runs.append(
             {
                 "seed": seed,
                 "epochs": len(history),
-                "last_epoch_test_accuracy": last["test_accuracy"],
+                "last_epoch_test_accuracy": accuracies[-1],
                 "best_epoch_test_accuracy": max(accuracies),
                 "inferior_filters": last.get("inferior_filters"),
                 "filters": last.get("filters"),
                 "train_seconds": sum(row["train_seconds"] for row in history),
                 "evolution_seconds": sum(row.get("evolution_seconds", 0.0) for row in history),
+                **_compact_entries(last),
             }
         )
     last_accuracies = [run["last_epoch_test_accuracy"] for run in runs]
@@ -117,6 +121,17 @@ def summarize(
         "last_epoch_test_accuracy_mean": statistics.fmean(last_accuracies),
         "last_epoch_test_accuracy_std": statistics.stdev(last_accuracies) if len(last_accuracies) > 1 else None,
         "runs": runs,
+    }
+
+
+def _compact_entries(last: Mapping[str, float]) -> dict[str, Any]:
+    if "compact_test_accuracy" not in last:
+        return {}
+    costs = ("parameters", "compact_parameters", "macs", "compact_macs")
+    return {
+        "accuracy_of": "compact network",
+        "uncompressed_test_accuracy": last["test_accuracy"],
+        **{key: last[key] for key in costs},
     }
 
 
@@ -158,6 +173,8 @@ def _line(trainer: Trainer, row: dict[str, float]) -> str:
         f"train {row['train_accuracy']:.2f}%",
         f"test {row['test_accuracy']:.2f}%",
     ]
+    if "compact_test_accuracy" in row:
+        parts.append(f"compact {row['compact_test_accuracy']:.2f}%")
     if "inferior_filters" in row:
         parts.append(f"inferior {row['inferior_filters']}/{row['filters']}")
     if "evolution_replaced_conv" in row:

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weight_evolution.low_rank.costs import count_macs, count_parameters
+
 from .checkpoint import FORMAT
 from .config import TrainingConfig, first_difference
 from .data import Dataset, training_batches
 from .errors import UserError
 from .inferior import count_inferior_filters
 from .learning_rate import learning_rate
-from .methods import make_methods
+from .methods import Method, make_methods
 from .models import check_output, make_model
 from .randomness import seeded
 
@@ -35,20 +37,29 @@ class Trainer:
         seed: of initialization, order of the data, augmentation and dropout.
         dataset: the data of ``config.data``.
         device: where to train.
+        model: the network to train, instead of a new one of ``config.model``.
 
     Raises:
         UserError: model, method and data do not fit together.
     """
 
-    def __init__(self, config: TrainingConfig, seed: int, dataset: Dataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        seed: int,
+        dataset: Dataset,
+        device: torch.device,
+        model: nn.Module | None = None,
+    ) -> None:
         self.config = config
         self.seed = seed
         self.device = device
         self.dataset = dataset.to(device)
-        self._mean, self._deviation = self.dataset.statistics
+        input_size = dataset.train_images.shape[1:]
         with seeded(device, "model", seed):
-            self.model: nn.Module = make_model(config.model, dataset.in_channels, dataset.num_classes).to(device)
-        check_output(self.model, config.model, dataset.train_images.shape[1:], dataset.num_classes)
+            made = model or make_model(config.model, dataset.in_channels, dataset.num_classes)
+        self.model: nn.Module = made.to(device)
+        check_output(self.model, config.model, input_size, dataset.num_classes)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.lr,
@@ -56,7 +67,12 @@ class Trainer:
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         )
-        self.methods = make_methods(config.method, config.method_options, self.model, self.optimizer)
+        self.methods = make_methods(config.method, config.method_options, self.model, self.optimizer, input_size)
+        self._iteration_hooks = [
+            method.after_iteration
+            for method in self.methods.values()
+            if type(method).after_iteration is not Method.after_iteration
+        ]
         self.epoch = 0
         """Epochs done."""
         self.history: list[dict[str, float]] = []
@@ -102,20 +118,15 @@ class Trainer:
             row |= self._count_inferior()
             for method in self.methods.values():
                 row |= method.after_epoch(epoch)
+                if (compact := method.compact()) is not None:
+                    row |= self._measure_compact(compact)
         self.history.append(row)
         self.epoch += 1
         return row
 
     def evaluate(self) -> tuple[float, float]:
         """Mean loss and accuracy in percent on the test images."""
-        self.model.eval()
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        images, labels = self.dataset.test_images, self.dataset.test_labels
-        with torch.no_grad():
-            for batch, targets in zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
-                logits = self.model(self._normalize(batch))
-                totals += _totals(logits, functional.cross_entropy(logits, targets), targets)
-        return _means(totals, len(images))
+        return evaluate(self.model, self.dataset)
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs; tensors and plain values."""
@@ -155,13 +166,16 @@ class Trainer:
     def _train(self, epoch: int) -> tuple[float, float]:
         config = self.config
         self.model.train()
+        mean, deviation = self.dataset.statistics
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for images, targets in training_batches(self.dataset, config.batch_size, self.seed, epoch, config.augment):
-            logits = self.model(self._normalize(images))
+            logits = self.model((images.float() - mean) / deviation)
             loss = functional.cross_entropy(logits, targets)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
+            for hook in self._iteration_hooks:
+                hook()
             totals += _totals(logits.detach(), loss.detach(), targets)
         loss_mean, accuracy = _means(totals, len(self.dataset.train_images))
         if not math.isfinite(loss_mean):
@@ -171,14 +185,41 @@ class Trainer:
             )
         return loss_mean, accuracy
 
-    def _normalize(self, images: Tensor) -> Tensor:
-        return (images.float() - self._mean) / self._deviation
+    def _measure_compact(self, compact: nn.Module) -> dict[str, float]:
+        loss, accuracy = evaluate(compact, self.dataset)
+        image = (torch.zeros(1, *self.dataset.train_images.shape[1:], device=self.device),)
+        return {
+            "compact_test_loss": loss,
+            "compact_test_accuracy": accuracy,
+            "parameters": count_parameters(self.model),
+            "compact_parameters": count_parameters(compact),
+            "macs": count_macs(self.model, image)[0],
+            "compact_macs": count_macs(compact, image)[0],
+        }
 
     def _count_inferior(self) -> dict[str, float]:
         if not any(isinstance(module, nn.modules.conv._ConvNd) for module in self.model.modules()):
             return {}
         found = count_inferior_filters(self.model)
         return {"inferior_filters": found.inferior, "filters": found.filters}
+
+
+def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
+    """Mean loss and accuracy in percent on the test images, in eval mode, which the model keeps."""
+    model.eval()
+    images, labels = dataset.test_images, dataset.test_labels
+    mean, deviation = dataset.statistics
+    totals = torch.zeros(2, dtype=torch.float64, device=images.device)
+    with torch.no_grad():
+        for batch, targets in zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
+            logits = model((batch.float() - mean) / deviation)
+            totals += _totals(logits, functional.cross_entropy(logits, targets), targets)
+    return _means(totals, len(images))
+
+
+def headline_accuracy(row: Mapping[str, float]) -> float:
+    """The accuracy that counts in a row of the log: of the compact network where there is one."""
+    return row.get("compact_test_accuracy", row["test_accuracy"])
 
 
 def check_model_state(state: Mapping[str, Tensor], model: nn.Module) -> None:

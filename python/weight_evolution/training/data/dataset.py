@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Dataset:
         """C."""
         return self.train_images.shape[1]
 
-    @property
+    @cached_property
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel of the training images, float32 [C, 1, 1]."""
         channels = self.train_images.transpose(0, 1).flatten(1)

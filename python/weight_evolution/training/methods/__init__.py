@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from ..errors import UserError
 from .base import Method
 from .evolution import EvolutionMethod
+from .low_rank import LowRankMethod
 
 BASELINE = "baseline"
-METHODS: dict[str, type[Method]] = {EvolutionMethod.name: EvolutionMethod}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (EvolutionMethod, LowRankMethod)}
 
 __all__ = ["BASELINE", "METHODS", "Method", "make_methods", "method_names", "method_options"]
 
@@ -42,7 +43,11 @@ def method_options(method: str, arguments: argparse.Namespace) -> dict[str, dict
 
 
 def make_methods(
-    method: str, options: Mapping[str, Mapping[str, Any]], model: nn.Module, optimizer: Optimizer
+    method: str,
+    options: Mapping[str, Mapping[str, Any]],
+    model: nn.Module,
+    optimizer: Optimizer,
+    input_size: Sequence[int],
 ) -> dict[str, Method]:
     """The methods by name, attached to a model and its optimizer."""
-    return {name: METHODS[name](model, optimizer, options[name]) for name in method_names(method)}
+    return {name: METHODS[name](model, optimizer, options[name], input_size) for name in method_names(method)}

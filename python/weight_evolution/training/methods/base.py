@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -17,11 +18,14 @@ class Method:
         model: the network in training.
         optimizer: its optimizer.
         options: what `options` made of the command line; plain values.
+        input_size: of one image, [C, H, W].
     """
 
     name: ClassVar[str]
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
 
@@ -34,9 +38,18 @@ class Method:
         """The options as plain values, for the configuration that a checkpoint holds."""
         return {}
 
+    def after_iteration(self) -> None:
+        """Called after each step of the optimizer; the trainer calls it only where a method has its own."""
+
     def after_epoch(self, epoch: int) -> dict[str, float]:
         """Called after the accuracy of ``epoch`` (from 0) was measured; returns columns for the log."""
         return {}
+
+    def compact(self) -> nn.Module | None:
+        """A new, smaller network that stands for the trained one, which the trainer measures after `after_epoch`; its
+        accuracy is then the run's. None: there is no other than the trained one.
+        """
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and tensors that a resumed run needs."""
@@ -44,3 +57,9 @@ class Method:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where `state_dict` was taken."""
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done its work; before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

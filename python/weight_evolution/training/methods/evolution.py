@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,7 +15,7 @@ from weight_evolution.schedule import Schedule
 
 from ..arguments import fraction, positive_float, positive_int
 from ..errors import UserError
-from .base import Method
+from .base import Method, wait_for
 
 _PUBLISHED = {"cifar": (StagedSigmoid.cifar(), 200), "imagenet": (StagedSigmoid.imagenet(), 90)}
 _PUBLISHED_RATES = {"cifar": (0.2, 0.05, 0.05), "imagenet": (0.02, 0.02, 0.02)}
@@ -27,8 +26,10 @@ class EvolutionMethod(Method):
 
     name = "evolution"
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any]) -> None:
-        super().__init__(model, optimizer, options)
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
+    ) -> None:
+        super().__init__(model, optimizer, options, input_size)
         self._every: int = options["every"]
         self._last_epoch: int = options["epochs"] - 1
         self.evolution = make_evolution(model, optimizer, options)
@@ -83,10 +84,10 @@ class EvolutionMethod(Method):
         if epoch == self._last_epoch or (epoch + 1) % self._every:
             return {}
         device = next(self.model.parameters()).device
-        _wait(device)
+        wait_for(device)
         start = time.perf_counter()
         report = self.evolution.step(epoch=epoch)
-        _wait(device)
+        wait_for(device)
         columns: dict[str, float] = {"evolution_seconds": time.perf_counter() - start}
         for kind, rate in report.rates.items():
             names = [name for name, of in report.kinds.items() if of == kind]
@@ -156,8 +157,3 @@ def _schedule_options(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
 def _constant(base_rate: float, epoch: int) -> float:
     return base_rate
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

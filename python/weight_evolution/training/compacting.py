@@ -1,0 +1,170 @@
+"""The compact network of a low-rank checkpoint as a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from weight_evolution import LowRankProjection, compact_like
+from weight_evolution.low_rank import CompactReport
+
+from .checkpoint import read_checkpoint, read_plain, save_checkpoint
+from .config import TrainingConfig
+from .data import load_data
+from .errors import UserError
+from .methods.low_rank import LowRankMethod, make_projection
+from .models import make_model
+from .trainer import check_model_state, evaluate
+
+_KIND = "weight-evolution compact network"
+_FORMAT = 1
+_TYPES: dict[str, type] = {
+    "kind": str,
+    "format": int,
+    "config": dict,
+    "in_channels": int,
+    "num_classes": int,
+    "input_size": list,
+    "ranks": dict,
+    "state_dict": dict,
+}
+
+
+def load_compact(path: str | Path) -> nn.Module:
+    """The network that ``weight-evolution compact`` wrote, on the CPU and in eval mode.
+
+    The file holds tensors and plain values only. A model of one's own (``--model module:factory``) is made by importing
+    that module.
+
+    Raises:
+        UserError: there is no such file, it is of another kind, or it does not fit its own model.
+    """
+    path = Path(path)
+    saved = _read(path)
+    config = TrainingConfig.from_dict(saved["config"])
+    with torch.random.fork_rng(devices=[]):  # the random initialization is replaced at once
+        original = make_model(config.model, saved["in_channels"], saved["num_classes"])
+        try:
+            compact = compact_like(original, saved["ranks"])
+        except ValueError as error:
+            raise UserError(f"{path} does not fit its model {config.model}: {error}") from None
+    check_model_state(saved["state_dict"], compact)
+    compact.load_state_dict(saved["state_dict"])
+    return compact.eval()
+
+
+def compact_checkpoint(
+    checkpoint: Path, output: Path, device: torch.device, *, root: Path | None = None, force: bool = False
+) -> str:
+    """Write the compact network of a checkpoint to ``output``, for `load_compact`; returns a readable summary.
+
+    Args:
+        checkpoint: of ``weight-evolution train --method low-rank``; only read.
+        device: where to compute.
+        root: folder of the data set's files. Where the data set is missing, the accuracy is not measured.
+        force: replace ``output`` if it exists.
+
+    Raises:
+        UserError: the checkpoint is unfit, or ``output`` exists or cannot be written.
+    """
+    _check_output(output, checkpoint, force)
+    state = read_checkpoint(checkpoint, device)
+    config = TrainingConfig.from_dict(state["config"])
+    model, projection, input_size = _restore(checkpoint, state, config, device)
+    compact = projection.compact().eval()
+    report = projection.report()
+    accuracy = _accuracy(config.data, root, model, compact, device)
+    saved = {
+        "kind": _KIND,
+        "format": _FORMAT,
+        "config": config.to_dict(),
+        "in_channels": state["in_channels"],
+        "num_classes": state["num_classes"],
+        "input_size": input_size,
+        "ranks": projection.compact_ranks,
+        "state_dict": compact.state_dict(),
+    }
+    try:
+        save_checkpoint(saved, output)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot write {output}: {error}") from None
+    image = "x".join(map(str, input_size))
+    return "\n".join(
+        [
+            f"{checkpoint}: {config.model} on {config.data}, method {config.method}, seed {state['seed']}, "
+            f"{state['epoch']} of {config.epochs} epochs",
+            f"parameters {report.parameters_before:,} -> {report.parameters_after:,} ({report.parameters_share:.1%})",
+            f"MACs of one {image} image {report.macs_before:,} -> {report.macs_after:,} ({report.macs_share:.1%})",
+            accuracy,
+            *_layers(model, report),
+            f"written to {output}",
+        ]
+    )
+
+
+def _check_output(output: Path, checkpoint: Path, force: bool) -> None:
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; name a file")
+    if not output.parent.is_dir():
+        raise UserError(f"cannot write {output}: there is no folder {output.parent}")
+    if output.resolve() == checkpoint.resolve():
+        raise UserError(f"{output} is the checkpoint itself; name another file")
+    if output.exists() and not force:
+        raise UserError(f"{output} exists; pass --force to replace it, or name another file")
+
+
+def _restore(
+    path: Path, state: dict[str, Any], config: TrainingConfig, device: torch.device
+) -> tuple[nn.Module, LowRankProjection, list[int]]:
+    """The trained network, its projection and the size [C, H, W] of one image."""
+    if LowRankMethod.name not in config.method_options:
+        raise UserError(f"{path} was trained with method {config.method}, without low-rank; nothing to make compact")
+    model = make_model(config.model, state["in_channels"], state["num_classes"]).to(device)
+    check_model_state(state["model"], model)
+    model.load_state_dict(state["model"])
+    try:
+        own = state["methods"][LowRankMethod.name]
+        input_size, saved, projections = list(own["input_size"]), own["projection"], own["projections"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: no state of method low-rank ({error!r})") from None
+    if projections == 0:
+        raise UserError(f"{path} was saved before the first projection; train it for an epoch")
+    projection = make_projection(model, None, config.method_options[LowRankMethod.name], input_size)
+    try:
+        projection.load_state_dict(saved)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return model, projection, input_size
+
+
+def _accuracy(data: str, root: Path | None, model: nn.Module, compact: nn.Module, device: torch.device) -> str:
+    try:
+        dataset = load_data(data, root).to(device)
+    except UserError as error:
+        return f"test accuracy not measured: {error}"
+    before, after = (evaluate(network, dataset)[1] for network in (model, compact))
+    return f"test accuracy {before:.2f}% -> {after:.2f}% ({len(dataset.test_images)} images)"
+
+
+def _layers(model: nn.Module, report: CompactReport) -> list[str]:
+    left = {cost.name: cost.reason for cost in report.layers if cost.reason}
+    left |= {name: "Linear" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    replaced = len([cost for cost in report.layers if not cost.reason])
+    return [f"{replaced} layers became two, {len(left)} are left alone{':' if left else ''}"] + [
+        f"  {name}: {reason}" for name, reason in left.items()
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    saved = read_plain(path, "a compact network")
+    if not isinstance(saved, dict) or saved.get("kind") != _KIND:
+        raise UserError(f"{path} is not a compact network; weight-evolution compact CHECKPOINT -o OUT writes one")
+    if saved.get("format") != _FORMAT:
+        raise UserError(f"{path} has format {saved.get('format')}, this version reads {_FORMAT}")
+    for name, kind in _TYPES.items():
+        if not isinstance(saved.get(name), kind):
+            raise UserError(f"{path} is damaged: {name} is missing or of another type")
+    return saved
