@@ -24,8 +24,9 @@ RATES = (results.BAR_RATE, 0.02)
 """The published rates for CIFAR and for ImageNet; the second for whole steps only."""
 BUFFER = 256 << 20
 """Bytes read to measure memory, and to sweep the cache; at least eight times the last-level cache."""
-PAUSE = 0.002
-"""Seconds. PyTorch's threads spin for a while after they restored the weights, on the cores that are timed next."""
+PAUSE = 0.01
+"""Seconds before each call. PyTorch's threads spin for several milliseconds after their last work, on the cores that
+are timed next. The pause is spent busy, because a processor that slept starts slowly."""
 
 
 class Bench:
@@ -121,13 +122,19 @@ class Bench:
         in_cache: bool,
     ) -> list[Row]:
         def prepare() -> None:
-            case.restore()
             if self.device.type == "cuda":
+                case.restore()
                 self.buffer.fill_(1.0)
-                return
-            if not in_cache:
+            elif in_cache:
+                _stay_busy(PAUSE)
+                threads = torch.get_num_threads()
+                torch.set_num_threads(1)  # wakes no other thread, and leaves the weights in this core's reach
+                case.restore()
+                torch.set_num_threads(threads)
+            else:
+                case.restore()
                 self.buffer.amax()
-            time.sleep(PAUSE)
+                _stay_busy(PAUSE)
 
         contestants = [Contestant(x.name, x.active, partial(call, x)) for x in self.implementations]
         times = take_turns(contestants, prepare, self.clock, self.repeats)
@@ -200,3 +207,9 @@ class Bench:
             None,
             None,
         )
+
+
+def _stay_busy(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass

@@ -8,6 +8,7 @@
 
 #include "cpu/float_environment.h"
 #include "cpu/operators.h"
+#include "cpu/tasks.h"
 #include "layout.h"
 #ifdef WE_KERNELS_WITH_CUDA
 #include "cuda/bindings.h"
@@ -154,6 +155,9 @@ PYBIND11_MODULE(_native, module) {
         if (!limit_simd(name.c_str())) throw std::invalid_argument("no instruction set is called '" + name + "'");
       },
       "Use this instruction set (baseline, avx2, avx512), or the best below it that this processor has.");
+  module.def(
+      "wake_threads_from", [](std::int64_t bytes) { return worth_waking.exchange(bytes); },
+      "Work of fewer bytes stays in the caller's thread; returns the limit that was in force.");
 #ifdef WE_KERNELS_WITH_CUDA
   bind_cuda(module);
 #endif

@@ -14,6 +14,7 @@
 
 #include "cpu/float_environment.h"
 #include "cpu/operators.h"
+#include "cpu/tasks.h"
 
 namespace {
 
@@ -206,6 +207,7 @@ void run(unsigned seed, int rounds, bool change_level) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  worth_waking = 1 << 16;
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 20;
   const int callers = argc > 2 ? std::atoi(argv[2]) : 3;
   run(1, rounds, true);

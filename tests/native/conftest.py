@@ -11,14 +11,15 @@ LEVELS = ("baseline", "avx2", "avx512")
 
 @pytest.fixture(autouse=True)
 def native():
-    """Forces the native backend; gives back the number of threads and the instruction set it found."""
+    """Forces the native backend, with threads even for small banks; leaves all settings as it found them."""
     reason = backends.unavailable("native", torch.device("cpu"))
     if reason:
         pytest.skip(reason)
     from we_kernels import _native
 
-    threads, level = torch.get_num_threads(), _native.simd()
+    threads, level, limit = torch.get_num_threads(), _native.simd(), _native.wake_threads_from(1 << 16)
     with wk.use_backend("native"):
         yield _native
     torch.set_num_threads(threads)
     _native.limit_simd(level)
+    _native.wake_threads_from(limit)
