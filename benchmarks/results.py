@@ -11,10 +11,12 @@ SCHEMA = 1
 """Of the JSON; counts up when a field changes its meaning."""
 
 RATIO_BARS = {"resnet56": 25.0, "mobilenetv2": 10.0, "resnet50": 6.0}
-"""Whole step of the native backend: at least so many times faster than `baselines.PerLayer`, on two cores."""
+"""A whole evolution (BatchNorms too, rate 0.2) by the native backend: times faster than `baselines.PerLayer`, 2 cores."""
 FLOOR_BARS = {"resnet50": 0.55}
-"""Whole step of the native backend: at least this share of the read floor."""
+"""The convolutions' step by the native backend: share of the read floor, at the network's published rate. At 0.2 a
+sixth of the filters are rewritten, so that even a step at the floor of all its bytes has 66% of the read floor."""
 BAR_RATE = 0.2
+FLOOR_RATE = 0.02
 RELEASED = "released program"
 
 
@@ -67,15 +69,16 @@ class Bar:
 
 
 def bars(rows: list[Row]) -> list[Bar]:
-    """Every bar against the whole steps of the native backend."""
-    steps = {row.model: row for row in rows if (row.op, row.backend, row.rate) == ("step", "native", BAR_RATE)}
+    """Every bar against the rows of the native backend."""
+    native = {(row.model, row.op, row.rate): row for row in rows if row.backend == "native"}
     result = []
     for model, required in RATIO_BARS.items():
-        ratio = steps[model].ratio_per_layer if model in steps else None
+        row = native.get((model, "step+norm", BAR_RATE))
+        ratio = row.ratio_per_layer if row else None
         result.append(Bar(model, "times faster than per_layer", required, ratio.median if ratio else None))
     for model, required in FLOOR_BARS.items():
-        share = steps[model].read_floor_share if model in steps else None
-        result.append(Bar(model, "share of the read floor", required, share))
+        row = native.get((model, "step", FLOOR_RATE))
+        result.append(Bar(model, "share of the read floor", required, row.read_floor_share if row else None))
     return result
 
 

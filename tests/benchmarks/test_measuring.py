@@ -64,8 +64,9 @@ def _row(model="resnet50", op="step", rate=0.2, backend="native", ratio=6.5, sha
 
 def test_bars():
     rows = [
-        _row(),
-        _row("resnet56", ratio=24.9),
+        _row(op="step+norm"),
+        _row(share=0.4, ratio=1.0),
+        _row("resnet56", op="step+norm", ratio=24.9),
         _row("resnet50", rate=0.02, ratio=1.0),
         _row(backend="torch", ratio=1),
     ]
