@@ -11,7 +11,7 @@ SCHEMA = 1
 """Of the JSON; counts up when a field changes its meaning."""
 
 RATIO_BARS = {"resnet56": 25.0, "mobilenetv2": 10.0, "resnet50": 6.0}
-"""A whole evolution (BatchNorms too, rate 0.2) by the native backend: times faster than `baselines.PerLayer`, 2 cores."""
+"""A whole evolution (BatchNorms too, rate 0.2) by the native backend, times faster than `baselines.PerLayer`."""
 FLOOR_BARS = {"resnet50": 0.55}
 """The convolutions' step by the native backend: share of the read floor, at the network's published rate. At 0.2 a
 sixth of the filters are rewritten, so that even a step at the floor of all its bytes has 66% of the read floor."""
