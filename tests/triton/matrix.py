@@ -212,7 +212,7 @@ def check_poison(device, value, layer):
 MATCHINGS = tuple(
     (flavour, rates, ratios, groups, limit, None if limit is None else counters)
     for groups, counters, limits in (
-        ([0] * len(SIZES), [0], (None, 1.0, 2.5)),
+        ([0] * len(SIZES), [0], (None, 2.5)),
         ([i % 3 for i in range(len(SIZES))], [0, 5, 2], (None, 3.0)),
     )
     for limit in limits

@@ -274,3 +274,16 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
         assert types == aot_table.signature(name), name
     assert {name for name, *_ in launches} == {name for name, _ in listed}
     assert crossover.PROGRAMS == operators.PROGRAMS
+
+
+def test_bank_without_filters():
+    weights = [torch.empty(0, 3, 3, 3), torch.empty(0)]
+    counter = torch.tensor([4], dtype=torch.int32)
+    with wk.use_backend("triton"):
+        found = wk.evolve_with_selection_(
+            wk.FilterBank(weights), rate=0.5, local_ratio=None, starvation=counter, starvation_limit=2.0
+        )
+    assert found.donor.shape == found.importance.shape == (0,)
+    assert found.threshold.tolist() == [0.0]
+    assert found.inferior.tolist() == [0, 0]
+    assert counter.tolist() == [4]
