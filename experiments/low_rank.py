@@ -24,6 +24,13 @@ from torch import nn
 from weight_evolution import LowRankProjection, __version__
 from weight_evolution.low_rank import count_macs
 from weight_evolution.training import UserError
+from weight_evolution.training.arguments import (
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
 from weight_evolution.training.config import TrainingConfig, first_difference
 from weight_evolution.training.data import Dataset, load_data
 from weight_evolution.training.demo import DemoOptions
@@ -241,6 +248,8 @@ def _options(given: argparse.Namespace) -> Options:
     fine_tune_epochs = base["epochs"] // 2 if given.fine_tune_epochs is None else given.fine_tune_epochs
     if not 0 < fine_tune_epochs < base["epochs"]:
         raise UserError(f"--fine-tune-epochs must be in [1, {base['epochs'] - 1}], got {fine_tune_epochs}")
+    if given.prune_ratio == 1:
+        raise UserError("--prune-ratio must be below 1, got 1.0")
     weight_decay = _WEIGHT_DECAY[given.data] if given.weight_decay is None else given.weight_decay
     return Options(
         data=given.data,
@@ -258,18 +267,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", choices=tuple(_DATA), default="digits")
     parser.add_argument("--output", type=Path, default=None, metavar="DIR", help="default low-rank-DATA")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
-    parser.add_argument("--prune-ratio", type=float, default=0.6)
+    parser.add_argument("--seeds", type=non_negative_int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--prune-ratio", type=fraction, default=0.6)
     parser.add_argument("--model", help="default resnet20 for digits, resnet8 for fashion-mnist")
-    parser.add_argument("--epochs", type=int, help="default 40 for digits, 10 for fashion-mnist")
-    parser.add_argument("--batch-size", type=int, help="default 32 for digits, 128 for fashion-mnist")
-    parser.add_argument("--lr", type=float, default=_DEMO.lr)
-    parser.add_argument("--weight-decay", type=float, help="default 0.01 for digits, 5e-4 for fashion-mnist")
-    parser.add_argument("--fine-tune-epochs", type=int, metavar="E", help="default half of the epochs")
-    parser.add_argument("--fine-tune-lr", type=float, metavar="LR", help="default a tenth of --lr")
+    parser.add_argument("--epochs", type=positive_int, help="default 40 for digits, 10 for fashion-mnist")
+    parser.add_argument("--batch-size", type=positive_int, help="default 32 for digits, 128 for fashion-mnist")
+    parser.add_argument("--lr", type=positive_float, default=_DEMO.lr)
+    parser.add_argument(
+        "--weight-decay", type=non_negative_float, help="default 0.01 for digits, 5e-4 for fashion-mnist"
+    )
+    parser.add_argument("--fine-tune-epochs", type=positive_int, metavar="E", help="default half of the epochs")
+    parser.add_argument("--fine-tune-lr", type=positive_float, metavar="LR", help="default a tenth of --lr")
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs, 96 images: only to see it work")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
-    parser.add_argument("--threads", type=int, metavar="N")
+    parser.add_argument("--threads", type=positive_int, metavar="N")
     return parser
 
 

@@ -14,6 +14,7 @@ from weight_evolution import LowRankProjection
 from weight_evolution.training import UserError, cli, load_compact
 from weight_evolution.training.checkpoint import read_checkpoint, save_checkpoint
 from weight_evolution.training.config import TrainingConfig
+from weight_evolution.training.runs import summarize
 from weight_evolution.training.trainer import Trainer, evaluate
 
 CPU = torch.device("cpu")
@@ -123,6 +124,42 @@ def test_the_last_epoch_ends_projected_and_its_accuracy_is_the_compact_networks(
     assert row["compact_parameters"] == sum(p.numel() for p in compact.parameters()) < row["parameters"]
     assert row["compact_macs"] < 0.6 * row["macs"]
     assert 0 < row["low_rank_energy_kept_min"] < row["low_rank_energy_kept_mean"] < 1
+
+
+def test_the_compact_network_itself_is_measured(digits, monkeypatch):
+    compact = LowRankProjection.compact
+
+    def always_three(self):
+        model = compact(self)
+        nn.init.zeros_(model.fc.weight)
+        model.fc.bias.data[3] = 1e3
+        return model
+
+    monkeypatch.setattr(LowRankProjection, "compact", always_three)
+    row = train(Trainer(config_of(), 0, digits, CPU), 1).history[0]
+    threes = 100 * float((digits.test_labels == 3).double().mean())
+    assert row["compact_test_accuracy"] == pytest.approx(threes) != row["test_accuracy"]
+
+
+def test_results_are_the_compact_networks():
+    costs = {"parameters": 9, "compact_parameters": 4, "macs": 80, "compact_macs": 30, "train_seconds": 1.0}
+    rows = [{"test_accuracy": a, "compact_test_accuracy": b, **costs} for a, b in ((97.0, 60.0), (95.0, 50.0))]
+    results = summarize(config_of(), {0: rows}, CPU)
+    assert results["last_epoch_test_accuracy_mean"] == results["runs"][0]["last_epoch_test_accuracy"] == 50.0
+    assert results["runs"][0]["best_epoch_test_accuracy"] == 60.0
+    assert results["runs"][0]["uncompressed_test_accuracy"] == 95.0
+    plain = summarize(config_of(), {0: [{"test_accuracy": 7.0, "train_seconds": 1.0}]}, CPU)
+    assert plain["last_epoch_test_accuracy_mean"] == 7.0
+    assert "accuracy_of" not in plain["runs"][0]
+
+
+def test_compact_takes_the_ranks_of_the_run(digits, tmp_path):
+    """Those of the checkpoint, not those that its options would give for today's weights."""
+    state = train(Trainer(config_of(), 0, digits, CPU), 1).state_dict()
+    state["methods"]["low-rank"]["projection"]["ranks"]["layer2.0.conv2"] = 5
+    save_checkpoint(state, tmp_path / "c.pt")
+    assert run("compact", tmp_path / "c.pt", "-o", tmp_path / "o.pt") == 0
+    assert load_compact(tmp_path / "o.pt").layer2[0].conv2[0].out_channels == 5
 
 
 def test_before_its_first_projection_a_run_is_the_baseline(digits):
@@ -290,14 +327,18 @@ def test_the_experiment(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, spec.name, experiment)  # dataclasses look their module up
     spec.loader.exec_module(experiment)
     arguments = ["--quick", "--output", str(tmp_path / "out"), "--threads", "1"]
+    epochs = []
+    run_epoch = Trainer.run_epoch
+    monkeypatch.setattr(Trainer, "run_epoch", lambda self: epochs.append(self.config.method) or run_epoch(self))
     assert experiment.main(arguments) == 0
+    # Equal budgets: two epochs for the baseline, two in all for the fine-tuned one, two for each variant.
+    assert epochs == ["baseline"] * 4 + ["low-rank"] * 6
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = results["rows"]
     assert [row["method"] for row in rows] == list(experiment.ROWS)
     assert all(row["seeds"] == [0] and row["test_accuracy_std"] is None for row in rows)
-    assert all(row["epochs"] == 2 for row in rows)  # equal budgets
     assert len({row["parameters"] for row in rows[1:]}) == 1  # one rank per layer, however it was reached
     assert rows[1]["parameters"] < rows[0]["parameters"]
     for row in rows:
@@ -306,5 +347,6 @@ def test_the_experiment(tmp_path, capsys, monkeypatch):
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
     assert experiment.main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert len(epochs) == 10
     assert experiment.main([*arguments, "--prune-ratio", "0.5"]) == 2
     assert "prune_ratio is 0.6 there and 0.5 here" in capsys.readouterr().err

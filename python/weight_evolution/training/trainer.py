@@ -23,7 +23,8 @@ from .methods import Method, make_methods
 from .models import check_output, make_model
 from .randomness import seeded
 
-_TEST_BATCH = 1000
+# On a CPU the activations of 100 images stay in the caches: three times as fast as 1000.
+_TEST_BATCH = {"cpu": 100, "cuda": 1000}
 
 
 class Trainer:
@@ -208,10 +209,11 @@ def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
     """Mean loss and accuracy in percent on the test images, in eval mode, which the model keeps."""
     model.eval()
     images, labels = dataset.test_images, dataset.test_labels
+    size = _TEST_BATCH[images.device.type]
     mean, deviation = dataset.statistics
     totals = torch.zeros(2, dtype=torch.float64, device=images.device)
     with torch.no_grad():
-        for batch, targets in zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
+        for batch, targets in zip(images.split(size), labels.split(size), strict=True):
             logits = model((batch.float() - mean) / deviation)
             totals += _totals(logits, functional.cross_entropy(logits, targets), targets)
     return _means(totals, len(images))
