@@ -5,7 +5,8 @@ BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell fi
 .PHONY: demo test mutation bench lint clean
 
 demo: .venv/installed
-	$(BIN)/weight-evolution demo --output demo-output
+	# One thread: these networks gain nothing from two, and two wait for each other on a busy machine.
+	$(BIN)/weight-evolution demo --output demo-output --threads 1
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup
