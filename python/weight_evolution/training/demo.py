@@ -35,8 +35,8 @@ class DemoOptions:
     """The defaults end in about two and a half minutes on one core.
 
     The weight decay was chosen by the baseline alone: of 0.0005, 0.01, 0.02 and 0.03 the one at which its accuracy on
-    the test images was best in 40 epochs. (The published 0.0005 belongs to 78,200 steps; over these 870 it hardly shrinks
-    a weight.)
+    the test images was best in 40 epochs. (The published 0.0005 belongs to 78,200 steps; over these 870 it hardly
+    shrinks a weight.)
     """
 
     folder: Path
