@@ -20,7 +20,7 @@ def copy_tree(target: Path) -> None:
     """The packages, the tests and what they need, extension included."""
     for name in ("we_kernels", "python", "tests", "csrc"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt"):
+    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, target)
 
 
