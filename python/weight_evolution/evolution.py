@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import we_kernels as wk
+from we_kernels.checks import check_rule
 
-from .optimizer_state import StateReset
+from .optimizer_state import StateReset, optimizer_to_reset
 from .parameters import ModuleFilter, find_targets
 from .report import EvolutionReport
 from .schedule import Schedule, StagedSigmoid
@@ -80,19 +81,13 @@ class WeightEvolution:
         self.local_ratio = _check_fraction(local_ratio, "local_ratio")
         if not _is_number(starvation_divisor) or not 0 < starvation_divisor < math.inf:
             raise ValueError(f"starvation_divisor must be a positive number, got {starvation_divisor!r}")
-        if crossover not in ("paper", "released"):
-            raise ValueError(f'crossover must be "paper" or "released", got {crossover!r}')
-        if optimizer_state not in ("keep", "reset"):
-            raise ValueError(f'optimizer_state must be "keep" or "reset", got {optimizer_state!r}')
-        if optimizer_state == "reset" and not isinstance(optimizer, Optimizer):
-            raise ValueError('optimizer_state="reset" needs optimizer=, the torch.optim.Optimizer whose state to reset')
+        self._reset_optimizer = optimizer_to_reset(optimizer, optimizer_state)
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a callable (base_rate, epoch) -> rate, got {type(schedule).__name__}")
         self.schedule: Schedule = StagedSigmoid.cifar() if schedule is None else schedule
-        self.crossover = crossover
+        self.crossover = check_rule(crossover, "crossover")
         self.check_finite = check_finite
         self.measure_after = measure_after
-        self._reset_optimizer = optimizer if optimizer_state == "reset" else None
         self._targets = find_targets(model, linear=linear_rate > 0, include=include, exclude=exclude)
         convs = sum(target.kind == "conv" for target in self._targets.items)
         # Without a convolution no filter can starve, but BatchNorms alone still need a limit.

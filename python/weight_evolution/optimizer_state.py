@@ -14,6 +14,21 @@ _INITIAL = {"sum": "initial_accumulator_value", "step_size": "lr"}
 _AVERAGES = {"ax"}
 
 
+def optimizer_to_reset(optimizer: Optimizer | None, optimizer_state: str) -> Optimizer | None:
+    """The optimizer whose state is to be reset; None for "keep".
+
+    Raises:
+        ValueError: ``optimizer_state`` is neither "keep" nor "reset", or "reset" comes without an optimizer.
+    """
+    if optimizer_state not in ("keep", "reset"):
+        raise ValueError(f'optimizer_state must be "keep" or "reset", got {optimizer_state!r}')
+    if optimizer_state == "keep":
+        return None
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError('optimizer_state="reset" needs optimizer=, the torch.optim.Optimizer whose state to reset')
+    return optimizer
+
+
 class StateReset:
     """Gives replaced elements the optimizer state of a fresh parameter.
 

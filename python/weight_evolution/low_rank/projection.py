@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 import we_kernels as wk
 
-from ..optimizer_state import StateReset
+from ..optimizer_state import StateReset, optimizer_to_reset
 from ..parameters import ModuleFilter
 from .batch_norm_pairs import BatchNormPairs, find_batch_norms
 from .compact import as_matrix, compact_like, factorize, replace, vanishes
@@ -82,10 +82,7 @@ class LowRankProjection:
         optimizer_state: str = "keep",
         check_finite: bool = True,
     ) -> None:
-        if optimizer_state not in ("keep", "reset"):
-            raise ValueError(f'optimizer_state must be "keep" or "reset", got {optimizer_state!r}')
-        if optimizer_state == "reset" and not isinstance(optimizer, Optimizer):
-            raise ValueError('optimizer_state="reset" needs optimizer=, the torch.optim.Optimizer whose state to reset')
+        self._reset_optimizer = optimizer_to_reset(optimizer, optimizer_state)
         given = {"prune_ratio": prune_ratio, "ranks": ranks, "budget": budget}
         chosen = [name for name, value in given.items() if value is not None]
         if len(chosen) > 1:
@@ -97,7 +94,6 @@ class LowRankProjection:
         self._layers, self._unfit = find_layers(self._model, linear=linear, include=include, exclude=exclude)
         self.energy_transfer = energy_transfer
         self.check_finite = check_finite
-        self._reset_optimizer = optimizer if optimizer_state == "reset" else None
         self.batch_norm_pairs = self._find_pairs(rectify_batch_norm, batch_norm_pairs)
         if ranks is not None:
             self._ranks = ranks_from_dict(self._layers, ranks, self._unfit)
