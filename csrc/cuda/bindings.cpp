@@ -1,4 +1,4 @@
-#include "cuda/bindings.h"
+#include "bindings/bindings.h"
 
 #include <cuda_runtime_api.h>
 #include <pybind11/stl.h>

@@ -34,7 +34,9 @@ MUTANTS = [
     Mutant(_REFERENCE + "crossover.py", "torch.where(q == s,", "torch.where(q.abs() == s.abs(),", _KERNELS),
     Mutant(_REFERENCE + "crossover.py", "torch.where(new.isfinite(), new,", "torch.where(True, new,", _KERNELS),
     Mutant("we_kernels/layout.py", "int(height == 1)", "int(dims[-1:] == [])", _KERNELS),
-    Mutant("we_kernels/ops.py", "check_donors(donor, layout.segments)", "pass", "tests/kernels/test_bad_input.py"),
+    Mutant(
+        "we_kernels/ops/evolution.py", "check_donors(donor, layout.segments)", "pass", "tests/kernels/test_bad_input.py"
+    ),
     Mutant("python/weight_evolution/evolution.py", "/ starvation_divisor\n", "\n", _EVOLUTION),
     Mutant(
         "python/weight_evolution/evolution.py",

@@ -1,59 +1,20 @@
-"""The C++ extension as a backend: one call for a whole bank, on torch's number of threads."""
+"""Importance, matching and crossover: one call for a whole bank, on torch's number of threads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..layout import Layout, Segments
-
-_import_error = ""
-try:
-    import we_kernels._native as _native
-except ImportError as error:
-    _native = None
-    _import_error = str(error)
-
-_note = Path(__file__).parents[1] / "_native_reason.txt"  # what setup.py could not build, and why
-_reason = _note.read_text().strip() if _note.exists() else ""
-if _native is None and _reason:
-    _import_error = f"{_import_error}; {_reason}"
-
-__all__ = ["build_info", "crossover_", "evolve_", "filter_importance", "match_filters", "unavailable"]
-
-
-def unavailable(device: torch.device) -> str | None:
-    """Why the extension cannot work on tensors of ``device``; None when it can."""
-    if _native is None:
-        return f"the native extension is not installed ({_import_error})"
-    if device.type == "cpu":
-        return None
-    if device.type != "cuda":
-        return f"it has no kernels for {device.type}"
-    if not hasattr(_native, "cuda_status"):
-        return f"the native extension was {_reason or 'built without CUDA'}"
-    return "the native extension's CUDA kernels do not make whole evolutions yet"
-
-
-def build_info() -> str:
-    """Compiler, instruction set in use and CUDA architectures of the extension, or why there is none."""
-    if _native is None:
-        return f"not installed ({_import_error})"
-    cuda = (
-        f"CUDA for {_native.cuda_architectures()}"
-        if hasattr(_native, "cuda_architectures")
-        else _reason or "built without CUDA"
-    )
-    return f"{_native.compiler()}, {_native.simd()}, {cuda}"
+from ...layout import Layout, Segments
+from .extension import module
 
 
 def filter_importance(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout) -> Tensor:
     """float32 [F]; float64 weights are summed in float64, all others in float32."""
     importance = torch.empty(layout.num_filters)
-    _native.filter_importance(
+    module.filter_importance(
         list(map(Tensor.data_ptr, weights)),
         layout.table.data_ptr(),
         len(weights),
@@ -76,7 +37,7 @@ def match_filters(
     donor = torch.empty(segments.num_filters, dtype=torch.int32)
     threshold = torch.empty(len(local_ratios))
     inferior = torch.empty(segments.num_layers, dtype=torch.int32)
-    _native.match_filters(
+    module.match_filters(
         importance.data_ptr(),
         importance.numel(),
         segments.table.data_ptr(),
@@ -95,7 +56,7 @@ def match_filters(
 
 def crossover_(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, donor: Tensor, rule: str) -> None:
     """In place; ``donor`` is int32 [F], entries outside [0, N) count as -1."""
-    _native.crossover(
+    module.crossover(
         list(map(Tensor.data_ptr, weights)),
         layout.table.data_ptr(),
         len(weights),
@@ -121,7 +82,7 @@ def evolve_(
     importance = torch.empty(layout.num_filters)
     threshold = torch.empty(len(local_ratios))
     inferior = torch.empty(len(weights), dtype=torch.int32)
-    _native.evolve(
+    module.evolve(
         list(map(Tensor.data_ptr, weights)),
         layout.table.data_ptr(),
         len(weights),

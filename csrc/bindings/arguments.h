@@ -1,0 +1,46 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+// What Python hands over, checked: a mistake here would be a crash instead of an exception.
+namespace we {
+
+// An array as Python hands it over: address and number of elements.
+template <class T>
+std::span<T> array(const char* name, std::uintptr_t address, std::int64_t size) {
+  if (size < 0) throw std::invalid_argument(std::string(name) + " has a negative size");
+  if (size > 0 && address == 0) throw std::invalid_argument(std::string(name) + " is null");
+  if (address % alignof(T) != 0) throw std::invalid_argument(std::string(name) + " is misaligned");
+  return {reinterpret_cast<T*>(address), static_cast<std::size_t>(size)};
+}
+
+template <class T>
+void check_size(const char* name, std::span<T> array, std::int64_t expected) {
+  if (static_cast<std::int64_t>(array.size()) != expected) {
+    throw std::invalid_argument(std::string(name) + " has " + std::to_string(array.size()) + " elements, not " +
+                                std::to_string(expected));
+  }
+}
+
+inline std::vector<void*> addresses(const pybind11::list& weights) {
+  std::vector<void*> result;
+  result.reserve(weights.size());
+  for (const pybind11::handle weight : weights) {
+    result.push_back(PyLong_AsVoidPtr(weight.ptr()));
+    if (PyErr_Occurred() != nullptr) throw pybind11::error_already_set();
+  }
+  return result;
+}
+
+inline int check_threads(int threads) {
+  if (threads < 1) throw std::invalid_argument("threads must be positive");
+  return threads;
+}
+
+}  // namespace we

@@ -1,0 +1,46 @@
+"""The extension we_kernels._native, if it is installed, and what it was built for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+__all__ = ["build_info", "module", "unavailable"]
+
+_import_error = ""
+try:
+    import we_kernels._native as module
+except ImportError as error:
+    module = None
+    _import_error = str(error)
+
+_note = Path(__file__).parents[2] / "_native_reason.txt"  # what setup.py could not build, and why
+_reason = _note.read_text().strip() if _note.exists() else ""
+if module is None and _reason:
+    _import_error = f"{_import_error}; {_reason}"
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why the extension cannot work on tensors of ``device``; None when it can."""
+    if module is None:
+        return f"the native extension is not installed ({_import_error})"
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        return f"it has no kernels for {device.type}"
+    if not hasattr(module, "cuda_status"):
+        return f"the native extension was {_reason or 'built without CUDA'}"
+    return "the native extension's CUDA kernels do not make whole evolutions yet"
+
+
+def build_info() -> str:
+    """Compiler, instruction set in use and CUDA architectures of the extension, or why there is none."""
+    if module is None:
+        return f"not installed ({_import_error})"
+    cuda = (
+        f"CUDA for {module.cuda_architectures()}"
+        if hasattr(module, "cuda_architectures")
+        else _reason or "built without CUDA"
+    )
+    return f"{module.compiler()}, {module.simd()}, {cuda}"

@@ -1,0 +1,25 @@
+"""The library that the operators are registered with, and the one way to do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("we_kernels", "DEF")
+
+
+def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register an operator: its schema, what runs on CPU and CUDA tensors, and what tracing runs instead."""
+    name = schema[: schema.index("(")]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, implementation, "CPU")
+    _LIBRARY.impl(name, implementation, "CUDA")
+    torch.library.register_fake(f"we_kernels::{name}", fake, lib=_LIBRARY)
+
+
+def count_filters(weights: Sequence[Tensor], filter_dims: Sequence[int]) -> int:
+    """F."""
+    return sum(weight.shape[dim] for weight, dim in zip(weights, filter_dims, strict=True))
