@@ -1,8 +1,6 @@
 import csv
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -318,35 +316,3 @@ def test_load_compact_refuses_other_files(digits, tmp_path):
         torch.save({**saved, **change}, path)
         with pytest.raises(UserError, match=message):
             load_compact(path)
-
-
-def test_the_experiment(tmp_path, capsys, monkeypatch):
-    """Every row of the table, from one seed of a quick run; a second call trains nothing."""
-    spec = importlib.util.spec_from_file_location("low_rank_experiment", ROOT / "experiments" / "low_rank.py")
-    experiment = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, experiment)  # dataclasses look their module up
-    spec.loader.exec_module(experiment)
-    arguments = ["--quick", "--output", str(tmp_path / "out"), "--threads", "1"]
-    epochs = []
-    run_epoch = Trainer.run_epoch
-    monkeypatch.setattr(Trainer, "run_epoch", lambda self: epochs.append(self.config.method) or run_epoch(self))
-    assert experiment.main(arguments) == 0
-    # Equal budgets: two epochs for the baseline, two in all for the fine-tuned one, two for each variant.
-    assert epochs == ["baseline"] * 4 + ["low-rank"] * 6
-    table = (tmp_path / "out" / "table.md").read_text()
-    assert table in capsys.readouterr().out
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    rows = results["rows"]
-    assert [row["method"] for row in rows] == list(experiment.ROWS)
-    assert all(row["seeds"] == [0] and row["test_accuracy_std"] is None for row in rows)
-    assert len({row["parameters"] for row in rows[1:]}) == 1  # one rank per layer, however it was reached
-    assert rows[1]["parameters"] < rows[0]["parameters"]
-    for row in rows:
-        assert f"| {row['method']} | {row['test_accuracy_mean']:.2f} |" in table
-
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
-    assert experiment.main(arguments) == 0
-    assert {path: path.stat().st_mtime_ns for path in files} == files
-    assert len(epochs) == 10
-    assert experiment.main([*arguments, "--prune-ratio", "0.5"]) == 2
-    assert "prune_ratio is 0.6 there and 0.5 here" in capsys.readouterr().err
