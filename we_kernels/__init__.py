@@ -1,4 +1,5 @@
-"""Kernels over many weight tensors at once: filter importance, matching and crossover, each with a reference.
+"""Kernels over many weight tensors at once: filter importance, matching, crossover, entropies, blends; each with a
+reference.
 
 Three backends compute the same: ``torch`` (the reference), ``native`` (C++/CUDA) and ``triton``. CUDA tensors go to
 triton, CPU tensors to native, else to torch; `use_backend` or the environment variable WE_KERNELS_BACKEND force one.
@@ -16,6 +17,7 @@ from .functions import (
     match_filters,
     select_and_match,
 )
+from .grafting import blend_, blend_ring_, weight_entropy, weight_l1
 from .info import info
 from .low_rank import LowRankBases, LowRankResult, project_low_rank_
 from .version import __version__
@@ -28,6 +30,8 @@ __all__ = [
     "NonFiniteWeightError",
     "Selection",
     "__version__",
+    "blend_",
+    "blend_ring_",
     "crossover_",
     "evolve_",
     "evolve_with_selection_",
@@ -37,4 +41,6 @@ __all__ = [
     "project_low_rank_",
     "select_and_match",
     "use_backend",
+    "weight_entropy",
+    "weight_l1",
 ]

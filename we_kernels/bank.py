@@ -78,7 +78,7 @@ class FilterBank:
         self.num_groups = max(self.groups, default=0) + 1
         self._shapes = tuple(weight.shape for weight in self.weights)
         if not torch.compiler.is_compiling():
-            _check_overlap(self.weights, self.names)
+            check_overlap(self.weights, self.names)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -200,7 +200,7 @@ def _distinct(weights: list[Tensor], dims: list[int], names: list[str]) -> tuple
     return tuple(position), distinct
 
 
-def _check_overlap(weights: Sequence[Tensor], names: Sequence[str]) -> None:
+def check_overlap(weights: Sequence[Tensor], names: Sequence[str]) -> None:
     """Distinct tensors must not share elements: an update through one would change the other unseen."""
     by_storage = defaultdict(list)
     for weight, name in zip(weights, names, strict=True):

@@ -101,6 +101,37 @@ class Layout:
         """`table` on ``device``, copied once."""
         return _cached_copy(self._on_device, "table", self.table, device)
 
+    def elements_on(self, device: torch.device, per_filter: bool) -> Tensor:
+        """float64 [F] or [L] on ``device``: the elements of every filter or of every tensor, 1 for an empty one."""
+        source = self._elements_of_filters if per_filter else self._elements_of_tensors
+        return _cached_copy(self._on_device, f"elements {per_filter}", source, device)
+
+    @cached_property
+    def _elements_of_tensors(self) -> Tensor:
+        return self.table[:, :5].prod(1).clamp(min=1).double()  # filters, channels and the three kernel sizes
+
+    @cached_property
+    def _elements_of_filters(self) -> Tensor:
+        return self.table[:, 1:5].prod(1).double()[self.segments.layer_of_filter(torch.device("cpu"))]
+
+    def channels_on(self, device: torch.device) -> Tensor:
+        """float64 [F] on ``device``: the number of kernels of every filter."""
+        return _cached_copy(self._on_device, "channels", self._channels_of_filters, device)
+
+    @cached_property
+    def _channels_of_filters(self) -> Tensor:
+        return self.table[:, 1].double()[self.segments.layer_of_filter(torch.device("cpu"))]
+
+    @cached_property
+    def extents(self) -> tuple[int, ...]:
+        """Bytes from the first to the end of the last element of every tensor, gaps included; 0 for an empty one."""
+        return tuple(_extent(layer) * DTYPES[layer.dtype].itemsize for layer in self.layers)
+
+
+def _extent(layer: Layer) -> int:
+    sizes, strides = layer[:5], layer[5:10]
+    return 1 + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) if layer.filters else 0
+
 
 def _cached_copy(
     cache: dict[tuple[str, torch.device], Tensor], name: str, source: Tensor, device: torch.device

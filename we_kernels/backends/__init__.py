@@ -1,7 +1,8 @@
 """Which implementation runs: ``torch`` (the reference), ``native`` (C++/CUDA) or ``triton``.
 
 Every backend module offers ``unavailable(device) -> str | None`` (the reason why it cannot work on tensors of that
-device, or None) and the operators ``filter_importance``, ``match_filters``, ``crossover_`` and ``evolve_``.
+device, or None) and the operators ``filter_importance``, ``match_filters``, ``crossover_``, ``evolve_``, ``count_bins``
+and ``blend_``.
 """
 
 from __future__ import annotations

@@ -12,11 +12,21 @@ from torch import Tensor
 
 from ...layout import Layout
 from .crossover import crossover_
+from .grafting import blend_, count_bins
 from .importance import filter_importance
 from .low_rank import project_low_rank_
 from .matching import match_filters
 
-__all__ = ["crossover_", "evolve_", "filter_importance", "match_filters", "project_low_rank_", "unavailable"]
+__all__ = [
+    "blend_",
+    "count_bins",
+    "crossover_",
+    "evolve_",
+    "filter_importance",
+    "match_filters",
+    "project_low_rank_",
+    "unavailable",
+]
 
 
 def unavailable(device: torch.device) -> str | None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ...layout import Layout, Segments
+from ..reference.grafting import blend_, count_bins
 
-__all__ = ["crossover_", "evolve_", "filter_importance", "match_filters", "unavailable"]
+__all__ = ["blend_", "count_bins", "crossover_", "evolve_", "filter_importance", "match_filters", "unavailable"]
 
 
 def unavailable(device: torch.device) -> str | None:

@@ -1,0 +1,45 @@
+"""Counts of the bins that a weight's elements fall into, and blends of networks.
+
+Source: Filter Grafting (arXiv 2001.05868), sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ...layout import Layout
+from .importance import accumulate_dtype, filters_first
+
+
+def count_bins(
+    weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, bins: int, per_filter: bool
+) -> Tensor:
+    """int64 [F, bins] or [L, bins]: elements of every filter or tensor in each bin; -1: one is not finite."""
+    counts = [((x >= left[:, None]) & (x < right[:, None])).sum(1) for left, right in pairwise(edges.T)]
+    return torch.where(finite, torch.stack(counts, dim=1), -1)
+
+
+def blend_(
+    networks: Sequence[Sequence[Tensor]],
+    filter_dims: Sequence[int],
+    layouts: Sequence[Layout],
+    coefficients: Tensor,
+    per_filter: bool,
+) -> None:
+    """W_k <- c_k W_k + (1 - c_k) W_(k-1), k-1 of the first network being the last, for the first ``len(c)`` networks.
+
+    In place, all from the values before. ``coefficients`` is float32 [networks written, F or L].
+    """
+    sizes = [layer.filters if per_filter else 1 for layer in layouts[0].layers]
+    for i, (c, dim) in enumerate(zip(coefficients.split(sizes, dim=1), filter_dims, strict=True)):
+        before = [network[i].to(accumulate_dtype(network[i])) for network in networks]
+        shape = [1] * before[0].dim()
+        shape[dim] = -1
+        shares = c.to(before[0].dtype).view(len(c), *shape)
+        after = [share * before[k] + (1 - share) * before[k - 1] for k, share in enumerate(shares)]
+        for network, values in zip(networks, after, strict=False):
+            network[i].copy_(values)
