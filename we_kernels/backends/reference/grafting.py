@@ -19,6 +19,24 @@ def count_bins(
     weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, bins: int, per_filter: bool
 ) -> Tensor:
     """int64 [F, bins] or [L, bins]: elements of every filter or tensor in each bin; -1: one is not finite."""
+    counts = []
+    for weight, dim in zip(weights, filter_dims, strict=True):
+        filters = filters_first(weight, dim)
+        rows = filters.flatten(1) if per_filter else filters.reshape(1, -1)
+        counts.append(_count_rows(rows.to(accumulate_dtype(weight)), bins))
+    return torch.cat(counts)
+
+
+def _count_rows(x: Tensor, bins: int) -> Tensor:
+    if x.numel() == 0:
+        return torch.zeros((len(x), bins), dtype=torch.int64, device=x.device)
+    low, high = x.aminmax(dim=1, keepdim=True)
+    finite = low.isfinite() & high.isfinite()
+    # Where the range overflows, a quarter of everything.
+    part = torch.where((high - low).isinf(), 0.25, 1.0).to(x.dtype)
+    x, low, high = part * x, part * low, part * high
+    width = (high - low) / bins
+    edges = low + torch.arange(bins + 1, dtype=x.dtype, device=x.device) * width
     counts = [((x >= left[:, None]) & (x < right[:, None])).sum(1) for left, right in pairwise(edges.T)]
     return torch.where(finite, torch.stack(counts, dim=1), -1)
 
