@@ -20,11 +20,13 @@ from .functions import (
 from .grafting import blend_, blend_ring_, weight_entropy, weight_l1
 from .info import info
 from .low_rank import LowRankBases, LowRankResult, project_low_rank_
+from .overlap import FilterOverlap, filter_overlap
 from .version import __version__
 
 __all__ = [
     "BackendUnavailableError",
     "FilterBank",
+    "FilterOverlap",
     "LowRankBases",
     "LowRankResult",
     "NonFiniteWeightError",
@@ -36,6 +38,7 @@ __all__ = [
     "evolve_",
     "evolve_with_selection_",
     "filter_importance",
+    "filter_overlap",
     "info",
     "match_filters",
     "project_low_rank_",

@@ -265,6 +265,7 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
                 bank = wk.FilterBank(weights)
                 wk.match_filters(bank, torch.rand(20), rate=0.5)
                 wk.crossover_(bank, donor, rule)
+                wk.filter_overlap(bank)
     listed = {variant.key() for variant in aot_table.variants()}
     for name, arguments, constants in launches:
         if name == "starvation_kernel":
@@ -287,3 +288,10 @@ def test_bank_without_filters():
     assert found.threshold.tolist() == [0.0]
     assert found.inferior.tolist() == [0, 0]
     assert counter.tolist() == [4]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 30])
+def test_overlap_takes_as_many_launches_whatever_the_number_of_layers(launches, layers):
+    with wk.use_backend("triton"):
+        wk.filter_overlap(wk.FilterBank([torch.randn(3 + i % 4, 2, 3, 3) for i in range(layers)]))
+    assert [name for name, *_ in launches] == ["unit_rows_kernel", "overlap_kernel", "overlap_mean_kernel"]

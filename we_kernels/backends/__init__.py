@@ -1,8 +1,7 @@
 """Which implementation runs: ``torch`` (the reference), ``native`` (C++/CUDA) or ``triton``.
 
 Every backend module offers ``unavailable(device) -> str | None`` (the reason why it cannot work on tensors of that
-device, or None) and the operators ``filter_importance``, ``match_filters``, ``crossover_``, ``evolve_``, ``count_bins``
-and ``blend_``.
+device, or None) and the operators by their names; ``reference`` lists them.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from .grafting import blend_, count_bins
 from .importance import filter_importance
 from .low_rank import project_low_rank_
 from .matching import match_filters
+from .overlap import filter_overlap
 
 __all__ = [
     "blend_",
@@ -23,6 +24,7 @@ __all__ = [
     "crossover_",
     "evolve_",
     "filter_importance",
+    "filter_overlap",
     "match_filters",
     "project_low_rank_",
     "unavailable",

@@ -17,7 +17,16 @@ from torch import Tensor
 from ...layout import Layout, Segments
 from ..reference.grafting import blend_, count_bins
 
-__all__ = ["blend_", "count_bins", "crossover_", "evolve_", "filter_importance", "match_filters", "unavailable"]
+__all__ = [
+    "blend_",
+    "count_bins",
+    "crossover_",
+    "evolve_",
+    "filter_importance",
+    "filter_overlap",
+    "match_filters",
+    "unavailable",
+]
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -83,3 +92,10 @@ def evolve_(
     from . import operators
 
     return operators.evolve_(weights, layout, rates, local_ratios, rule, starvation, starvation_limit)
+
+
+def filter_overlap(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout) -> tuple[Tensor, Tensor]:
+    """Mean over the pairs of each layer, float32 [L], and each filter's maximum, float32 [F]."""
+    from . import overlap_launch
+
+    return overlap_launch.filter_overlap(weights, layout)

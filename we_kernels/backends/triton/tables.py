@@ -78,7 +78,7 @@ def matching_tables(segments: Segments, groups: int, device: torch.device) -> Ma
     cache = _matching.setdefault(segments, {})
     tables = cache.get((device, groups))
     if tables is None:
-        _refuse_capture(device)
+        refuse_capture(device)
         sizes, group_of_layer = segments.table[:, 0], segments.table[:, 2]
         group_of_filter = group_of_layer.repeat_interleave(sizes)
         per_group = torch.bincount(group_of_filter, minlength=groups)
@@ -91,7 +91,7 @@ def matching_tables(segments: Segments, groups: int, device: torch.device) -> Ma
             _starts(torch.bincount(group_of_layer, minlength=groups)).to(device),
             int(per_group.max()),
         )
-    _keep_for_graph(segments, device)
+    keep_for_graph(segments, device)
     return tables
 
 
@@ -100,7 +100,7 @@ def layer_tables(layout: Layout, device: torch.device) -> LayerTables:
     cache = _layers.setdefault(layout, {})
     tables = cache.get(device)
     if tables is None:
-        _refuse_capture(device)
+        refuse_capture(device)
         rows = [(layer.channels * layer.kernel, _is_dense(layer)) for layer in layout.layers]
         extra = torch.tensor(rows, dtype=torch.int64).reshape(-1, len(EXTRA_FIELDS))
         tables = cache[device] = LayerTables(
@@ -119,7 +119,7 @@ def layer_tables(layout: Layout, device: torch.device) -> LayerTables:
             },
             sum(size // 2 for size in layout.segments.sizes),
         )
-    _keep_for_graph(layout, device)
+    keep_for_graph(layout, device)
     return tables
 
 
@@ -150,7 +150,7 @@ def upload(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, devi
                 if key[:-1] == (values, dtype, device):
                     _captured.add(table)
                     return table
-            _refuse_capture(device)
+            refuse_capture(device)
         key = (values, dtype, device, _stream(device))
         if key not in _uploads:
             if len(_uploads) >= MAX_UPLOADS:
@@ -202,12 +202,12 @@ def _capturing(device: torch.device) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def _keep_for_graph(owner: object, device: torch.device) -> None:
+def keep_for_graph(owner: object, device: torch.device) -> None:
     if owner not in _captured and _capturing(device):
         _captured.add(owner)
 
 
-def _refuse_capture(device: torch.device) -> None:
+def refuse_capture(device: torch.device) -> None:
     if _capturing(device):
         raise RuntimeError(
             "the bank's tables are not on the device yet; call the function once with this bank and these options "
