@@ -5,6 +5,13 @@ Three backends compute the same: ``torch`` (the reference), ``native`` (C++/CUDA
 triton, CPU tensors to native, else to torch; `use_backend` or the environment variable WE_KERNELS_BACKEND force one.
 """
 
+from .asynchronous import (
+    asynchronous_sgd_,
+    restore_unselected_,
+    save_unselected_,
+    select_filters,
+    unselected_buffer,
+)
 from .backends import use_backend
 from .bank import FilterBank
 from .errors import BackendUnavailableError, NonFiniteWeightError
@@ -32,6 +39,7 @@ __all__ = [
     "NonFiniteWeightError",
     "Selection",
     "__version__",
+    "asynchronous_sgd_",
     "blend_",
     "blend_ring_",
     "crossover_",
@@ -42,7 +50,11 @@ __all__ = [
     "info",
     "match_filters",
     "project_low_rank_",
+    "restore_unselected_",
+    "save_unselected_",
     "select_and_match",
+    "select_filters",
+    "unselected_buffer",
     "use_backend",
     "weight_entropy",
     "weight_l1",

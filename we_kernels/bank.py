@@ -155,7 +155,7 @@ def _check_weight(weight: Tensor, name: str) -> None:
         raise TypeError(f"{name} is a meta tensor, without values; materialize the module first (to_empty, load)")
     if not 1 <= weight.dim() <= MAX_DIMS:
         raise ValueError(f"{name} must have 1 to {MAX_DIMS} dimensions, got {weight.dim()}")
-    if not _strides_are_disjoint(weight):
+    if not strides_are_disjoint(weight.shape, weight.stride()):
         raise ValueError(f"{name} overlaps itself (an expanded view?); pass its contiguous() copy")
 
 
@@ -170,10 +170,10 @@ def _check_dim(dim: int, weight: Tensor, name: str) -> int:
     return dim
 
 
-def _strides_are_disjoint(weight: Tensor) -> bool:
+def strides_are_disjoint(shape: Sequence[int], stride: Sequence[int]) -> bool:
     """Each dimension steps over all that the smaller-stride dimensions reach (any view made without as_strided)."""
     reach = 0
-    for step, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
+    for step, size in sorted(zip(stride, shape, strict=True)):
         if size > 1:
             if step <= reach:
                 return False

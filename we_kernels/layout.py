@@ -21,6 +21,9 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 MAX_DIMS = 5
 
+ALIGNMENT = 64
+"""Bytes."""
+
 
 class Layer(NamedTuple):
     """One weight tensor as N filters of C kernels. Strides are in elements; the field order is csrc/layout.h's."""
@@ -127,10 +130,21 @@ class Layout:
         """Bytes from the first to the end of the last element of every tensor, gaps included; 0 for an empty one."""
         return tuple(_extent(layer) * DTYPES[layer.dtype].itemsize for layer in self.layers)
 
+    @cached_property
+    def byte_offsets(self) -> tuple[int, ...]:
+        """Where each layer starts in a flat buffer that holds all of them; and that buffer's size."""
+        sizes = [aligned(x.filters * x.channels * x.kernel * DTYPES[x.dtype].itemsize) for x in self.layers]
+        return (0, *accumulate(sizes))
+
 
 def _extent(layer: Layer) -> int:
     sizes, strides = layer[:5], layer[5:10]
     return 1 + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) if layer.filters else 0
+
+
+def aligned(size: int) -> int:
+    """``size`` bytes rounded up to whole units of `ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _cached_copy(

@@ -6,4 +6,10 @@ They take plain lists of tensors and numbers, are traced by ``torch.compile(full
 on a list of 60 mutated tensors, this one 17 us (2 CPU cores, torch 2.13).
 """
 
-from . import evolution, grafting, low_rank, overlap  # noqa: F401  (importing them registers torch.ops.we_kernels)
+from . import (  # noqa: F401  (importing them registers torch.ops.we_kernels)
+    asynchronous,
+    evolution,
+    grafting,
+    low_rank,
+    overlap,
+)

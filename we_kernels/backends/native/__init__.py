@@ -1,11 +1,13 @@
 """The C++ extension as a backend."""
 
+from ..reference.asynchronous import asynchronous_sgd_, restore_unselected_, save_unselected_, select_filters
 from ..reference.grafting import blend_, count_bins
 from .evolution import crossover_, evolve_, filter_importance, match_filters
 from .extension import build_info, unavailable
 from .overlap import filter_overlap
 
 __all__ = [
+    "asynchronous_sgd_",
     "blend_",
     "build_info",
     "count_bins",
@@ -14,5 +16,8 @@ __all__ = [
     "filter_importance",
     "filter_overlap",
     "match_filters",
+    "restore_unselected_",
+    "save_unselected_",
+    "select_filters",
     "unavailable",
 ]

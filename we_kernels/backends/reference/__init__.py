@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...layout import Layout
+from .asynchronous import asynchronous_sgd_, restore_unselected_, save_unselected_, select_filters
 from .crossover import crossover_
 from .grafting import blend_, count_bins
 from .importance import filter_importance
@@ -19,6 +20,7 @@ from .matching import match_filters
 from .overlap import filter_overlap
 
 __all__ = [
+    "asynchronous_sgd_",
     "blend_",
     "count_bins",
     "crossover_",
@@ -27,6 +29,9 @@ __all__ = [
     "filter_overlap",
     "match_filters",
     "project_low_rank_",
+    "restore_unselected_",
+    "save_unselected_",
+    "select_filters",
     "unavailable",
 ]
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ...layout import Layout, Segments
+from ..reference.asynchronous import asynchronous_sgd_, restore_unselected_, save_unselected_, select_filters
 from ..reference.grafting import blend_, count_bins
 
 __all__ = [
+    "asynchronous_sgd_",
     "blend_",
     "count_bins",
     "crossover_",
@@ -25,6 +27,9 @@ __all__ = [
     "filter_importance",
     "filter_overlap",
     "match_filters",
+    "restore_unselected_",
+    "save_unselected_",
+    "select_filters",
     "unavailable",
 ]
 

@@ -1,0 +1,292 @@
+"""Asynchronous updates: random subsets of filters, the snapshot of the others, and SGD that moves only the subset."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from . import ops  # noqa: F401  (registers torch.ops.we_kernels)
+from .bank import FilterBank, strides_are_disjoint
+from .checks import check_rates, check_vector
+from .layout import DTYPES, MAX_DIMS, aligned
+
+_LARGEST = 2**63 - 1
+
+
+@torch.no_grad()
+def select_filters(
+    bank: FilterBank, rate: float | Tensor, *, seed: int, step: int | Tensor, replacement: bool = False
+) -> Tensor:
+    """Which filters move in this step: bool [F], a random subset of every layer, never an empty one.
+
+    Without replacement, exactly ``max(1, round(rate * N))`` of a layer's N filters (halves round to even, as in
+    Python): those with the smallest keys. With it, ``max(1, floor(rate * N))`` draws, so fewer distinct ones. The
+    random numbers are Philox4x32-10 of ``seed`` and (filter or draw, layer, ``step``): the same on every backend,
+    device and rank, and nothing is stored. Layers are counted in the order of the bank. A bank with ``filter_dim=1``
+    selects input channels. Source: Weight asynchronous update (10.1007/s41095-020-0185-5).
+
+    Args:
+        bank: gives the layers; its weights are not read.
+        rate: fraction in [0, 1], or a float64 [1] tensor on the weights' device (read there, so that it can change
+            under a captured graph).
+        seed: from 0 to 2^63 - 1.
+        step: number of the iteration, from 0 to 2^63 - 1, or an int64 [1] tensor on the weights' device.
+        replacement: draw with replacement.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, size, dtype, device or range.
+    """
+    rates = check_rates(rate, 1, bank.device)
+    _check_count(seed, "seed")
+    if isinstance(step, Tensor):
+        check_vector(step, "step", 1, torch.int64, bank.device)
+    else:
+        step = torch.full((1,), _check_count(step, "step"), dtype=torch.int64, device=bank.device)
+    selected: Tensor = torch.ops.we_kernels.select_filters(bank.sizes, rates, seed, step, bool(replacement))
+    return selected
+
+
+def unselected_buffer(bank: FilterBank) -> Tensor:
+    """Memory for `save_unselected_`: uint8 [B] on the weights' device.
+
+    B is the bytes of all weights, each rounded up to 64: every filter has its own place, so that one buffer serves all
+    selections.
+    """
+    return torch.empty(_buffer_size(bank), dtype=torch.uint8, device=bank.device)
+
+
+@torch.no_grad()
+def save_unselected_(bank: FilterBank, selected: Tensor, buffer: Tensor) -> None:
+    """Copy the filters that are not selected into ``buffer``, bit for bit.
+
+    Args:
+        bank: the weights to read.
+        selected: bool [F] on the weights' device.
+        buffer: from `unselected_buffer` for this bank; the places of selected filters keep what they hold.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, size, dtype or device; nothing is changed.
+    """
+    _check_snapshot(bank, selected, buffer)
+    if bank.weights:
+        torch.ops.we_kernels.save_unselected_(bank.weights, bank.filter_dims, selected, buffer)
+
+
+@torch.no_grad()
+def restore_unselected_(bank: FilterBank, selected: Tensor, buffer: Tensor) -> None:
+    """Write the filters that are not selected back from ``buffer``, bit for bit; the others are not touched.
+
+    Args:
+        bank: the weights to change, with the shapes, strides and dtypes that they had when they were saved.
+        selected: bool [F] on the weights' device, as given to `save_unselected_`.
+        buffer: what that filled.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, size, dtype or device; nothing is changed.
+    """
+    _check_snapshot(bank, selected, buffer)
+    if bank.weights:
+        torch.ops.we_kernels.restore_unselected_(bank.weights, bank.filter_dims, selected, buffer)
+
+
+@torch.no_grad()
+def asynchronous_sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor] | None,
+    filter_dims: Sequence[int | None],
+    selected: Tensor,
+    *,
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first_step: bool | Sequence[bool] = False,
+) -> None:
+    """One step of SGD on all parameters in one call, in place; of masked ones only the selected filters move.
+
+    Momentum buffers advance for all elements. What moves, moves as under ``torch.optim.SGD(foreach=True)``, bit for bit
+    on a CPU; the other filters keep their bits. Gradients are only read (foreach's Nesterov changes them). Source:
+    Weight asynchronous update (10.1007/s41095-020-0185-5).
+
+    Args:
+        params: distinct tensors, float32, float64, float16 or bfloat16 (mixed if need be), any strides, of up to 5
+            dimensions, all on one device.
+        grads: one per parameter, of its shape, dtype and device, any strides.
+        momentum_buffers: the same; needed if ``momentum`` is not 0.
+        filter_dims: for each parameter the dimension along which its filters lie, or None: all of it moves.
+        selected: bool [F], the filters of the parameters with a filter dimension, in their order, as `select_filters`
+            returns them for a bank of these.
+        lr: a number, or a tensor of one element on the parameters' device (read there, so that it can change under a
+            captured graph) or the CPU.
+        momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
+        first_step: whether the momentum buffers hold nothing yet, for all or one each; they are then set to the
+            gradient (with weight decay), without dampening.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, size, dtype, device or range; nothing is changed.
+    """
+    params, grads, dims = list(params), list(grads), _check_dims(filter_dims)
+    for value, name in ((momentum, "momentum"), (dampening, "dampening"), (weight_decay, "weight_decay")):
+        _check_number(value, name)
+    if nesterov and (momentum <= 0 or dampening != 0):
+        raise ValueError("nesterov needs momentum above 0 and dampening 0")
+    buffers = [] if momentum == 0 else list(momentum_buffers or ())
+    firsts = [first_step] * len(params) if isinstance(first_step, bool) else list(first_step)
+    _check_lengths(len(params), grads=grads, filter_dims=dims, first_step=firsts)
+    if momentum != 0:
+        _check_lengths(len(params), momentum_buffers=buffers)
+    if not params:
+        return
+    for tensors, name in ((params, "params"), (grads, "grads"), (buffers, "momentum_buffers")):
+        _check_like(tensors, name, params)
+    device, shapes = params[0].device, tuple(map(attrgetter("shape"), params))
+    # Caches cannot be traced.
+    count, overlapping = (_count_filters, _overlapping) if torch.compiler.is_compiling() else (_counted, _found)
+    filters = count(shapes, tuple(map(attrgetter("dtype"), params)), tuple(dims))
+    for tensors, name in ((params, "params"), (buffers, "momentum_buffers")):
+        for i in overlapping(shapes[: len(tensors)], tuple(map(Tensor.stride, tensors))):
+            raise ValueError(f"{name}[{i}] overlaps itself (an expanded view?); pass its contiguous() copy")
+    for i in overlapping(shapes, tuple(map(Tensor.stride, grads))):
+        grads[i] = grads[i].contiguous()
+    if not torch.compiler.is_compiling() and len(set(map(id, params))) != len(params):
+        raise ValueError("params holds a tensor twice; give every parameter once")
+    check_vector(selected, "selected", filters, torch.bool, device)
+    lr_tensor = _check_lr(lr, device)
+
+    if () in shapes:
+        params, grads, buffers = ([x.view(1) if x.dim() == 0 else x for x in xs] for xs in (params, grads, buffers))
+    if any(0 in shape for shape in shapes):
+        # They have no filters either.
+        filled = [i for i, shape in enumerate(shapes) if 0 not in shape]
+        params, grads, dims, firsts = ([xs[i] for i in filled] for xs in (params, grads, dims, firsts))  # type: ignore[assignment]
+        buffers = [buffers[i] for i in filled] if buffers else []
+    if params:
+        torch.ops.we_kernels.asynchronous_sgd_(
+            params,
+            grads,
+            buffers,
+            dims,
+            selected,
+            lr_tensor,
+            momentum,
+            dampening,
+            weight_decay,
+            bool(nesterov),
+            bool(maximize),
+            firsts,
+        )
+
+
+def _check_snapshot(bank: FilterBank, selected: Tensor, buffer: Tensor) -> None:
+    bank.check()
+    check_vector(selected, "selected", bank.num_filters, torch.bool, bank.device)
+    check_vector(buffer, "buffer (make it with unselected_buffer)", _buffer_size(bank), torch.uint8, bank.device)
+    if not buffer.is_contiguous():
+        raise ValueError("buffer must be contiguous; make it with unselected_buffer")
+
+
+def _buffer_size(bank: FilterBank) -> int:
+    return sum(aligned(weight.numel() * weight.element_size()) for weight in bank.weights)
+
+
+def _check_count(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if not 0 <= value <= _LARGEST:
+        raise ValueError(f"{name} must be in [0, 2^63 - 1], got {value}")
+    return value
+
+
+def _check_number(value: float, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _check_lr(lr: float | Tensor, device: torch.device) -> Tensor:
+    """float64 [1] on ``device``."""
+    if not isinstance(lr, Tensor):
+        _check_number(lr, "lr")
+        return torch.full((1,), lr, dtype=torch.float64, device=device)
+    if lr.numel() != 1 or not lr.is_floating_point():
+        raise ValueError(
+            f"lr must be a number or a floating-point tensor of one element, got {lr.dtype} {tuple(lr.shape)}"
+        )
+    if lr.device.type == "cpu" != device.type:
+        return torch.full((1,), lr.item(), dtype=torch.float64, device=device)
+    if lr.device != device:
+        raise ValueError(f"lr must be on {device}, like params, or on the CPU, got {lr.device}")
+    return lr.double().reshape(1)
+
+
+def _check_lengths(count: int, **lists: Sequence[object]) -> None:
+    for name, values in lists.items():
+        if len(values) != count:
+            raise ValueError(f"{name} must have one entry per parameter ({count}), got {len(values)}")
+
+
+def _check_dims(filter_dims: Sequence[int | None]) -> list[int]:
+    """-1 stands for None."""
+    for i, dim in enumerate(filter_dims):
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
+            raise TypeError(f"filter_dims[{i}] must be an integer or None, got {type(dim).__name__}")
+        if dim is not None and dim < 0:
+            raise ValueError(f"filter_dims[{i}] must be None or at least 0, got {dim}")
+    return [-1 if dim is None else dim for dim in filter_dims]
+
+
+def _check_like(tensors: Sequence[Tensor], name: str, params: Sequence[Tensor]) -> None:
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}[{i}] must be a tensor, got {type(tensor).__name__}")
+    if tensors is params:
+        _check_equal("layout", name, params, [torch.strided] * len(params), "a dense tensor")
+        _check_equal("device", name, params, [params[0].device] * len(params), "like params[0]")
+        return
+    for field in ("shape", "dtype", "device", "layout"):
+        if tensors:
+            _check_equal(field, name, tensors, list(map(attrgetter(field), params)), "like its parameter")
+
+
+def _check_equal(field: str, name: str, tensors: Sequence[Tensor], wanted: Sequence[object], like: str) -> None:
+    found = list(map(attrgetter(field), tensors))
+    if found != wanted:
+        i = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
+        raise ValueError(f"{name}[{i}] must have {field} {wanted[i]}, {like}, got {found[i]}")
+
+
+def _count_filters(shapes: tuple[torch.Size, ...], dtypes: tuple[torch.dtype, ...], dims: tuple[int, ...]) -> int:
+    """F of the masked parameters; refuses what the kernels cannot take."""
+    filters = 0
+    for i, (shape, dtype, dim) in enumerate(zip(shapes, dtypes, dims, strict=True)):
+        if dtype not in DTYPES:
+            raise TypeError(f"params[{i}] must be float32, float64, float16 or bfloat16, got {dtype}")
+        if len(shape) > MAX_DIMS:
+            raise ValueError(f"params[{i}] must have at most {MAX_DIMS} dimensions, got {len(shape)}")
+        if dim >= len(shape):
+            raise ValueError(f"filter_dims[{i}] must be None or below {len(shape)}, got {dim}")
+        if dim >= 0 and shape[dim] > 0 and 0 in shape:
+            raise ValueError(f"params[{i}] of shape {tuple(shape)} has filters without elements")
+        filters += shape[dim] if dim >= 0 else 0
+    return filters
+
+
+def _overlapping(shapes: tuple[torch.Size, ...], strides: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """The tensors of which two elements may share an address."""
+    return tuple(
+        i
+        for i, (shape, step) in enumerate(zip(shapes, strides, strict=True))
+        if 0 not in shape and not strides_are_disjoint(shape, step)
+    )
+
+
+_counted, _found = lru_cache(maxsize=256)(_count_filters), lru_cache(maxsize=256)(_overlapping)
