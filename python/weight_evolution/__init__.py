@@ -5,7 +5,10 @@
 
 from we_kernels import BackendUnavailableError, NonFiniteWeightError, __version__
 
+from .distillation import distillation_loss
 from .evolution import WeightEvolution
+from .grafting import ExchangeError, FilterGrafting, GraftingReport
+from .invalid_filters import count_invalid_filters
 from .low_rank import LowRankProjection, compact_like
 from .report import EvolutionReport
 from .schedule import StagedSigmoid
@@ -13,10 +16,15 @@ from .schedule import StagedSigmoid
 __all__ = [
     "BackendUnavailableError",
     "EvolutionReport",
+    "ExchangeError",
+    "FilterGrafting",
+    "GraftingReport",
     "LowRankProjection",
     "NonFiniteWeightError",
     "StagedSigmoid",
     "WeightEvolution",
     "__version__",
     "compact_like",
+    "count_invalid_filters",
+    "distillation_loss",
 ]

@@ -38,16 +38,23 @@ class Target:
     @property
     def filters(self) -> tuple[Tensor, int]:
         """The parameter, or a view of it, and the dimension along which its filters lie."""
-        weight = self.parameter
-        if not (isinstance(self.module, _ConvNd) and self.module.transposed):
-            return weight, 0
-        # [in, out / groups, *kernel]
-        groups = self.module.groups
-        if groups == 1:
-            return weight, 1
-        if self.module.out_channels == groups:  # one filter per group, of in / groups kernels
-            return weight.unflatten(0, (groups, -1)).squeeze(2), 0
-        return weight.flatten(0, 1).unsqueeze(1), 0  # in == groups: filters of one kernel
+        return filters_of(self.module, self.parameter)
+
+
+def filters_of(module: nn.Module, weight: Tensor) -> tuple[Tensor, int]:
+    """A weight of this module, or a view of it, and the dimension along which its filters lie.
+
+    That of a transposed convolution with several groups lies along one only if each group has one input or one output.
+    """
+    if not (isinstance(module, _ConvNd) and module.transposed):
+        return weight, 0
+    # [in, out / groups, *kernel]
+    groups = module.groups
+    if groups == 1:
+        return weight, 1
+    if module.out_channels == groups:  # one filter per group, of in / groups kernels
+        return weight.unflatten(0, (groups, -1)).squeeze(2), 0
+    return weight.flatten(0, 1).unsqueeze(1), 0  # in == groups: filters of one kernel
 
 
 @dataclass

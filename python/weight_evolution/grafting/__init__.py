@@ -1,0 +1,7 @@
+"""Filter grafting: networks of one structure that lend each other weights."""
+
+from .filter_grafting import FilterGrafting
+from .report import GraftingReport
+from .ring import ExchangeError
+
+__all__ = ["ExchangeError", "FilterGrafting", "GraftingReport"]

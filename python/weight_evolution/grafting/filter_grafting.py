@@ -1,0 +1,299 @@
+"""`FilterGrafting`: one call after each epoch, for all networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import we_kernels as wk
+from we_kernels.grafting import MAX_BINS
+
+from ..invalid_filters import PUBLISHED_THRESHOLDS
+from ..low_rank.layers import unwrap
+from .network import Information, Network, Rule
+from .parts import find_pairs, find_parts, first_difference
+from .report import GraftingReport, by_threshold
+from .ring import ExchangeError, Ring
+
+LEVELS = ("layer", "filter")
+CRITERIA = ("entropy", "filter-entropy", "l1")
+
+
+class FilterGrafting:
+    """K networks of one structure, trained side by side, take over a part of each other's weights.
+
+    Call `step` after each epoch. Network i receives from network i - 1, network 0 from the last, all from the weights
+    before the step: ``W <- w * W + (1 - w) * W_neighbour`` with ``w = (A / pi) * atan(c * (H - H_neighbour)) + 0.5``
+    for each convolution. What follows a convolution in module order, up to the next one, is blended with its
+    coefficient: bias, norms with their running statistics, Linears; what comes before the first convolution, with that
+    of the first. Left out (`skipped`): integer buffers, buffers that are not saved, frozen parameters. A shared
+    parameter is blended once. Optimizers are not touched: each network keeps its momentum, as published.
+
+    Source: Meng et al., "Filter Grafting for Deep Neural Networks", CVPR 2020 (arXiv 2001.05868).
+
+    Args:
+        models: two networks or more, on any devices, each on one. Or one network, with ``process_group``: each process
+            then has its own. DistributedDataParallel and torch.compile are seen through.
+        strength: A, in [0, 1]; coefficients are within 0.5 +- A / 2. 0: plain averaging with the neighbour.
+        sharpness: c, from 0.
+        level: "layer", or "filter": filter j and the elements j of the BatchNorm behind it are blended with
+            ``|gamma_j| / (|gamma_j| + |gamma_neighbour,j|)``, 0.5 if both are 0. Everything that has no such BatchNorm
+            is blended as at level "layer"; the report names those convolutions.
+        criterion: of the information of a convolution: "entropy" of all its weights, "filter-entropy", the mean of the
+            entropies of its filters, or "l1", its L1 norm.
+        bins: of the entropy.
+        round_coefficient: to two decimals, as the released program does (at level "layer").
+        process_group: of torch.distributed, for one model; the default group when left out and initialized. All its
+            ranks make a FilterGrafting and call `step` together.
+        ranks_per_network: a network is this many consecutive ranks of the group, which train it data-parallel and hold
+            equal weights. The coefficients are those of the first of them.
+        batch_norm_pairs: conv name -> BatchNorm name or None, where the traced graph should not decide.
+        example_inputs: for torch.export, where torch.fx cannot trace the model (level "filter").
+
+    Raises:
+        TypeError, ValueError: name the argument, or the first difference of two networks. Over a process group it is
+            raised on all ranks, or `ExchangeError` where another rank has the error.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module] | nn.Module,
+        *,
+        strength: float = 0.4,
+        sharpness: float = 500.0,
+        level: str = "layer",
+        criterion: str = "entropy",
+        bins: int = 10,
+        round_coefficient: bool = False,
+        process_group: dist.ProcessGroup | None = None,
+        ranks_per_network: int = 1,
+        batch_norm_pairs: Mapping[str, str | None] | None = None,
+        example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+    ) -> None:
+        self._rule = _check_rule(strength, sharpness, level, criterion, bins, round_coefficient)
+        inputs = _check_inputs(example_inputs)
+        self._steps = 0
+        self._ring: Ring | None = None
+
+        def make(model: nn.Module) -> Network:
+            model = unwrap(model) if isinstance(model, nn.Module) else model
+            parts = find_parts(model)
+            pairs = find_pairs(model, parts, batch_norm_pairs, inputs) if level == "filter" else None
+            network = Network(model, parts, pairs)
+            network.bank()
+            return network
+
+        if isinstance(models, nn.Module):
+            self._ring = Ring(_check_group(process_group), _check_count(ranks_per_network, "ranks_per_network", 1))
+            self._networks = [self._make_with_others(make, models, self._ring)]
+        else:
+            if process_group is not None or ranks_per_network != 1:
+                raise ValueError(
+                    "process_group and ranks_per_network are for one model per rank; pass that model alone"
+                )
+            self._networks = [make(model) for model in _check_list(models)]
+            _require_equal([network.describe() for network in self._networks], "models[{}]")
+            _refuse_shared(self._networks)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Parameters and buffers that are not grafted, and why."""
+        return dict(self._networks[0].parts.skipped)
+
+    @torch.no_grad()
+    def step(self) -> GraftingReport:
+        """Graft all networks once; waits for their devices.
+
+        Over a process group it is collective. When it raises, the weights of this rank are unchanged.
+
+        Raises:
+            NonFiniteWeightError: a weight or buffer of some network is NaN or infinite; nothing was changed.
+            ExchangeError: another rank failed, died or did not come within the group's time-out.
+        """
+        if self._ring is None:
+            before, after = self._step_in_process()
+        else:
+            before, after = self._step_in_ring(self._ring)
+        network = self._networks[0]
+        names = [conv.name for conv in network.parts.convs]
+        coefficients = _all_coefficients(network, before, self._rule)
+        report = GraftingReport(
+            step=self._steps,
+            level=self._rule.level,
+            criterion=self._rule.criterion,
+            entropies=[dict(zip(names, one.layers.tolist(), strict=True)) for one in before],
+            coefficients=[{k: v if v.dim() else float(v) for k, v in one.items()} for one in coefficients],
+            invalid_before=[by_threshold(PUBLISHED_THRESHOLDS, one.invalid) for one in before],
+            invalid_after=[by_threshold(PUBLISHED_THRESHOLDS, counts) for counts in after],
+            filters=network.filters,
+            own=self._ring.network if self._ring is not None else None,
+            whole_layer=network.pairs.unpaired if network.pairs is not None else {},
+        )
+        self._steps += 1
+        return report
+
+    def _step_in_process(self) -> tuple[list[Information], list[tuple[int, ...]]]:
+        _require_equal([network.describe() for network in self._networks], "models[{}]")
+        before = [network.information(self._rule) for network in self._networks]
+        for i, (network, one) in enumerate(zip(self._networks, before, strict=True)):
+            _require_finite(network, one, f"network {i}: ")
+        coefficients = _all_coefficients(self._networks[0], before, self._rule)
+        banks = [network.bank() for network in self._networks]
+        vectors = [n.vector(c, bank) for n, c, bank in zip(self._networks, coefficients, banks, strict=True)]
+        if len({bank.device for bank in banks}) == 1:
+            wk.blend_ring_(banks, vectors, per=self._networks[0].per)
+        else:
+            self._blend_over_devices(banks, vectors)
+        return before, [network.invalid() for network in self._networks]
+
+    def _blend_over_devices(self, banks: Sequence[wk.FilterBank], vectors: Sequence[Tensor]) -> None:
+        """Each network gets a copy of its neighbour on its own device; all are made before the first is blended."""
+        received = []
+        for i, bank in enumerate(banks):
+            neighbour = self._networks[i - 1]
+            received.append(neighbour.bank_of([p.tensor.to(bank.device, copy=True) for p in neighbour.parts.items]))
+        for network, bank, other, vector in zip(self._networks, banks, received, vectors, strict=True):
+            wk.blend_(bank, other, vector, per=network.per)
+
+    def _make_with_others(self, make: Callable[[nn.Module], Network], model: nn.Module, ring: Ring) -> Network:
+        network, description, error = None, None, None
+        try:
+            network = make(model)
+            description = (asdict(self._rule), ring.ranks_per_network)
+        except Exception as raised:
+            error = raised
+        rules = ring.agree(description, error, "comparing options")
+        for rank, rule in enumerate(rules):
+            if rule != rules[0]:
+                raise ValueError(f"rank {rank} has the options {rule}, rank 0 {rules[0]}")
+        assert network is not None
+        _require_equal(ring.agree(network.describe(), None, "comparing networks"), "the network of rank {}")
+        return network
+
+    def _step_in_ring(self, ring: Ring) -> tuple[list[Information], list[tuple[int, ...]]]:
+        network = self._networks[0]
+        told: tuple[Any, Tensor] | None = None
+        error: Exception | None = None
+        try:
+            told = (network.describe(), network.information(self._rule).pack())
+        except Exception as raised:  # told to the others, who would wait
+            error = raised
+        ranks = ring.agree(told, error, "exchanging entropies")
+        _require_equal([description for description, _ in ranks], "the network of rank {}")
+        each = [Information.unpack(vector, len(network.parts.convs)) for _, vector in ranks]
+        for rank, one in enumerate(each):
+            _require_finite(network, one, f"rank {rank}: ")
+        before = each[:: ring.ranks_per_network]
+        coefficients = _all_coefficients(network, before, self._rule)[ring.network]
+        blended: list[Tensor] = []
+        counts: tuple[int, ...] = ()
+        try:
+            blended = ring.blend(network, lambda bank: network.vector(coefficients, bank))
+            new = dict(zip((part.name for part in network.parts.items), blended, strict=True))
+            counts = network.invalid([new.get(conv.name, conv.module.weight) for conv in network.parts.convs])
+        except ExchangeError:
+            raise
+        except Exception as raised:
+            error = raised
+        # Nobody writes before everybody has received all.
+        after = ring.agree(counts, error, "agreeing that all have received")
+        for part, values in zip(network.parts.items, blended, strict=True):
+            part.tensor.copy_(values)
+        return before, after[:: ring.ranks_per_network]
+
+
+def _all_coefficients(network: Network, before: Sequence[Information], rule: Rule) -> list[dict[str, Tensor]]:
+    return [network.coefficients(one, before[i - 1], rule) for i, one in enumerate(before)]
+
+
+def _require_finite(network: Network, information: Information, where: str) -> None:
+    if information.bad >= 0:
+        raise wk.NonFiniteWeightError(
+            f"{where}{network.parts.items[information.bad].name} is NaN or infinite; nothing was changed in any "
+            "network. Lower the learning rate or restore a checkpoint"
+        )
+
+
+def _require_equal(descriptions: Sequence[Mapping[str, str]], what: str) -> None:
+    for i, description in enumerate(descriptions):
+        if difference := first_difference(description, descriptions[0]):
+            raise ValueError(f"{what.format(i)} differs from {what.format(0)}: {difference}")
+
+
+def _refuse_shared(networks: Sequence[Network]) -> None:
+    """Networks that share memory would be blended with themselves, or twice."""
+    owners: dict[tuple[torch.device, int], str] = {}
+    for i, network in enumerate(networks):
+        own = {(p.tensor.device, p.tensor.untyped_storage().data_ptr()): p.name for p in network.parts.items}
+        for place, name in own.items():
+            if place in owners:
+                raise ValueError(
+                    f"models[{i}].{name} shares memory with {owners[place]}; make each network of its own "
+                    "(copy.deepcopy)"
+                )
+        owners |= {place: f"models[{i}].{name}" for place, name in own.items()}
+
+
+def _check_list(models: Sequence[nn.Module]) -> list[nn.Module]:
+    if not isinstance(models, Sequence):
+        raise TypeError(f"models must be a list of networks, or one with process_group, got {type(models).__name__}")
+    if len(models) < 2:
+        raise ValueError(f"models must hold at least 2 networks, got {len(models)}; for one per rank pass it alone")
+    return list(models)
+
+
+def _check_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    if not dist.is_available():
+        raise ValueError("one model alone needs torch.distributed, which this PyTorch lacks; pass a list of models")
+    if group is None and not dist.is_initialized():
+        raise ValueError(
+            "one model alone is grafted over torch.distributed: call torch.distributed.init_process_group first (under "
+            "torchrun), or pass a list of two models or more"
+        )
+    chosen = dist.group.WORLD if group is None else group
+    if not isinstance(chosen, dist.ProcessGroup):
+        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup of this rank, got {chosen!r}")
+    return chosen
+
+
+def _check_rule(
+    strength: float, sharpness: float, level: str, criterion: str, bins: int, round_coefficient: bool
+) -> Rule:
+    if not _is_number(strength) or not 0 <= strength <= 1:
+        raise ValueError(f"strength must be a number in [0, 1], got {strength!r}")
+    if not _is_number(sharpness) or not 0 <= sharpness < math.inf:
+        raise ValueError(f"sharpness must be a finite number from 0, got {sharpness!r}")
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    if not isinstance(round_coefficient, bool):
+        raise TypeError(f"round_coefficient must be True or False, got {round_coefficient!r}")
+    bins = _check_count(bins, "bins", 1)
+    if bins > MAX_BINS:
+        raise ValueError(f"bins must be at most {MAX_BINS}, got {bins}")
+    return Rule(float(strength), float(sharpness), level, criterion, bins, round_coefficient)
+
+
+def _check_count(value: int, name: str, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer from {least}, got {value!r}")
+    return value
+
+
+def _check_inputs(inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    if inputs is not None and not isinstance(inputs, tuple):
+        raise TypeError(f"example_inputs must be a tensor or a tuple of them, got {type(inputs).__name__}")
+    return inputs
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,207 @@
+"""Which tensors of a model are grafted, and which convolution each belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from ..low_rank.batch_norm_pairs import find_batch_norms
+from ..low_rank.layers import Layer, Plain
+from ..parameters import filters_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """A parameter or buffer that is grafted."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+    conv: int
+    """The convolution whose coefficient it has, counted from 0 in module order."""
+
+    @property
+    def tensor(self) -> Tensor:
+        """As it is now."""
+        tensor: Tensor = getattr(self.module, self.attribute)
+        return tensor.detach()
+
+    def filters(self, tensor: Tensor) -> tuple[Tensor, int]:
+        """The tensor (or one in its place) as a bank takes it, and the dimension of its filters."""
+        if tensor.dim() == 0:
+            return tensor.view(1), 0
+        if self.attribute != "weight" or not has_filters(self.module):
+            return tensor, 0
+        return filters_of(self.module, tensor)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution, of which each network measures the information."""
+
+    name: str
+    module: _ConvNd
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All parts of a model in module order, its convolutions, and what is left out."""
+
+    items: list[Part]
+    convs: list[Conv]
+    skipped: dict[str, str]
+    """Parameters and buffers that are not grafted, and why."""
+
+    def describe(self) -> dict[str, str]:
+        """Name -> dtype and shape, or why it is left out, of everything; to compare with another model's."""
+        grafted = {part.name: f"{part.tensor.dtype} of shape {tuple(part.tensor.shape)}" for part in self.items}
+        return grafted | {name: f"not grafted ({why})" for name, why in self.skipped.items()}
+
+
+def find_parts(model: nn.Module) -> Parts:
+    """What follows a convolution in module order, up to the next, belongs to it; what comes before the first, to that.
+
+    Raises:
+        TypeError: ``model`` is not a module, or a weight cannot be grafted (parametrized, pruned, lazy).
+        ValueError: the model has no convolution, or none that is trainable.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"each model must be a torch.nn.Module, got {type(model).__name__}")
+    items: list[Part] = []
+    convs: list[Conv] = []
+    skipped: dict[str, str] = {}
+    first_name: dict[int, str] = {}
+    number_of: dict[int, int] = {}
+    conv = 0
+    for module_name, module in model.named_modules():
+        prefix = f"{module_name}." if module_name else ""
+        if isinstance(module, (_ConvNd, _BatchNorm, nn.Linear)):
+            _require_own_weight(module, prefix)
+        if isinstance(module, _ConvNd):
+            conv = number_of.setdefault(id(module.weight), len(convs))
+            if conv == len(convs):
+                convs.append(Conv(f"{prefix}weight", module))
+        for attribute, tensor in _tensors(module):
+            name = prefix + attribute
+            if is_lazy(tensor):
+                raise TypeError(f"{name} is not initialized yet; run one forward pass before making FilterGrafting")
+            if id(tensor) in first_name:
+                skipped[name] = f"shared with {first_name[id(tensor)]}"
+                continue
+            first_name[id(tensor)] = name
+            if reason := _unfit(module, attribute, tensor):
+                skipped[name] = reason
+            else:
+                items.append(Part(name, module, attribute, conv))
+    if not convs:
+        raise ValueError("the model has no convolution whose information could be compared; nothing can be grafted")
+    if not any(isinstance(part.module, _ConvNd) for part in items):
+        raise ValueError("no convolution of the model can be grafted; all are frozen (requires_grad is False) or empty")
+    return Parts(items, convs, skipped)
+
+
+@dataclass(frozen=True)
+class FilterPairs:
+    """Convolutions whose coefficients are those of the BatchNorm behind them, filter by filter."""
+
+    norms: dict[int, _BatchNorm]
+    """Number of the convolution -> its BatchNorm."""
+    of_part: dict[str, int]
+    """Name of a part -> the convolution with whose coefficients it is blended filter by filter."""
+    unpaired: dict[str, str]
+    """Convolution's weight -> why it has no BatchNorm of its own, and so one coefficient for all its filters."""
+
+
+def find_pairs(
+    model: nn.Module,
+    parts: Parts,
+    given: Mapping[str, str | None] | None,
+    example_inputs: tuple[Tensor, ...] | None,
+) -> FilterPairs:
+    """The BatchNorm that alone takes a convolution's output, by `find_batch_norms`.
+
+    Raises:
+        TypeError, ValueError: ``given`` names something that cannot be paired.
+    """
+    layers = [Layer(conv.name.rpartition(".")[0], cast(Plain, conv.module)) for conv in parts.convs]
+    found = find_batch_norms(model, layers, given=given, example_inputs=example_inputs)
+    modules = dict(model.named_modules())
+    norms: dict[int, _BatchNorm] = {}
+    unpaired: dict[str, str] = {}
+    for number, (conv, layer) in enumerate(zip(parts.convs, layers, strict=True)):
+        norm_name = found.names[layer.name]
+        norm = modules[norm_name] if norm_name is not None else None
+        if not isinstance(norm, _BatchNorm):
+            unpaired[conv.name] = "; ".join([found.reasons[layer.name], *found.errors])
+        elif norm.weight is None:
+            unpaired[conv.name] = f"{norm_name} has no scale"
+        elif not has_filters(conv.module):
+            unpaired[conv.name] = "its filters do not lie along one dimension"
+        elif norm.num_features != conv.module.out_channels:
+            unpaired[conv.name] = f"{norm_name} has {norm.num_features} features"
+        else:
+            norms[number] = norm
+    members: dict[int, int] = {}
+    for number, norm in norms.items():
+        members.setdefault(id(norm), number)
+        members[id(parts.convs[number].module)] = number
+    of_part = {part.name: members[id(part.module)] for part in parts.items if id(part.module) in members}
+    return FilterPairs(norms, of_part, unpaired)
+
+
+def has_filters(module: nn.Module) -> bool:
+    """Whether the filters of the weight lie along one dimension, as `filters_of` gives it."""
+    return not (
+        isinstance(module, _ConvNd)
+        and module.transposed
+        and module.groups not in (1, module.in_channels, module.out_channels)
+    )
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            yield attribute, tensor
+
+
+def _unfit(module: nn.Module, attribute: str, tensor: Tensor) -> str | None:
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return f"{tensor.dtype} is counted, not learned"
+    if tensor.numel() == 0:
+        return "empty"
+    if attribute in module._parameters:
+        return None if tensor.requires_grad else "frozen (requires_grad is False)"
+    if attribute in module._non_persistent_buffers_set:
+        return "a buffer that is not saved (persistent=False)"
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    return "buffer of a frozen module" if own and not any(parameter.requires_grad for parameter in own) else None
+
+
+def _require_own_weight(module: nn.Module, prefix: str) -> None:
+    # _parameters, not getattr: a computed weight (parametrize, weight_norm, prune) is not among them.
+    if "weight" not in module._parameters:
+        raise TypeError(
+            f"{prefix}weight is computed from other tensors (parametrize, weight_norm or prune), which cannot be "
+            "blended one by one; remove the parametrization first"
+        )
+
+
+def first_difference(there: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """In words, the first difference of two `Parts.describe`."""
+    for name in [*here, *there]:
+        if name not in there:
+            return f"it has no {name}"
+        if name not in here:
+            return f"only it has {name}"
+        if there[name] != here[name]:
+            return f"{name} is {there[name]}, not {here[name]}"
+    for a, b in zip(there, here, strict=True):
+        if a != b:
+            return f"{a} comes where the other has {b}"
+    return None
