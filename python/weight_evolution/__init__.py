@@ -5,15 +5,19 @@
 
 from we_kernels import BackendUnavailableError, NonFiniteWeightError, __version__
 
+from .asynchronous import AsynchronousSGD, AsynchronousUpdate
 from .distillation import distillation_loss
 from .evolution import WeightEvolution
 from .grafting import ExchangeError, FilterGrafting, GraftingReport
 from .invalid_filters import count_invalid_filters
 from .low_rank import LowRankProjection, compact_like
+from .overlap import OverlapReport, filter_overlap, measure_overlap
 from .report import EvolutionReport
 from .schedule import StagedSigmoid
 
 __all__ = [
+    "AsynchronousSGD",
+    "AsynchronousUpdate",
     "BackendUnavailableError",
     "EvolutionReport",
     "ExchangeError",
@@ -21,10 +25,13 @@ __all__ = [
     "GraftingReport",
     "LowRankProjection",
     "NonFiniteWeightError",
+    "OverlapReport",
     "StagedSigmoid",
     "WeightEvolution",
     "__version__",
     "compact_like",
     "count_invalid_filters",
     "distillation_loss",
+    "filter_overlap",
+    "measure_overlap",
 ]

@@ -38,7 +38,11 @@ class Target:
     @property
     def filters(self) -> tuple[Tensor, int]:
         """The parameter, or a view of it, and the dimension along which its filters lie."""
-        return filters_of(self.module, self.parameter)
+        return self.view_of(self.parameter)
+
+    def view_of(self, tensor: Tensor) -> tuple[Tensor, int]:
+        """The same of a tensor of the parameter's shape, such as its gradient."""
+        return filters_of(self.module, tensor)
 
 
 def filters_of(module: nn.Module, weight: Tensor) -> tuple[Tensor, int]:
@@ -118,7 +122,7 @@ def find_targets(
             if include is not None and not any(matches(entry, name, module) for entry in include):
                 skipped[full_name] = "not included"
                 continue
-            parameter = _own_parameter(module, attribute, full_name)
+            parameter = own_parameter(module, attribute, full_name)
             if parameter is None:  # BatchNorm(affine=False)
                 continue
             if not parameter.requires_grad:
@@ -147,7 +151,12 @@ def _kinds_of(module: nn.Module, linear: bool) -> list[tuple[str, str]]:
     return []
 
 
-def _own_parameter(module: nn.Module, attribute: str, name: str) -> Tensor | None:
+def own_parameter(module: nn.Module, attribute: str, name: str) -> Tensor | None:
+    """A module's parameter, which may be None.
+
+    Raises:
+        TypeError: it is computed from others, not initialized, or its filters do not lie along one dimension.
+    """
     # _parameters, not getattr: a computed weight (parametrize, weight_norm, prune) is not among them.
     if attribute not in module._parameters:
         raise TypeError(
@@ -156,7 +165,7 @@ def _own_parameter(module: nn.Module, attribute: str, name: str) -> Tensor | Non
         )
     parameter = module._parameters[attribute]
     if parameter is not None and is_lazy(parameter):
-        raise TypeError(f"{name} is not initialized yet; run one forward pass before making WeightEvolution")
+        raise TypeError(f"{name} is not initialized yet; run one forward pass first")
     if (
         isinstance(module, _ConvNd)
         and module.transposed

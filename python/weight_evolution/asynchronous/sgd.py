@@ -1,0 +1,258 @@
+"""`AsynchronousSGD`: torch.optim.SGD whose step moves only a random subset of each convolution's filters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+
+import we_kernels as wk
+from we_kernels.layout import DTYPES, MAX_DIMS
+
+from ..parameters import ModuleFilter, Target
+from .subsets import Subsets
+from .targets import check_rate, check_select, find_convolutions, listed_convolutions
+
+_STATE_KEY = "asynchronous"
+
+
+class AsynchronousSGD(SGD):
+    """SGD of which, in every step, a random subset of each convolution's filters moves; the momentum advances for all.
+
+    A drop-in for torch.optim.SGD: the same arguments, the same state ("momentum_buffer"), at rate 1 the same bits as
+    with ``foreach=True``, and at any rate the same as `AsynchronousUpdate` around SGD, without its two copies: one pass
+    over weights, gradients and momentum. `AsynchronousUpdate` says which subsets are drawn and which convolutions take
+    part.
+
+    ``state_dict()`` is SGD's, with one more entry for the subsets; SGD can load it, and this can load SGD's (the
+    subsets then go on as they were).
+
+    Source: Zhang et al., "Weight asynchronous update" (10.1007/s41095-020-0185-5).
+
+    Args:
+        params, lr, momentum, dampening, weight_decay, nesterov, maximize: as in torch.optim.SGD.
+        foreach: any; all parameters of a group are updated by one kernel.
+        differentiable, fused: not supported.
+        model: the network whose convolutions among ``params`` are updated asynchronously.
+        conv_weights: instead of ``model``: these parameters, [N, C, *kernel] each.
+        rate, seed, select, replacement, include, exclude: as in `AsynchronousUpdate`.
+        rescale: divide the convolutions' learning rate by the expected share that moves.
+
+    Raises:
+        TypeError, ValueError: name the argument or parameter and say what to do.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        model: nn.Module | None = None,
+        conv_weights: Iterable[Tensor] | None = None,
+        rate: float = 0.5,
+        seed: int = 0,
+        select: str = "filters",
+        replacement: bool = False,
+        rescale: bool = False,
+        include: Sequence[ModuleFilter] | None = None,
+        exclude: Sequence[ModuleFilter] = (),
+    ) -> None:
+        check_rate(rate)
+        check_select(select)
+        if (model is None) == (conv_weights is None):
+            raise ValueError("pass model=, the network whose convolutions to update, or conv_weights=, their weights")
+        if conv_weights is not None and (include is not None or exclude):
+            raise ValueError("include and exclude go with model=; leave weights out of conv_weights instead")
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if model is not None:
+            targets = find_convolutions(model, select, parameters, include, exclude)
+        else:
+            targets = listed_convolutions(conv_weights or (), select, parameters)
+        self._subsets = Subsets(targets, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale)
+
+    @property
+    def rate(self) -> float:
+        """The share of filters that moves; may be changed between steps."""
+        return self._subsets.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self._subsets.rate = check_rate(rate)
+
+    @property
+    def step_count(self) -> int:
+        """Steps so far; the next draws the subset of this number. Waits for the device."""
+        return int(self._subsets.step)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Weights of convolutions that do not take part, and why."""
+        return dict(self._subsets.targets.skipped)
+
+    def selection(self, step: int | None = None) -> dict[str, Tensor]:
+        """Parameter name -> bool [N] on the CPU: the filters (or input channels) that move in a step (the next)."""
+        return self._subsets.selection(step)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in SGD; convolutions among the new parameters are updated as a whole.
+
+        Raises:
+            TypeError, ValueError: a parameter or an option is not supported; no group is added.
+        """
+        super().add_param_group(param_group)
+        try:
+            _check_group(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; returns what the closure returns.
+
+        Raises:
+            RuntimeError: a gradient is sparse; nothing is changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        bank = self._subsets.targets.bank()
+        parts = bank.split(self._subsets.draw(bank))
+        masked = {
+            id(target.parameter): (target, parts[i], share if self._subsets.rescale else 1.0)
+            for target, i, share in zip(
+                self._subsets.targets.items,
+                bank.position,
+                [self._subsets.shares(bank)[i] for i in bank.position],
+                strict=True,
+            )
+        }
+        calls = [
+            (group, share, rows) for group in self.param_groups for share, rows in _rows(group, masked, self.state)
+        ]
+        for group, share, rows in calls:
+            self._update(group, share, rows)
+        self._subsets.advance()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """SGD's, and under "asynchronous" the step counter, seed and rate."""
+        return {**super().state_dict(), _STATE_KEY: self._subsets.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state does not fit; nothing is changed.
+        """
+        subsets = state_dict.get(_STATE_KEY)
+        if subsets is not None:
+            self._subsets.check_state(subsets)
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != _STATE_KEY})
+        if subsets is not None:
+            self._subsets.load_state_dict(subsets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_subsets": self._subsets}
+
+    def _update(self, group: dict[str, Any], share: float, rows: list[_Row]) -> None:
+        momentum = group["momentum"]
+        masks = [row.mask for row in rows if row.mask is not None]
+        device = rows[0].param.device
+        buffers = [row.buffer for row in rows if row.buffer is not None]
+        wk.asynchronous_sgd_(
+            [row.param for row in rows],
+            [row.grad for row in rows],
+            buffers if momentum != 0 else None,
+            [row.dim for row in rows],
+            torch.cat(masks) if masks else torch.empty(0, dtype=torch.bool, device=device),
+            lr=group["lr"] if share == 1.0 else group["lr"] / share,
+            momentum=momentum,
+            dampening=group["dampening"],
+            weight_decay=float(group["weight_decay"]),
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            first_step=[row.first for row in rows],
+        )
+        for row in rows:
+            if row.first:
+                self.state[row.owner]["momentum_buffer"] = row.whole_buffer
+
+
+class _Row(NamedTuple):
+    """One parameter with what belongs to it, as views whose filters lie along `dim`."""
+
+    owner: Tensor
+    whole_buffer: Tensor | None
+    param: Tensor
+    grad: Tensor
+    buffer: Tensor | None
+    dim: int | None
+    mask: Tensor | None
+    first: bool
+
+
+def _rows(
+    group: dict[str, Any], masked: dict[int, tuple[Target, Tensor, float]], states: Mapping[Tensor, Any]
+) -> list[tuple[float, list[_Row]]]:
+    """What has a gradient, by the share that divides its learning rate."""
+    found: dict[float, list[_Row]] = {}
+    for param in group["params"]:
+        grad = param.grad
+        if grad is None:
+            continue
+        if grad.is_sparse:
+            raise RuntimeError(
+                "AsynchronousSGD does not support sparse gradients; give those parameters an optimizer of their own"
+            )
+        buffer, first = None, False
+        if group["momentum"] != 0:
+            buffer = states[param].get("momentum_buffer") if param in states else None
+            first = buffer is None
+            if buffer is None:
+                buffer = torch.empty_like(param)
+        if id(param) not in masked:
+            found.setdefault(1.0, []).append(_Row(param, buffer, param, grad, buffer, None, None, first))
+            continue
+        target, mask, share = masked[id(param)]
+        view, dim = target.view_of(param)
+        buffer_view = None if buffer is None else target.view_of(buffer)[0]
+        row = _Row(param, buffer, view, target.view_of(grad)[0], buffer_view, dim, mask, first)
+        found.setdefault(share, []).append(row)
+    return list(found.items())
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    if group["differentiable"]:
+        raise ValueError("differentiable=True is not supported; use AsynchronousUpdate with torch.optim.SGD")
+    if group["fused"]:
+        raise ValueError("fused=True is not supported: the step is one kernel already; leave fused out")
+    for i, param in enumerate(group["params"]):
+        if param.dtype not in DTYPES:
+            raise TypeError(f"params[{i}] must be float32, float64, float16 or bfloat16, got {param.dtype}")
+        if param.layout != torch.strided or param.dim() > MAX_DIMS:
+            raise TypeError(f"params[{i}] must be a dense tensor of at most {MAX_DIMS} dimensions")

@@ -1,0 +1,126 @@
+"""Which weights are masked, along which dimension, and how large a share of them moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..parameters import ModuleFilter, Target, Targets, check_filters, matches, own_parameter
+
+SELECTS = ("filters", "input_channels")
+
+
+@dataclass(frozen=True)
+class ChannelTarget(Target):
+    """A convolution's weight, masked by input channels, which all filters share."""
+
+    def view_of(self, tensor: Tensor) -> tuple[Tensor, int]:
+        """The tensor, and the dimension along which its input channels lie."""
+        return tensor, 0 if getattr(self.module, "transposed", False) else 1
+
+
+def listed_convolutions(weights: Iterable[Tensor], select: str, parameters: Iterable[Tensor]) -> Targets:
+    """Weights given one by one, [N, C, *kernel] each; a weight given twice is taken once.
+
+    Raises:
+        TypeError, ValueError: one is no parameter of the optimizer, or there are none.
+    """
+    holder = nn.Module()
+    optimized = set(map(id, parameters))
+    make = Target if select == "filters" else ChannelTarget
+    items: list[Target] = []
+    for i, weight in enumerate({id(weight): weight for weight in weights}.values()):
+        if not isinstance(weight, nn.Parameter) or id(weight) not in optimized:
+            raise ValueError(f"conv_weights[{i}] is not among the optimizer's parameters")
+        holder.register_parameter(f"weight{i}", weight)
+        items.append(make(f"conv_weights[{i}]", "conv", holder, f"weight{i}"))
+    if not items:
+        raise ValueError("conv_weights is empty")
+    return Targets(items, {})
+
+
+def find_convolutions(
+    model: nn.Module,
+    select: str,
+    parameters: Iterable[Tensor],
+    include: Sequence[ModuleFilter] | None,
+    exclude: Sequence[ModuleFilter],
+) -> Targets:
+    """Weights of the model's convolutions that are among ``parameters`` (the optimizer's), in module order.
+
+    Frozen ones, too: they may be thawed later.
+
+    Raises:
+        TypeError: ``model`` is not a module, or a weight cannot take part (parametrized, lazy).
+        ValueError: an entry of ``include`` or ``exclude`` matches no module, or no convolution is left.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    modules = dict(model.named_modules())
+    check_filters(include, "include", modules)
+    check_filters(exclude, "exclude", modules)
+    make = Target if select == "filters" else ChannelTarget
+    optimized = set(map(id, parameters))
+    items: list[Target] = []
+    skipped: dict[str, str] = {}
+    seen: set[int] = set()
+    for name, module in modules.items():
+        if not isinstance(module, _ConvNd):
+            continue
+        full_name = f"{name}.weight" if name else "weight"
+        if any(matches(entry, name, module) for entry in exclude):
+            skipped[full_name] = "excluded"
+        elif include is not None and not any(matches(entry, name, module) for entry in include):
+            skipped[full_name] = "not included"
+        elif id(parameter := own_parameter(module, "weight", full_name)) in seen:
+            skipped[full_name] = "shared with a parameter listed before"
+        elif id(parameter) not in optimized:
+            skipped[full_name] = "not among the optimizer's parameters"
+        else:
+            seen.add(id(parameter))
+            items.append(make(full_name, "conv", module, "weight"))
+    if not items:
+        raise ValueError(
+            "the optimizer has no convolution of the model to update"
+            + (f"; left out: {skipped}" if skipped else ": the model has none")
+        )
+    return Targets(items, skipped)
+
+
+def check_select(select: str) -> str:
+    """Raises ValueError unless it is one of the ways to select."""
+    if select not in SELECTS:
+        raise ValueError(f'select must be "filters" or "input_channels", got {select!r}')
+    return select
+
+
+def check_rate(rate: float) -> float:
+    """A number in (0, 1]."""
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise TypeError(f"rate must be a number in (0, 1], got {type(rate).__name__}")
+    if not 0.0 < rate <= 1.0:
+        raise ValueError(f"rate must be in (0, 1], got {rate}")
+    return float(rate)
+
+
+def check_count(value: int, name: str) -> int:
+    """An integer in [0, 2^63 - 1]."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"{name} must be in [0, 2^63 - 1], got {value}")
+    return value
+
+
+def expected_share(size: int, rate: float, replacement: bool) -> float:
+    """The share of a layer's ``size`` filters (or channels) that moves in an iteration, on average."""
+    if size == 0:
+        return 1.0
+    if not replacement:
+        return max(1, round(rate * size)) / size
+    draws = max(1, math.floor(rate * size))
+    return float(-math.expm1(draws * math.log1p(-1 / size))) if size > 1 else 1.0

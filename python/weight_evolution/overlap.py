@@ -1,0 +1,108 @@
+"""`filter_overlap`: how alike the filters of each convolution are."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+import we_kernels as wk
+
+from .parameters import ModuleFilter, check_filters, matches
+
+
+@dataclass(frozen=True)
+class OverlapReport:
+    """Absolute cosines between the filters of each convolution of a model, at one moment."""
+
+    mean: dict[str, float]
+    """Parameter name -> mean over the pairs of filters; 0 for a layer of one filter, NaN if a weight is not finite."""
+    maximum: dict[str, Tensor]
+    """Parameter name -> float32 [N] on the CPU: each filter's largest."""
+
+    @property
+    def model_mean(self) -> float:
+        """Mean of the layers' means, each counted once; layers of one filter are left out. NaN without any."""
+        means = [mean for name, mean in self.mean.items() if len(self.maximum[name]) > 1]
+        return statistics.fmean(means) if means else math.nan
+
+    @property
+    def model_maximum(self) -> float:
+        """Mean over all filters of their `maximum`; layers of one filter are left out. NaN without any."""
+        maxima = [maximum for maximum in self.maximum.values() if len(maximum) > 1]
+        return float(torch.cat(maxima).double().mean()) if maxima else math.nan
+
+    def __str__(self) -> str:
+        width = max([len("model"), *map(len, self.mean)])
+        lines = [f"{'layer':{width}}  filters  mean    mean of maxima"]
+        for name, mean in self.mean.items():
+            maximum = self.maximum[name]
+            lines.append(f"{name:{width}}  {len(maximum):7}  {mean:.4f}  {float(maximum.mean()):.4f}")
+        filters = sum(map(len, self.maximum.values()))
+        lines.append(f"{'model':{width}}  {filters:7}  {self.model_mean:.4f}  {self.model_maximum:.4f}")
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def measure_overlap(
+    model: nn.Module, *, include: Sequence[ModuleFilter] | None = None, exclude: Sequence[ModuleFilter] = ()
+) -> OverlapReport:
+    """Mean and maxima of the absolute cosines between the flattened filters of each convolution.
+
+    Convolutions of any kind, frozen ones and computed weights (parametrize, weight_norm) too, in module order; a shared
+    weight is listed once. Waits for the device. The measure is defined in `we_kernels.filter_overlap`.
+
+    Args:
+        model: the network; only read.
+        include: only modules of these names (with all inside them), name patterns (``*``) or types.
+        exclude: no modules of these names, patterns or types.
+
+    Raises:
+        TypeError, ValueError: name the argument or parameter and say what to do.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    modules = dict(model.named_modules())
+    check_filters(include, "include", modules)
+    check_filters(exclude, "exclude", modules)
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, module in modules.items():
+        if not isinstance(module, _ConvNd) or any(matches(entry, name, module) for entry in exclude):
+            continue
+        if include is not None and not any(matches(entry, name, module) for entry in include):
+            continue
+        full_name = f"{name}.weight" if name else "weight"
+        if is_lazy(module.weight):
+            raise TypeError(f"{full_name} is not initialized yet; run one forward pass first")
+        if id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            weights[full_name] = _filters(module)
+    bank = wk.FilterBank(weights.values(), names=list(weights))
+    found = wk.filter_overlap(bank)
+    means, maxima = found.mean.tolist(), bank.split(found.maximum.cpu())
+    positions = dict(zip(weights, bank.position, strict=True))
+    return OverlapReport(
+        {name: means[i] for name, i in positions.items()}, {name: maxima[i] for name, i in positions.items()}
+    )
+
+
+def filter_overlap(
+    model: nn.Module, *, include: Sequence[ModuleFilter] | None = None, exclude: Sequence[ModuleFilter] = ()
+) -> dict[str, float]:
+    """Parameter name -> mean absolute cosine over the pairs of its filters; see `measure_overlap`, which gives more."""
+    return measure_overlap(model, include=include, exclude=exclude).mean
+
+
+def _filters(module: _ConvNd) -> Tensor:
+    """[N, ...]; a transposed convolution's weight is [in, out / groups, *kernel], its filters are the outputs."""
+    weight: Tensor = module.weight.detach()
+    if not module.transposed:
+        return weight
+    return torch.unflatten(weight, 0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
