@@ -6,13 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 
 import we_kernels
 from we_kernels.info import format_info
-from weight_evolution import BackendUnavailableError, NonFiniteWeightError
+from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError
+from weight_evolution.invalid_filters import PUBLISHED_THRESHOLDS
 
 from .arguments import fraction, momentum, non_negative_float, non_negative_int, positive_float, positive_int
 from .compacting import compact_checkpoint
@@ -21,10 +23,12 @@ from .data import DATA, load_data
 from .demo import DemoOptions, run_demo
 from .errors import UserError
 from .inspection import inspect_checkpoint
+from .launch import own_device, process_group, started_processes
 from .learning_rate import LR_SCHEDULES
 from .logs import LOG_FORMATS
-from .methods import METHODS, method_names, method_options
+from .methods import METHODS, DistillationMethod, GraftingMethod, method_names, method_options
 from .models import MODEL_HELP
+from .networks import train_networks
 from .runs import OutputOptions, train_seeds
 
 _DEFAULTS = TrainingConfig()
@@ -36,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except (UserError, BackendUnavailableError, NonFiniteWeightError) as error:
+    except (UserError, BackendUnavailableError, NonFiniteWeightError, ExchangeError) as error:
         print(f"weight-evolution: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -112,6 +116,14 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=fraction, metavar="R", help="for convolutions, without a schedule")
     parser.add_argument("--norm-rate", type=fraction, metavar="R", help="for BatchNorms, without a schedule")
     parser.add_argument("--local-ratio", type=fraction, metavar="R")
+    parser.add_argument(
+        "--thresholds",
+        type=non_negative_float,
+        nargs="+",
+        default=list(PUBLISHED_THRESHOLDS),
+        metavar="T",
+        help="count the filters whose L1 norm is under each (default 0.1 0.01)",
+    )
 
 
 def _add_compact(parser: argparse.ArgumentParser) -> None:
@@ -152,13 +164,18 @@ def _train(options: argparse.Namespace) -> None:
     seeds = _seeds(options)
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite contradict each other")
-    method_names(options.method)
-    device = _device(options)
+    method = _with_teachers(options.method, options.teachers)
+    grafting = GraftingMethod.name in method_names(method)
+    if started_processes() is not None and not grafting:
+        raise UserError(
+            f"under torchrun only --method grafting trains, one network on each rank; got {options.method!r}"
+        )
+    device = own_device(_device(options))
     config = TrainingConfig(
         model=options.model,
         data=options.data,
-        method=options.method,
-        method_options=method_options(options.method, options),
+        method=method,
+        method_options=method_options(method, options),
         epochs=options.epochs,
         batch_size=options.batch_size,
         lr=options.lr,
@@ -181,7 +198,15 @@ def _train(options: argparse.Namespace) -> None:
         stop_after=options.stop_after,
     )
     dataset = load_data(options.data, options.root, options.download)
-    results = train_seeds(config, seeds, dataset, device, output, (lambda line: None) if options.quiet else _say)
+    say = (lambda line: None) if options.quiet else _say
+    if grafting:
+        with process_group(device, options.graft_time_out) as group:
+            results = train_networks(config, seeds, dataset, device, output, say, group)
+            if group is None or dist.get_rank(group) == 0:
+                print(_networks_line(results))
+                print(f"results in {options.output}")
+        return
+    results = train_seeds(config, seeds, dataset, device, output, say)
     mean, deviation = results["last_epoch_test_accuracy_mean"], results["last_epoch_test_accuracy_std"]
     spread = "" if deviation is None else f" +- {deviation:.2f} ({len(seeds)} seeds)"
     best = max(run["best_epoch_test_accuracy"] for run in results["runs"])
@@ -200,8 +225,30 @@ def _train(options: argparse.Namespace) -> None:
     print(f"results in {options.output}")
 
 
+def _with_teachers(method: str, teachers: Sequence[str] | None) -> str:
+    """``--teachers`` switches distillation on, beside whatever else is done."""
+    names = method_names(method)
+    if not teachers or DistillationMethod.name in names:
+        return method
+    return "+".join([*names, DistillationMethod.name])
+
+
+def _networks_line(results: dict[str, Any]) -> str:
+    def accuracy(of: str) -> str:
+        mean, deviation = results[f"{of}_mean"], results[f"{of}_std"]
+        return f"{mean:.2f}%" + ("" if deviation is None else f" +- {deviation:.2f} ({len(results['runs'])} seeds)")
+
+    count = len(results["runs"][0]["networks_last_epoch_test_accuracy"])
+    return (
+        f"test accuracy of the last epoch: {accuracy('last_epoch_test_accuracy')}, the first network; "
+        f"{accuracy('best_network_last_epoch_test_accuracy')}, the best of {count}, chosen on the test set"
+    )
+
+
 def _inspect(options: argparse.Namespace) -> None:
-    print(inspect_checkpoint(options.checkpoint, options.rate, options.norm_rate, options.local_ratio))
+    print(
+        inspect_checkpoint(options.checkpoint, options.rate, options.norm_rate, options.local_ratio, options.thresholds)
+    )
 
 
 def _compact(options: argparse.Namespace) -> None:

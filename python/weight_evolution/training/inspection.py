@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from weight_evolution import EvolutionReport
+from torch import nn
+
+from weight_evolution import EvolutionReport, count_invalid_filters
+from weight_evolution.invalid_filters import PUBLISHED_THRESHOLDS
 
 from .checkpoint import read_checkpoint
 from .config import TrainingConfig
@@ -30,7 +33,11 @@ _PUBLISHED: dict[str, Any] = {
 
 
 def inspect_checkpoint(
-    path: Path, rate: float | None = None, norm_rate: float | None = None, local_ratio: float | None = None
+    path: Path,
+    rate: float | None = None,
+    norm_rate: float | None = None,
+    local_ratio: float | None = None,
+    thresholds: Sequence[float] = PUBLISHED_THRESHOLDS,
 ) -> str:
     """A readable table: per parameter the filters, the inferior ones and the importances; per group the threshold.
 
@@ -41,6 +48,7 @@ def inspect_checkpoint(
         path: a checkpoint of ``weight-evolution train``.
         rate, norm_rate: rates to use as they are, without a schedule, for convolutions and for BatchNorms.
         local_ratio: in place of the checkpoint's.
+        thresholds: count the filters whose L1 norm is under each.
 
     Raises:
         UserError: the file cannot be read or does not fit its own model.
@@ -77,11 +85,17 @@ def inspect_checkpoint(
             f"{state['epoch']} of {config.epochs} epochs{accuracy}",
             f"inferior at the published rate 0.2 and local ratio 0.1, without schedule and starvation rule: "
             f"{found.inferior} of {found.filters} conv filters",
+            *(f"invalid, L1 norm under {threshold:g}: {_invalid(model, threshold)}" for threshold in thresholds),
             _source(trained_with is not None, options, last_epoch),
             "",
             _table(report),
         ]
     )
+
+
+def _invalid(model: nn.Module, threshold: float) -> str:
+    invalid, filters = count_invalid_filters(model, threshold)
+    return f"{invalid} of {filters} conv filters"
 
 
 def _source(trained_with: bool, options: Mapping[str, Any], epoch: int) -> str:

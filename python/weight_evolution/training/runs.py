@@ -47,7 +47,7 @@ def train_seeds(
     Raises:
         UserError: the folder holds other results, or a checkpoint does not fit.
     """
-    check_output_folder(output, seeds)
+    refuse_to_overwrite(output, [seed_folder(output.folder, seed) / CHECKPOINT for seed in seeds])
     dataset = dataset.to(device)
     histories: dict[int, list[dict[str, float]]] = {}
     for seed in seeds:
@@ -79,12 +79,12 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from None
 
 
-def check_output_folder(output: OutputOptions, seeds: Sequence[int]) -> None:
-    """Refuse to write over the results of an earlier run, unless asked to resume or overwrite."""
+def refuse_to_overwrite(output: OutputOptions, paths: Sequence[Path]) -> None:
+    """Raises UserError if one of these checkpoints exists, unless asked to resume or overwrite."""
     if output.resume or output.overwrite:
         return
-    for seed in seeds:
-        if (path := seed_folder(output.folder, seed) / CHECKPOINT).exists():
+    for path in paths:
+        if path.exists():
             raise UserError(f"{path} exists; pass --resume to continue it, --overwrite, or another --output")
 
 
@@ -160,15 +160,16 @@ def _train(trainer: Trainer, folder: Path, output: OutputOptions, say: Callable[
             write_log(trainer.history, folder / f"log.{output.log}")
             if board:
                 board.write(row)
-            say(_line(trainer, row))
+            say(epoch_line(trainer, row, f"seed {trainer.seed}"))
     finally:
         if board:
             board.close()
 
 
-def _line(trainer: Trainer, row: dict[str, float]) -> str:
+def epoch_line(trainer: Trainer, row: Mapping[str, float], name: str) -> str:
+    """What is said of an epoch of the run of this name."""
     parts = [
-        f"seed {trainer.seed}  epoch {trainer.epoch}/{trainer.config.epochs}",
+        f"{name}  epoch {trainer.epoch}/{trainer.config.epochs}",
         f"loss {row['train_loss']:.4f}",
         f"train {row['train_accuracy']:.2f}%",
         f"test {row['test_accuracy']:.2f}%",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weight_evolution.invalid_filters import PUBLISHED_THRESHOLDS, count_invalid_filters
 from weight_evolution.low_rank.costs import count_macs, count_parameters
 
 from .checkpoint import FORMAT
@@ -73,6 +74,9 @@ class Trainer:
             method.after_iteration
             for method in self.methods.values()
             if type(method).after_iteration is not Method.after_iteration
+        ]
+        self._extra_losses = [
+            method.extra_loss for method in self.methods.values() if type(method).extra_loss is not Method.extra_loss
         ]
         self.epoch = 0
         """Epochs done."""
@@ -170,10 +174,11 @@ class Trainer:
         mean, deviation = self.dataset.statistics
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for images, targets in training_batches(self.dataset, config.batch_size, self.seed, epoch, config.augment):
-            logits = self.model((images.float() - mean) / deviation)
+            normalized = (images.float() - mean) / deviation
+            logits = self.model(normalized)
             loss = functional.cross_entropy(logits, targets)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            sum((extra(normalized, logits) for extra in self._extra_losses), loss).backward()
             self.optimizer.step()
             for hook in self._iteration_hooks:
                 hook()
@@ -202,7 +207,8 @@ class Trainer:
         if not any(isinstance(module, nn.modules.conv._ConvNd) for module in self.model.modules()):
             return {}
         found = count_inferior_filters(self.model)
-        return {"inferior_filters": found.inferior, "filters": found.filters}
+        invalid = {f"invalid_filters_{t:g}": count_invalid_filters(self.model, t)[0] for t in PUBLISHED_THRESHOLDS}
+        return {"inferior_filters": found.inferior, **invalid, "filters": found.filters}
 
 
 def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:

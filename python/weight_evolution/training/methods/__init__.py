@@ -11,13 +11,26 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from .base import Method
+from .distillation import DistillationMethod
 from .evolution import EvolutionMethod
+from .grafting import GraftingMethod
 from .low_rank import LowRankMethod
 
 BASELINE = "baseline"
-METHODS: dict[str, type[Method]] = {method.name: method for method in (EvolutionMethod, LowRankMethod)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (EvolutionMethod, LowRankMethod, GraftingMethod, DistillationMethod)
+}
 
-__all__ = ["BASELINE", "METHODS", "Method", "make_methods", "method_names", "method_options"]
+__all__ = [
+    "BASELINE",
+    "METHODS",
+    "DistillationMethod",
+    "GraftingMethod",
+    "Method",
+    "make_methods",
+    "method_names",
+    "method_options",
+]
 
 
 def method_names(method: str) -> list[str]:

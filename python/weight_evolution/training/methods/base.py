@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -37,6 +37,15 @@ class Method:
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
         """The options as plain values, for the configuration that a checkpoint holds."""
         return {}
+
+    def extra_loss(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Added to the cross-entropy of each batch; the trainer calls it only where a method has its own.
+
+        Args:
+            images: the network's input, normalized.
+            logits: what it gave for them.
+        """
+        return logits.new_zeros(())
 
     def after_iteration(self) -> None:
         """Called after each step of the optimizer; the trainer calls it only where a method has its own."""

@@ -1,0 +1,264 @@
+"""Several networks in training side by side, that are grafted at the end of epochs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from weight_evolution import FilterGrafting, GraftingReport
+
+from .checkpoint import read_checkpoint, save_checkpoint
+from .config import TrainingConfig
+from .data import Dataset
+from .errors import UserError
+from .logs import TensorBoardLog, to_json, write_log, write_text
+from .methods import GraftingMethod, method_names
+from .methods.base import wait_for
+from .randomness import stream_seed
+from .runs import CHECKPOINT, OutputOptions, epoch_line, make_folder, refuse_to_overwrite, seed_folder, summarize
+from .trainer import Trainer
+
+PREVIOUS = "previous.pt"
+"""The checkpoint before the last: after a crash between the writing of two networks, all still have one of an epoch."""
+
+
+class Networks:
+    """The networks of one run: each a `Trainer` with its own seed and learning rate, grafted after every n-th epoch.
+
+    Not after the last one: the networks that remain are those that were measured. All are in this process, or, with a
+    process group, one on each rank; on a CPU both give the same bits.
+
+    Args:
+        config: the run's options; "grafting" is among its methods.
+        seed: network 0 has it, and so starts as a run without grafting does; the others have seeds derived from it.
+        dataset, device: as for `Trainer`.
+        group: one rank per network.
+
+    Raises:
+        UserError: model, methods and data do not fit together.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        seed: int,
+        dataset: Dataset,
+        device: torch.device,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        if "low-rank" in method_names(config.method):
+            raise UserError("--method grafting and low-rank do not go together: a blend of two is not of low rank")
+        options = config.method_options[GraftingMethod.name]
+        self.config = config
+        self.seed = seed
+        self.device = device
+        self.count: int = options["networks"]
+        self._every: int = options["every"]
+        self._group = group
+        if group is not None and dist.get_world_size(group) != self.count:
+            raise UserError(f"{self.count} networks need as many ranks, torchrun started {dist.get_world_size(group)}")
+        rates = options["learning_rates"] or [config.lr] * self.count
+        own = range(self.count) if group is None else [dist.get_rank(group)]
+        self.trainers = {i: Trainer(replace(config, lr=rates[i]), network_seed(seed, i), dataset, device) for i in own}
+        """Number of a network -> its trainer; those of this process."""
+        for trainer in self.trainers.values():
+            trainer.methods[GraftingMethod.name].in_networks = True  # type: ignore[attr-defined]
+        models = [trainer.model for trainer in self.trainers.values()]
+        try:
+            self.grafting = FilterGrafting(
+                models if group is None else models[0],
+                process_group=group,
+                strength=options["strength"],
+                sharpness=options["sharpness"],
+                level=options["level"],
+                criterion=options["criterion"],
+                bins=options["bins"],
+                example_inputs=torch.zeros(1, *dataset.train_images.shape[1:], device=device),
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--method grafting: {error}") from None
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return next(iter(self.trainers.values())).epoch
+
+    def run_epoch(self) -> None:
+        """Train one epoch of each network, measure, then graft; what was found is in the trainers' histories.
+
+        Raises:
+            UserError: a loss is not finite. ExchangeError: another rank was lost.
+        """
+        for trainer in self.trainers.values():
+            trainer.run_epoch()
+        if self.epoch < self.config.epochs and self.epoch % self._every == 0:
+            wait_for(self.device)
+            start = time.perf_counter()
+            report = self.grafting.step()
+            wait_for(self.device)
+            seconds = time.perf_counter() - start
+            for i, trainer in self.trainers.items():
+                trainer.history[-1] |= {"grafting_seconds": seconds, **_columns(report, i)}
+
+    def gather(self, own: Mapping[int, Any]) -> list[Any]:
+        """Something of every network, by number, from all ranks; over a group it waits for them."""
+        if self._group is None:
+            return [own[i] for i in range(self.count)]
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, next(iter(own.values())), group=self._group)
+        return parts
+
+    def save(self, folders: Mapping[int, Path]) -> None:
+        """Write the checkpoint of each network, and keep the one before it."""
+        self.gather(dict.fromkeys(self.trainers))  # so that no rank is ahead by two
+        for i, trainer in self.trainers.items():
+            path = folders[i] / CHECKPOINT
+            if path.exists():
+                path.replace(folders[i] / PREVIOUS)
+            save_checkpoint(trainer.state_dict(), path)
+
+    def load(self, folders: Mapping[int, Path]) -> None:
+        """Resume from the last epoch of which all networks have a checkpoint; from none, when none has any.
+
+        Raises:
+            UserError: a checkpoint is damaged or of another run, or there is no such epoch.
+        """
+        states = {i: _states(folder, self.device) for i, folder in folders.items()}
+        epochs = [set(there) for there in self.gather({i: list(there) for i, there in states.items()})]
+        common = set.intersection(*epochs)
+        if not common:
+            if any(epochs):
+                raise UserError(f"the networks' checkpoints are of different epochs: {[sorted(e) for e in epochs]}")
+            return
+        for i, trainer in self.trainers.items():
+            _load(trainer, states[i][max(common)], folders[i])
+
+
+def train_networks(
+    config: TrainingConfig,
+    seeds: Sequence[int],
+    dataset: Dataset,
+    device: torch.device,
+    output: OutputOptions,
+    say: Callable[[str], None],
+    group: dist.ProcessGroup | None = None,
+) -> dict[str, Any]:
+    """As `runs.train_seeds`, of several networks each: ``folder/seed-N/network-I``.
+
+    Over a process group, rank 0 writes results.json; each rank writes the files of its network.
+
+    Raises:
+        UserError: the folder holds other results, or a checkpoint does not fit.
+    """
+    numbers = range(config.method_options[GraftingMethod.name]["networks"])
+    refuse_to_overwrite(output, [_folder(output.folder, seed, i) / CHECKPOINT for seed in seeds for i in numbers])
+    dataset = dataset.to(device)
+    histories: dict[int, list[list[dict[str, float]]]] = {}
+    for seed in seeds:
+        networks = Networks(config, seed, dataset, device, group)
+        folders = {i: _folder(output.folder, seed, i) for i in networks.trainers}
+        for folder in folders.values():
+            make_folder(folder)
+        if output.resume:
+            networks.load(folders)
+            say(f"seed {seed}: resumed after {networks.epoch} of {config.epochs} epochs")
+        elif output.overwrite:
+            for folder in folders.values():
+                (folder / PREVIOUS).unlink(missing_ok=True)
+                (folder / CHECKPOINT).unlink(missing_ok=True)
+        _train(networks, folders, output, say)
+        histories[seed] = networks.gather({i: trainer.history for i, trainer in networks.trainers.items()})
+    results = summarize_networks(config, histories, device)
+    if group is None or dist.get_rank(group) == 0:
+        write_text(output.folder / "results.json", to_json(results))
+    return results
+
+
+def summarize_networks(
+    config: TrainingConfig,
+    histories: Mapping[int, Sequence[Sequence[Mapping[str, float]]]],
+    device: torch.device,
+) -> dict[str, Any]:
+    """`summarize` of the first network, and beside it the accuracies of all and of the best.
+
+    The first network's is the result: no test image had a say in which one that is. The best is the one with the
+    highest test accuracy of the last epoch, so it is chosen on the test images.
+    """
+    results = summarize(config, {seed: networks[0] for seed, networks in histories.items()}, device)
+    for run, networks in zip(results["runs"], histories.values(), strict=True):
+        last = [history[-1]["test_accuracy"] for history in networks]
+        run |= {
+            "networks_last_epoch_test_accuracy": last,
+            "networks_lr": config.method_options[GraftingMethod.name]["learning_rates"] or [config.lr] * len(last),
+            "best_network": last.index(max(last)),
+            "best_network_last_epoch_test_accuracy": max(last),
+            "grafting_seconds": sum(row.get("grafting_seconds", 0.0) for row in networks[0]),
+        }
+    best = [run["best_network_last_epoch_test_accuracy"] for run in results["runs"]]
+    return results | {
+        "last_epoch_test_accuracy_of": "first network",
+        "best_network_chosen_by": "test accuracy of the last epoch",
+        "best_network_last_epoch_test_accuracy_mean": statistics.fmean(best),
+        "best_network_last_epoch_test_accuracy_std": statistics.stdev(best) if len(best) > 1 else None,
+    }
+
+
+def network_seed(seed: int, network: int) -> int:
+    """Of initialization, data order and augmentation of a network; the run's own for the first."""
+    return seed if network == 0 else stream_seed("network", seed, network)
+
+
+def _folder(folder: Path, seed: int, network: int) -> Path:
+    return seed_folder(folder, seed) / f"network-{network}"
+
+
+def _train(networks: Networks, folders: Mapping[int, Path], output: OutputOptions, say: Callable[[str], None]) -> None:
+    epochs = networks.config.epochs
+    end = epochs if output.stop_after is None else min(epochs, output.stop_after)
+    boards = {
+        i: TensorBoardLog(folder / "tensorboard", networks.epoch) for i, folder in folders.items() if output.tensorboard
+    }
+    try:
+        while networks.epoch < end:
+            networks.run_epoch()
+            if networks.epoch % output.checkpoint_every == 0 or networks.epoch == end:
+                networks.save(folders)
+            for i, trainer in networks.trainers.items():
+                write_log(trainer.history, folders[i] / f"log.{output.log}")
+                if i in boards:
+                    boards[i].write(trainer.history[-1])
+                say(epoch_line(trainer, trainer.history[-1], f"seed {networks.seed} network {i}"))
+    finally:
+        for board in boards.values():
+            board.close()
+
+
+def _load(trainer: Trainer, state: Mapping[str, Any], folder: Path) -> None:
+    try:
+        trainer.load_state_dict(state)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+
+
+def _states(folder: Path, device: torch.device) -> dict[int, dict[str, Any]]:
+    """Epoch -> checkpoint."""
+    paths = [path for name in (PREVIOUS, CHECKPOINT) if (path := folder / name).exists()]
+    return {state["epoch"]: state for state in (read_checkpoint(path, device) for path in paths)}
+
+
+def _columns(report: GraftingReport, network: int) -> dict[str, float]:
+    kept = [float(torch.as_tensor(report.coefficients[network].get(name, 1.0)).mean()) for name in report.entropies[0]]
+    columns = {
+        "grafting_information_mean": statistics.fmean(report.entropies[network].values()),
+        "grafting_kept_mean": statistics.fmean(kept),
+        "grafting_kept_min": min(kept),
+        "grafting_kept_max": max(kept),
+    }
+    return columns | {f"grafting_invalid_filters_{t:g}": n for t, n in report.invalid_after[network].items()}
