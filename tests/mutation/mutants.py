@@ -17,6 +17,9 @@ _KERNELS = "tests/kernels/test_reference.py tests/kernels/test_degenerate.py -k 
 _EVOLUTION = "tests/evolution -k 'not triton'"
 _TRITON = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k triton"
 _NATIVE = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k native"
+_METHOD = "python/weight_evolution/grafting/"
+_GRAFTING = "tests/grafting -k 'not triton and not native'"
+_RING = "tests/grafting/test_ring.py"
 _CPU = "csrc/cpu/"
 _GPU = "we_kernels/backends/triton/"
 
@@ -56,4 +59,41 @@ MUTANTS = [
     Mutant(_CPU + "ranking.cpp", "static_cast<Item>(0x7fffffff - key)", "static_cast<Item>(key)", _NATIVE),
     Mutant(_CPU + "simd_crossover.h", "take = bits > largest_bits", "take = bits >= largest_bits", _NATIVE),
     Mutant(_CPU + "simd_crossover.h", "return a * smallest + (1 - a) * largest;", "return largest;", _NATIVE),
+    Mutant(
+        _METHOD + "coefficients.py", "own.double() - neighbour.double()", "neighbour.double() - own.double()", _GRAFTING
+    ),
+    Mutant(_METHOD + "coefficients.py", "own / total, 0.5)", "own / total, 1.0)", _GRAFTING),
+    Mutant(
+        _METHOD + "parts.py",
+        "items.append(Part(name, module, attribute, conv))",
+        "items.append(Part(name, module, attribute, 0))",
+        _GRAFTING,
+    ),
+    Mutant(
+        _METHOD + "filter_grafting.py",
+        "one, before[i - 1], rule)",
+        "one, before[i - len(before) + 1], rule)",
+        _GRAFTING,
+    ),
+    Mutant(
+        _METHOD + "ring.py",
+        "(self.rank - ranks_per_network) % self.size",
+        "(self.rank + ranks_per_network) % self.size",
+        _RING,
+    ),
+    Mutant(_METHOD + "ring.py", "first, size = i + 1, 0", "first, size = i, 0", _RING),
+    Mutant(
+        _METHOD + "filter_grafting.py",
+        'after = ring.agree(counts, error, "agreeing that all have received")',
+        "after = [counts] * ring.size",
+        _RING,
+    ),
+    Mutant("python/weight_evolution/distillation.py", "-(temperature**2) * ", "-temperature * ", _GRAFTING),
+    Mutant("python/weight_evolution/invalid_filters.py", "(norms < threshold)", "(norms <= threshold)", _GRAFTING),
+    Mutant(
+        "python/weight_evolution/training/networks.py",
+        "self.epoch < self.config.epochs and",
+        "",
+        "tests/training/test_networks.py -k 'not torchrun'",
+    ),
 ]
