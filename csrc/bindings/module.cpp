@@ -26,6 +26,7 @@ std::string compiler() {
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "The native backend: operators on raw addresses; we_kernels/backends/native calls them.";
+  bind_asynchronous(module);
   bind_evolution(module);
   module.def("compiler", &compiler, "Name and version of the C++ compiler.");
   module.def("simd", [] { return kernels().name; }, "The instruction set in use.");

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "cpu/simd_sgd_rule.h"
 #include "layout.h"
 
 namespace we::cpu {
@@ -22,6 +23,11 @@ struct Kernels {
   void (*importance)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count,
                      float* importance);
   void (*crossover)(const Layer& layer, void* weight, const Pair* pairs, std::int64_t count, Rule rule);
+  // Filters first, ..., first + count - 1 of a layer: a step of SGD.
+  void (*sgd)(const SgdTensors& tensors, const SgdRule& rule, std::int64_t first, std::int64_t count);
+  // Those of them that are not selected are copied from the weight to their places in a buffer, or back.
+  void (*copy_unselected)(const Layer& layer, void* weight, void* places, const std::uint8_t* selected,
+                          std::int64_t first, std::int64_t count, bool restore);
 };
 
 extern const Kernels kBaseline;

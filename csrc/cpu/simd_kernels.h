@@ -4,6 +4,7 @@
 #include "cpu/simd.h"
 #include "cpu/simd_crossover.h"
 #include "cpu/simd_importance.h"
+#include "cpu/simd_sgd.h"
 
 namespace we::cpu {
 namespace {
@@ -33,8 +34,21 @@ void crossover(const Layer& layer, void* weight, const Pair* pairs, std::int64_t
   with_type(layer, weight, [&](auto* typed) { crossover(layer, typed, pairs, count, rule); });
 }
 
+void sgd(const SgdTensors& tensors, const SgdRule& rule, std::int64_t first, std::int64_t count) {
+  with_type(*tensors.param_layer, tensors.param,
+            [&](auto* typed) { sgd_filters(tensors, rule, typed, first, count); });
+}
+
+void copy_unselected(const Layer& layer, void* weight, void* places, const std::uint8_t* selected, std::int64_t first,
+                     std::int64_t count, bool restore) {
+  with_type(layer, weight, [&]<class T>(T* typed) {
+    copy_filters(layer, typed, static_cast<T*>(places), selected, first, count, restore);
+  });
+}
+
 }  // namespace
 
-constinit const Kernels WE_SIMD_KERNELS = {WE_SIMD_NAME, importance, static_cast<decltype(Kernels::crossover)>(crossover)};
+constinit const Kernels WE_SIMD_KERNELS = {WE_SIMD_NAME, importance, static_cast<decltype(Kernels::crossover)>(crossover),
+                                           sgd, copy_unselected};
 
 }  // namespace we::cpu

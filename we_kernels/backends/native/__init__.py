@@ -1,7 +1,7 @@
 """The C++ extension as a backend."""
 
-from ..reference.asynchronous import asynchronous_sgd_, restore_unselected_, save_unselected_, select_filters
 from ..reference.grafting import blend_, count_bins
+from .asynchronous import asynchronous_sgd_, restore_unselected_, save_unselected_, select_filters
 from .evolution import crossover_, evolve_, filter_importance, match_filters
 from .extension import build_info, unavailable
 from .overlap import filter_overlap

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+
+#include "layout.h"
+
+namespace we::cpu {
+
+// How torch's own CPU kernels round a + alpha * b; we_kernels/backends/native/asynchronous.py finds it out.
+struct Rounding {
+  // float32, float64: once, as a fused multiply-add.
+  bool fused;
+  // float16, bfloat16: of each part of a tensor that one of torch's threads takes, as many whole steps of this many
+  // elements as fit are rounded once; in the rest the product is rounded, too. 0: everywhere. One for each dtype.
+  std::int64_t step[kNumDTypes];
+  // Tensors of at least `grain` elements are cut into parts for so many threads.
+  std::int64_t threads;
+  std::int64_t grain;
+};
+
+struct SgdRule {
+  double lr;
+  double momentum;
+  double dampening;
+  double weight_decay;
+  bool nesterov;
+  bool maximize;
+  Rounding rounding;
+};
+
+// One parameter with its gradient and, with momentum, its buffer.
+struct SgdTensors {
+  const Layer* param_layer;
+  const Layer* grad_layer;
+  const Layer* buffer_layer;
+  void* param;
+  const void* grad;
+  void* buffer;
+  const std::uint8_t* selected;  // of this layer's filters; null: all move
+  bool first;
+};
+
+}  // namespace we::cpu
