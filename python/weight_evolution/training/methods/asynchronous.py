@@ -1,0 +1,93 @@
+"""Weight asynchronous update as a method of the trainer."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from weight_evolution import AsynchronousUpdate, measure_overlap
+
+from ..arguments import fraction
+from ..errors import UserError
+from .base import Method, wait_for
+
+OVERLAP_MEAN, OVERLAP_MAXIMUM = "overlap_mean", "overlap_maximum"
+LAYER_OVERLAP = "overlap_of_"
+"""Columns of the log; the last is followed by the name of a convolution."""
+
+
+class AsynchronousMethod(Method):
+    """`AsynchronousUpdate` in each step of the trainer's optimizer; the overlap of the filters after each epoch.
+
+    The subsets follow from the run's seed. At rate 1 it is the plain optimizer, bit for bit, with overlap in the log.
+    """
+
+    name = "asynchronous"
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
+    ) -> None:
+        super().__init__(model, optimizer, options, input_size)
+        self._options = dict(options)
+        self.update = self._attach(0)
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        group = parser.add_argument_group(
+            "weight asynchronous update (--method asynchronous)",
+            "in each iteration a random subset of each convolution's filters moves; the log gets their overlap",
+        )
+        group.add_argument(
+            "--rate", type=fraction, default=0.5, metavar="R", help="share of the filters that moves (default 0.5)"
+        )
+        group.add_argument(
+            "--select",
+            choices=("filters", "input-channels"),
+            default="filters",
+            help="filters (default), or input-channels, as released together with --replacement",
+        )
+        group.add_argument("--replacement", action="store_true", help="draw with replacement: fewer distinct ones move")
+        group.add_argument("--rescale", action="store_true", help="divide what moved by the expected share")
+
+    @classmethod
+    def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
+        return {
+            "rate": arguments.rate,
+            "select": arguments.select.replace("-", "_"),
+            "replacement": arguments.replacement,
+            "rescale": arguments.rescale,
+        }
+
+    def seed_with(self, seed: int) -> None:
+        self.update.detach()
+        self.update = self._attach(seed)
+
+    def after_epoch(self, epoch: int) -> dict[str, float]:
+        device = next(self.model.parameters()).device
+        wait_for(device)
+        start = time.perf_counter()
+        overlap = measure_overlap(self.model)
+        columns = {
+            "overlap_seconds": time.perf_counter() - start,
+            OVERLAP_MEAN: overlap.model_mean,
+            OVERLAP_MAXIMUM: overlap.model_maximum,
+        }
+        layers = {name: mean for name, mean in overlap.mean.items() if len(overlap.maximum[name]) > 1}
+        return columns | {LAYER_OVERLAP + name.removesuffix(".weight"): mean for name, mean in layers.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.update.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.update.load_state_dict(state)
+
+    def _attach(self, seed: int) -> AsynchronousUpdate:
+        try:
+            return AsynchronousUpdate(self.optimizer, self.model, seed=seed, **self._options)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--method asynchronous: {error}") from None
