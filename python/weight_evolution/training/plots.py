@@ -1,16 +1,18 @@
-"""The demo's figure."""
+"""The demo's figure, and the overlap of filters over the epochs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .inferior import PUBLISHED_LOCAL_RATIO
+from .methods.asynchronous import LAYER_OVERLAP, OVERLAP_MEAN
 
 if TYPE_CHECKING:
     from .demo import Run
@@ -65,6 +67,37 @@ def plot_demo(runs: Sequence[Run], methods: Sequence[str], path: Path) -> None:
         if handle is not None:
             handle.set_alpha(1.0)
     figure.savefig(path, dpi=120)
+
+
+def plot_overlap(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
+    """Overlap by epoch; one PNG.
+
+    Args:
+        histories: label -> rows of the log. One: every layer has a line. Several: the models' means only.
+        path: the file to write.
+    """
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
+    for index, (label, history) in enumerate(histories.items()):
+        rows = [row for row in history if OVERLAP_MEAN in row]
+        epochs = [row["epoch"] + 1 for row in rows]
+        if len(histories) == 1:
+            layers = [column for column in (rows[0] if rows else ()) if column.startswith(LAYER_OVERLAP)]
+            for place, layer in enumerate(layers):
+                shade = colormaps["viridis"](place / max(len(layers) - 1, 1))
+                axes.plot(epochs, [row[layer] for row in rows], color=shade, linewidth=0.9, label=_layer_label(layer))
+        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+        means = [row[OVERLAP_MEAN] for row in rows]
+        axes.plot(epochs, means, color=colour, marker=marker, markersize=4, linewidth=2.2, label=label)
+    axes.set(title="Overlap of filters: mean |cosine| over pairs", xlabel="epoch", ylabel="overlap")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=120)
+
+
+def _layer_label(column: str) -> str:
+    return column.removeprefix(LAYER_OVERLAP)
 
 
 def _curve(axes: Axes, runs: Sequence[Run], column: str, index: int, label: str) -> None:

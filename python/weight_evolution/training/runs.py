@@ -15,6 +15,7 @@ from .config import TrainingConfig
 from .data import Dataset
 from .errors import UserError
 from .logs import TensorBoardLog, to_json, write_log, write_text
+from .methods.asynchronous import OVERLAP_MEAN
 from .trainer import Trainer, headline_accuracy
 
 CHECKPOINT = "checkpoint.pt"
@@ -56,6 +57,7 @@ def train_seeds(
         make_folder(folder)
         _resume(trainer, folder / CHECKPOINT, output.resume, say)
         _train(trainer, folder, output, say)
+        _draw_overlap(trainer, folder, say)
         histories[seed] = trainer.history
     results = summarize(config, histories, device)
     write_text(output.folder / "results.json", to_json(results))
@@ -166,6 +168,17 @@ def _train(trainer: Trainer, folder: Path, output: OutputOptions, say: Callable[
             board.close()
 
 
+def _draw_overlap(trainer: Trainer, folder: Path, say: Callable[[str], None]) -> None:
+    if not any(OVERLAP_MEAN in row for row in trainer.history):
+        return
+    try:
+        from .plots import plot_overlap
+    except ImportError as error:
+        say(f"overlap.png is not drawn: it needs {error.name}; pip install 'weight-evolution[train]'")
+        return
+    plot_overlap({"mean of the layers": trainer.history}, folder / "overlap.png")
+
+
 def epoch_line(trainer: Trainer, row: Mapping[str, float], name: str) -> str:
     """What is said of an epoch of the run of this name."""
     parts = [
@@ -180,4 +193,6 @@ def epoch_line(trainer: Trainer, row: Mapping[str, float], name: str) -> str:
         parts.append(f"inferior {row['inferior_filters']}/{row['filters']}")
     if "evolution_replaced_conv" in row:
         parts.append(f"evolved {row['evolution_replaced_conv']}")
+    if OVERLAP_MEAN in row:
+        parts.append(f"overlap {row[OVERLAP_MEAN]:.4f}")
     return "  ".join([*parts, f"{row['train_seconds']:.1f} s"])

@@ -70,6 +70,8 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         self.methods = make_methods(config.method, config.method_options, self.model, self.optimizer, input_size)
+        for method in self.methods.values():
+            method.seed_with(seed)
         self._iteration_hooks = [
             method.after_iteration
             for method in self.methods.values()

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import UserError
+from .asynchronous import AsynchronousMethod
 from .base import Method
 from .distillation import DistillationMethod
 from .evolution import EvolutionMethod
@@ -18,7 +19,8 @@ from .low_rank import LowRankMethod
 
 BASELINE = "baseline"
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (EvolutionMethod, LowRankMethod, GraftingMethod, DistillationMethod)
+    method.name: method
+    for method in (EvolutionMethod, LowRankMethod, GraftingMethod, DistillationMethod, AsynchronousMethod)
 }
 
 __all__ = [

@@ -38,6 +38,9 @@ class Method:
         """The options as plain values, for the configuration that a checkpoint holds."""
         return {}
 
+    def seed_with(self, seed: int) -> None:
+        """Called once, before training, with the run's seed, from which everything random in the method follows."""
+
     def extra_loss(self, images: Tensor, logits: Tensor) -> Tensor:
         """Added to the cross-entropy of each batch; the trainer calls it only where a method has its own.
 

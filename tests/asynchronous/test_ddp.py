@@ -1,0 +1,35 @@
+"""Two gloo processes on loopback, started by torchrun. NCCL needs GPUs and is not tested."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from twins import make_net
+
+import weight_evolution
+from weight_evolution import AsynchronousUpdate
+
+
+def test_all_ranks_draw_the_same_and_stay_equal(tmp_path):
+    paths = [str(Path(weight_evolution.__file__).parents[1]), str(Path(__file__).parents[2])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    worker = Path(__file__).with_name("ddp_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(worker)]
+    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2))
+    model = make_net()
+    here = AsynchronousUpdate(torch.optim.SGD(model.parameters()), model, seed=11)
+    for form in ("hook", "sgd"):
+        assert first[form]["state"] == second[form]["state"]
+        assert first[form]["state"]["step"] == 4
+        for name, weight in first[form]["weights"].items():
+            assert torch.equal(weight, second[form]["weights"][name]), (form, name)
+        for step, (ours, theirs) in enumerate(zip(first[form]["drawn"], second[form]["drawn"], strict=True)):
+            alone = here.selection(step)  # in this process, which has no process group
+            assert list(ours) == list(theirs) == [f"module.{name}" for name in alone]
+            for name, mask in alone.items():
+                assert torch.equal(mask, ours[f"module.{name}"])
+                assert torch.equal(mask, theirs[f"module.{name}"])
