@@ -19,10 +19,10 @@ TIME_OUT = 3.0
 def main(folder, cases):
     torch.set_num_threads(1)
     ring.CHUNK_BYTES = 600  # several chunks even here
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     rank = dist.get_rank()
     for case in cases:
-        group = dist.new_group(timeout=timedelta(seconds=TIME_OUT if "time_out" in case or "dies" in case else 60))
+        group = dist.new_group(timeout=timedelta(seconds=TIME_OUT if "time_out" in case or "dies" in case else 30))
         outcome = {}
         try:
             outcome = CASES[case](rank, group)
