@@ -6,7 +6,6 @@ from weight_evolution import distillation_loss
 from weight_evolution.training import UserError, cli
 from weight_evolution.training.checkpoint import read_checkpoint, save_checkpoint
 from weight_evolution.training.config import TrainingConfig
-from weight_evolution.training.networks import Networks
 from weight_evolution.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -122,35 +121,3 @@ def test_one_switch(teachers, tmp_path, digits, monkeypatch, capsys):
     capsys.readouterr()
     assert cli.main([*small, str(tmp_path / "x"), "--method", "distillation"]) == 2
     assert "distillation needs --teachers" in capsys.readouterr().err
-
-
-def test_grafting_plus_resumes(digits, teachers, tmp_path):
-    grafting = {
-        "networks": 2,
-        "learning_rates": [0.1, 0.05],
-        "level": "layer",
-        "criterion": "entropy",
-        "strength": 0.4,
-        "sharpness": 500.0,
-        "bins": 10,
-        "every": 1,
-    }
-    base = config_of(teachers)
-    config = TrainingConfig(
-        model="resnet8",
-        method="grafting+distillation",
-        method_options={"grafting": grafting, **base.method_options},
-        epochs=EPOCHS,
-        batch_size=32,
-    )
-    folders = {0: tmp_path / "0", 1: tmp_path / "1"}
-    for folder in folders.values():
-        folder.mkdir()
-    whole = train(Networks(config, 0, digits, CPU))
-    train(Networks(config, 0, digits, CPU), 2).save(folders)
-    second = Networks(config, 0, digits, CPU)
-    second.load(folders)
-    train(second)
-    for i in range(2):
-        a, b = (networks.trainers[i].model.state_dict() for networks in (whole, second))
-        assert all(torch.equal(a[name], b[name]) for name in a)

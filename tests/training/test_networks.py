@@ -109,6 +109,12 @@ def test_networks_are_grafted_after_each_epoch_but_the_last(digits, monkeypatch)
 def test_graft_every(digits, monkeypatch, every, expected):
     steps = []
     step = FilterGrafting.step
+
+    def untrained(self):
+        self.history.append({})
+        self.epoch += 1
+
+    monkeypatch.setattr(Trainer, "run_epoch", untrained)
     monkeypatch.setattr(FilterGrafting, "step", lambda self: steps.append(1) or step(self))
     train(Networks(config_of(every=every), 0, digits, CPU))
     assert len(steps) == expected
@@ -132,8 +138,8 @@ def test_own_learning_rates_and_options(digits):
     assert (rule.strength, rule.level, rule.criterion, rule.bins, rule.sharpness) == (0.0, "filter", "l1", 5, 3.0)
 
 
-@pytest.mark.parametrize("method", ["grafting", "evolution+grafting"])
-def test_resume_is_bit_equal(digits, tmp_path, method):
+def test_resume_is_bit_equal(digits, tmp_path):
+    method = "evolution+grafting"
     folders = {i: tmp_path / str(i) for i in range(2)}
     for folder in folders.values():
         folder.mkdir()
