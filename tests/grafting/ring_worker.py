@@ -22,7 +22,7 @@ def main(folder, cases):
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     rank = dist.get_rank()
     for case in cases:
-        group = dist.new_group(timeout=timedelta(seconds=TIME_OUT if "time_out" in case or "dies" in case else 30))
+        group = dist.new_group(timeout=timedelta(seconds=TIME_OUT if case in LOSING else 30))
         outcome = {}
         try:
             outcome = CASES[case](rank, group)
@@ -115,6 +115,15 @@ def time_out(rank, group):
     return _unchanged_after(model, grafting.step)
 
 
+def hangs_in_exchange(rank, group):
+    """The last rank comes to the step, and then does not send its weights in time."""
+    model = small(rank)
+    grafting = FilterGrafting(model, process_group=group)
+    if rank == dist.get_world_size() - 1:
+        grafting._ring.blend = lambda *_: time.sleep(TIME_OUT + 2)
+    return _unchanged_after(model, grafting.step)
+
+
 def dies_in_exchange(rank, group):
     """The last rank dies when entropies are known, before it has sent its weights.
 
@@ -123,7 +132,7 @@ def dies_in_exchange(rank, group):
     model = small(rank)
     grafting = FilterGrafting(model, process_group=group)
     if rank == dist.get_world_size() - 1:
-        ring.Ring.blend = lambda *_: os._exit(0)
+        grafting._ring.blend = lambda *_: os._exit(0)
     return _unchanged_after(model, grafting.step)
 
 
@@ -132,10 +141,8 @@ def dies_before_agreement(rank, group):
     model = small(rank)
     grafting = FilterGrafting(model, process_group=group)
     if rank == dist.get_world_size() - 1:
-        agree = ring.Ring.agree
-        ring.Ring.agree = lambda self, own, error, what: (
-            os._exit(0) if "received" in what else agree(self, own, error, what)
-        )
+        agree = grafting._ring.agree
+        grafting._ring.agree = lambda own, error, what: os._exit(0) if "received" in what else agree(own, error, what)
     return _unchanged_after(model, grafting.step)
 
 
@@ -157,6 +164,8 @@ def _unchanged_after(model, step):
 
 
 CASES = {case.__name__: case for case in list(globals().values()) if callable(case) and hasattr(case, "__code__")}
+
+LOSING = {"time_out", "hangs_in_exchange", "dies_in_exchange", "dies_before_agreement"}
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2:])
