@@ -12,7 +12,7 @@ from torch.optim.sgd import sgd as functional_sgd
 import we_kernels as wk
 from we_kernels.backends.reference.asynchronous import philox
 
-SIZES = (7, 1, 40, 2, 130, 3, 16, 5)
+SIZES = (7, 1, 40, 130, 16)
 
 
 def bank_of_sizes(sizes=SIZES):
@@ -21,6 +21,10 @@ def bank_of_sizes(sizes=SIZES):
 
 def select(rate, bank=None, seed=1, step=0, **options):
     return wk.select_filters(bank_of_sizes() if bank is None else bank, rate, seed=seed, step=step, **options)
+
+
+def random_mask(count, seed=1):
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
 
 
 def bits(tensor):
@@ -50,8 +54,10 @@ def philox_by_loops(row, layer, step, seed):
 
 
 @pytest.mark.parametrize("replacement", [False, True])
-@pytest.mark.parametrize(("seed", "step"), [(0, 0), (7, 3), (2**63 - 1, 2**63 - 1), (2**40 + 5, 2**33 + 9)])
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.77, 1.0])
+@pytest.mark.parametrize(
+    ("rate", "seed", "step"),
+    [(0.0, 0, 0), (0.1, 7, 3), (0.5, 2**63 - 1, 2**63 - 1), (0.77, 2**40 + 5, 2**33 + 9), (1.0, 1, 2**31)],
+)
 def test_selection_is_its_definition(backend, rate, seed, step, replacement):
     expected = []
     for layer, n in enumerate(SIZES):
@@ -77,9 +83,10 @@ def test_halves_round_to_even(backend):
 
 
 def test_rate_and_step_may_be_tensors(backend):
+    bank = bank_of_sizes((9, 20))
     for rate, step in ((0.3, 4), (0.8, 2**35)):
         tensors = torch.tensor([rate], dtype=torch.float64), torch.tensor([step])
-        assert torch.equal(select(tensors[0], step=tensors[1]), select(rate, step=step))
+        assert torch.equal(select(tensors[0], bank, step=tensors[1]), select(rate, bank, step=step))
 
 
 def test_layers_of_one_filter_and_of_none(backend):
@@ -141,7 +148,7 @@ def test_draws_with_replacement_have_the_expected_share():
 
 # Snapshot
 
-SHAPES = ((6, 5, 3, 3), (9, 4, 1, 1), (5, 70), (11,), (4, 3, 5), (3, 2, 2, 3, 4), (1, 7, 3, 3))
+SHAPES = ((6, 5, 3, 3), (5, 300), (11,), (3, 2, 2, 3, 4), (1, 7, 3, 3))
 
 
 def dims_of(shape):
@@ -160,14 +167,15 @@ def bank_of(cases):
     return wk.FilterBank([case.weight for case in cases], [case.filter_dim for case in cases])
 
 
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "memory_format"), [*zip(DTYPES + DTYPES[:1], FORMATS, strict=True), (DTYPES[3], FORMATS[0])], ids=str
+)
 def test_snapshot(backend, dtype, memory_format):
     cases = make_cases(dtype, memory_format)
     for case in cases:  # bits of every kind: NaNs with payloads, subnormals, -0
         bits(case.weight).random_() if case.weight.is_contiguous() else None
     before, bank = copy.deepcopy(cases), bank_of(cases)
-    selected = select(0.5, bank)
+    selected = random_mask(bank.num_filters)
     buffer = wk.unselected_buffer(bank).fill_(0x5A)
     wk.save_unselected_(bank, selected, buffer)
     assert all(torch.equal(bits(a.buffer), bits(b.buffer)) for a, b in zip(cases, before, strict=True))
@@ -236,14 +244,12 @@ PARAMETERS = (
     ((6, 5, 3, 3), 0),
     ((7,), None),
     ((130, 3, 1, 1), 0),
-    ((37, 11), None),
     ((9, 1, 3, 3), 0),
     ((4, 6, 3, 3), 1),
-    ((3, 700), None),
-    ((17,), None),
+    ((2, 1100), None),
     ((5, 8, 3), 0),
     ((0, 4), None),
-    ((33, 2, 5, 5), 1),
+    ((17, 2, 5, 5), 1),
     ((2, 3, 2, 3, 4), 0),
 )
 DIMS = [dim for _, dim in PARAMETERS]
@@ -285,9 +291,10 @@ def assert_same(found, wanted, exact):
         torch.testing.assert_close(found, wanted, rtol=4 * eps, atol=4 * eps)
 
 
-def check_steps(dtype, formats, rate, options, steps=3, lr=0.03):
+def check_steps(backend, dtype, formats, rate, options, steps=2, lr=0.03):
     """Every step against torch's from the same state."""
-    exact = dtype.itemsize > 2 or formats in DENSE
+    # Triton rounds as CUDA does, tests/triton has its own oracle.
+    exact = backend != "triton" and (dtype.itemsize > 2 or formats in DENSE)
     cases = tensors(dtype, formats[0], 0)
     buffers = tensors(dtype, formats[1], 500) if options.get("momentum") else []
     for buffer in buffers:
@@ -298,7 +305,7 @@ def check_steps(dtype, formats, rate, options, steps=3, lr=0.03):
         grads = tensors(dtype, formats[2], 1000 * (step + 1))
         before, grads_before = copy.deepcopy(cases), copy.deepcopy(grads)
         wanted, wanted_buffers = torch_step(cases, grads, buffers, step == 0, lr, **options)
-        selected = select(rate, bank, step=step)
+        selected = random_mask(bank.num_filters, step) | (rate == 1)
         wk.asynchronous_sgd_(
             params,
             weights_of(grads),
@@ -342,18 +349,18 @@ GAPS = (
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_option(backend, dtype, options):
-    check_steps(dtype, SAME, 0.5, OPTIONS[options])
+    check_steps(backend, dtype, SAME, 0.5, OPTIONS[options])
 
 
 @pytest.mark.parametrize("formats", DENSE + GAPS, ids="-".join)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_layout(backend, dtype, formats):
-    check_steps(dtype, formats, 0.5, OPTIONS["dampening"], steps=2)
+    check_steps(backend, dtype, formats, 0.5, OPTIONS["dampening"])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rate_one_is_plain_sgd(backend, dtype):
-    check_steps(dtype, SAME, 1.0, OPTIONS["nesterov"])
+    check_steps(backend, dtype, SAME, 1.0, OPTIONS["nesterov"])
 
 
 def test_first_steps_of_some(backend):

@@ -48,13 +48,36 @@ TYPES = {
     "sums": "*fp32",
     "maximum_bits": "*i32",
     "mean": "*fp32",
+    "rate": "*fp64",
+    "seed": "*i64",
+    "step": "*i64",
+    "selected": "*u8",
+    "places": "*i64",
+    "restore": "i32",
+    "params": "*i64",
+    "grads": "*i64",
+    "buffers": "*i64",
+    "layouts": "*i64",
+    "fresh": "*i32",
+    "scalars": "*fp64",
+    "lr": "*fp64",
+    "decays": "i32",
+    "has_momentum": "i32",
+    "nesterov": "i32",
+    "maximize": "i32",
 }
 """Of the kernels' run-time parameters, by name."""
 
-MAY_CONTRACT = ("overlap",)
-"""Matrix products: multiply and add is what their instructions do."""
+MAY_CONTRACT = ("overlap", "sgd")
+"""Matrix products: multiply and add is what their instructions do. SGD: PyTorch's kernels contract, too."""
 
-SHORT_NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64"}
+SHORT_NAMES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+}
 
 
 class Variant(NamedTuple):
@@ -93,7 +116,17 @@ def type_of(argument):
 
 
 def kernels():
-    from we_kernels.backends.triton import crossover, importance, overlap, rank, starvation, threshold
+    from we_kernels.backends.triton import (
+        crossover,
+        importance,
+        overlap,
+        rank,
+        select,
+        sgd,
+        snapshot,
+        starvation,
+        threshold,
+    )
 
     found = [
         importance.importance_kernel,
@@ -106,6 +139,9 @@ def kernels():
         overlap.unit_rows_kernel,
         overlap.overlap_kernel,
         overlap.overlap_mean_kernel,
+        select.select_kernel,
+        snapshot.snapshot_kernel,
+        sgd.sgd_kernel,
     ]
     return {kernel.__name__: kernel for kernel in found}
 
@@ -117,7 +153,7 @@ def signature(name):
 
 def variants():
     """Every specialisation that the operators launch."""
-    from we_kernels.backends.triton import crossover, importance, operators, overlap, rank
+    from we_kernels.backends.triton import asynchronous, crossover, importance, operators, overlap, rank, sgd
     from we_kernels.backends.triton.fields import TRITON_DTYPES
 
     kernel, plain = kernels(), {"num_warps": 4, "maxnreg": None}
@@ -142,6 +178,15 @@ def variants():
         constants = {"ACC": dtype, "TILE": overlap.OVERLAP_TILE, "DEPTH": overlap.OVERLAP_DEPTH}
         yield Variant(kernel["overlap_kernel"], constants, {"num_warps": 8, "maxnreg": None})
     yield Variant(kernel["overlap_mean_kernel"], {"BLOCK": 256}, plain)
+    for replacement in (False, True):
+        constants = {"ROWS": rank.RANK_ROWS, "KEYS": 128, "REPLACEMENT": replacement}
+        yield Variant(kernel["select_kernel"], constants, plain)
+    for bits in dict.fromkeys(asynchronous.BITS):
+        yield Variant(kernel["snapshot_kernel"], {"DTYPE": bits, "SHORT": importance.SHORT_ROW}, plain)
+    for dtype in TRITON_DTYPES:
+        yield Variant(
+            kernel["sgd_kernel"], {"DTYPE": dtype, "BLOCK": sgd.BLOCK}, {"num_warps": sgd.WARPS, "maxnreg": None}
+        )
 
 
 def compile_for(variant, capability):
@@ -192,7 +237,7 @@ def faults(rows):
         contracts = row.contractions and row.name not in MAY_CONTRACT
         if row.spills or row.stack or row.flushes or contracts:
             yield f"{row.name} sm_{row.capability} {row.constants}: {row}"
-        if row.name == "importance" and row.vector_loads == 0:
+        if row.name in ("importance", "snapshot", "sgd") and row.vector_loads == 0:
             yield f"{row.name} sm_{row.capability} {row.constants}: no vector loads"
 
 

@@ -266,7 +266,8 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
                 wk.match_filters(bank, torch.rand(20), rate=0.5)
                 wk.crossover_(bank, donor, rule)
                 wk.filter_overlap(bank)
-    listed = {variant.key() for variant in aot_table.variants()}
+    elsewhere = ("select_kernel", "snapshot_kernel", "sgd_kernel")  # test_asynchronous_interpreted.py
+    listed = {variant.key() for variant in aot_table.variants() if variant.kernel.__name__ not in elsewhere}
     for name, arguments, constants in launches:
         if name == "starvation_kernel":
             constants = constants | {"TILE": operators.STARVATION_TILE}

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ...layout import Layout, Segments
-from ..reference.asynchronous import asynchronous_sgd_, restore_unselected_, save_unselected_, select_filters
 from ..reference.grafting import blend_, count_bins
 
 __all__ = [
@@ -104,3 +103,61 @@ def filter_overlap(weights: Sequence[Tensor], filter_dims: Sequence[int], layout
     from . import overlap_launch
 
     return overlap_launch.filter_overlap(weights, layout)
+
+
+def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, replacement: bool) -> Tensor:
+    """bool [F]."""
+    from . import asynchronous
+
+    return asynchronous.select_filters(segments, rate, seed, step, replacement)
+
+
+def save_unselected_(
+    weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, selected: Tensor, buffer: Tensor
+) -> None:
+    """Filters that are not selected go to their places in ``buffer``."""
+    from . import asynchronous
+
+    asynchronous.copy_unselected(weights, layout, selected, buffer, restore=False)
+
+
+def restore_unselected_(
+    weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, selected: Tensor, buffer: Tensor
+) -> None:
+    """And come back."""
+    from . import asynchronous
+
+    asynchronous.copy_unselected(weights, layout, selected, buffer, restore=True)
+
+
+def asynchronous_sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    filter_dims: Sequence[int],
+    selected: Tensor,
+    lr: Tensor,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    first_steps: Sequence[bool],
+) -> None:
+    """One launch per dtype; rounds as PyTorch's foreach kernels do on CUDA."""
+    from . import asynchronous
+
+    asynchronous.asynchronous_sgd_(
+        params,
+        grads,
+        momentum_buffers,
+        filter_dims,
+        selected,
+        lr,
+        momentum,
+        dampening,
+        weight_decay,
+        nesterov,
+        maximize,
+        first_steps,
+    )
