@@ -63,7 +63,8 @@ class FilterBank:
             if weight.device != given[0].device:
                 raise ValueError(
                     f"all weights of a bank must be on one device: {given_names[0]} is on {given[0].device}, "
-                    f"{name} on {weight.device}; make a bank for each device"
+                    f"{name} on {weight.device}; a threshold cannot span devices, so evolve each device's part on its "
+                    "own (a bank, or a WeightEvolution with include=, for each)"
                 )
         dims = [filter_dim] * len(given) if isinstance(filter_dim, int) else list(filter_dim)
         if len(dims) != len(given):

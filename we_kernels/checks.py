@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .layout import Segments
+from .transfer import Place, upload
 
 RULES = ("paper", "released")
 
@@ -78,10 +79,11 @@ def check_rates(rate: float | Sequence[float] | Tensor, groups: int, device: tor
         if len(rate) != groups:
             raise ValueError(f"rate must have one entry per group ({groups}), got {len(rate)}")
         values = [check_fraction(value, f"rate[{i}]") for i, value in enumerate(rate)]
-        # Pinned memory and non_blocking: the host does not wait for the GPU.
-        pinned = torch.tensor(values, dtype=torch.float64, pin_memory=device.type == "cuda")
-        return pinned.to(device, non_blocking=True)
-    return torch.full((groups,), check_fraction(rate, "rate"), dtype=torch.float64, device=device)
+    else:
+        values = [check_fraction(rate, "rate")] * groups
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=torch.float64, device=device)
+    return upload(tuple(values), torch.float64, Place.current(device))
 
 
 def check_local_ratios(local_ratio: float | Sequence[float | None] | None, groups: int) -> list[float]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-import we_kernels as wk
 from we_kernels.checks import check_rule
 
-from .optimizer_state import StateReset, optimizer_to_reset
+from .device_step import DeviceStep, Outcome
+from .optimizer_state import optimizer_to_reset
 from .parameters import ModuleFilter, find_targets
 from .report import EvolutionReport
 from .schedule import Schedule, StagedSigmoid
@@ -40,7 +41,8 @@ class WeightEvolution:
             but no locally inferior filters, the layer at hand gives up one.
         schedule: ``(base_rate, epoch) -> rate``; `StagedSigmoid.cifar()` when left out.
         crossover: "paper" or "released", see `we_kernels.crossover_`.
-        check_finite: raise when a weight is NaN or infinite. Such a step changes nothing, with or without the check.
+        check_finite: raise when a weight is NaN or infinite. Such a step changes nothing, with or without the check,
+            which costs no pass over the weights: their importances tell.
         include: only modules of these names (with all inside them), name patterns (``*``) or types.
         exclude: no modules of these names, patterns or types.
         optimizer: needed to reset its state.
@@ -48,6 +50,9 @@ class WeightEvolution:
             parameter. Resetting holds a copy of the weights during the step.
         measure_after: also measure the importances after the step, for `EvolutionReport.plot`; one more read of the
             weights.
+        cuda_graph: replay the step as one CUDA graph while the model is on a GPU, with the same results: for a step so
+            frequent that the host's time per launch counts. The first step runs as ever, the second is recorded (and
+            waits for the device), both again after parameters moved. Not with ``optimizer_state="reset"``.
 
     Raises:
         TypeError, ValueError: name the argument or parameter and say what to do.
@@ -71,6 +76,7 @@ class WeightEvolution:
         optimizer: Optimizer | None = None,
         optimizer_state: str = "keep",
         measure_after: bool = True,
+        cuda_graph: bool = False,
     ) -> None:
         self.base_rates = {
             "conv": _check_fraction(conv_rate, "conv_rate"),
@@ -81,20 +87,28 @@ class WeightEvolution:
         self.local_ratio = _check_fraction(local_ratio, "local_ratio")
         if not _is_number(starvation_divisor) or not 0 < starvation_divisor < math.inf:
             raise ValueError(f"starvation_divisor must be a positive number, got {starvation_divisor!r}")
-        self._reset_optimizer = optimizer_to_reset(optimizer, optimizer_state)
+        reset = optimizer_to_reset(optimizer, optimizer_state)
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a callable (base_rate, epoch) -> rate, got {type(schedule).__name__}")
         self.schedule: Schedule = StagedSigmoid.cifar() if schedule is None else schedule
         self.crossover = check_rule(crossover, "crossover")
         self.check_finite = check_finite
-        self.measure_after = measure_after
+        if cuda_graph and reset is not None:
+            raise ValueError('cuda_graph=True needs optimizer_state="keep": a graph would write to outdated state')
         self._targets = find_targets(model, linear=linear_rate > 0, include=include, exclude=exclude)
         convs = sum(target.kind == "conv" for target in self._targets.items)
-        # Without a convolution no filter can starve, but BatchNorms alone still need a limit.
-        self._starvation_limit = max(convs, 1) / starvation_divisor
-        self._starvation = torch.zeros(len(self._targets.kinds), dtype=torch.int32)
+        self._device_step = DeviceStep(
+            self._targets,
+            local_ratio=self.local_ratio,
+            crossover=self.crossover,
+            # Without a convolution no filter can starve, but BatchNorms alone still need a limit.
+            starvation_limit=max(convs, 1) / starvation_divisor,
+            measure_after=measure_after,
+            reset_optimizer=reset,
+            cuda_graph=cuda_graph,
+        )
         self._epoch = 0
-        self._unchecked: EvolutionReport | None = None
+        self._unchecked: deque[EvolutionReport] = deque()
 
     @property
     def epoch(self) -> int:
@@ -110,64 +124,36 @@ class WeightEvolution:
     def step(self, epoch: int | None = None) -> EvolutionReport:
         """One evolution of the whole model.
 
-        On a GPU it returns without waiting for the device; with ``check_finite`` the error then comes when the report
-        is read, or at the next step.
+        On a GPU it returns without waiting for the device, as long as the parameters stay where they are. The report
+        waits when it is read. With ``check_finite``, a weight that is not finite then raises once: when the report is
+        first read, or at the next step that finds the device through with this one, whichever comes first; that next
+        step is not done.
 
         Args:
             epoch: the epoch just trained, from 0; one more than last time when left out.
 
         Raises:
-            ValueError: the schedule gave a rate outside [0, 1], or ``epoch`` is negative.
-            NonFiniteWeightError: a weight is NaN or infinite; nothing was changed.
+            ValueError: the schedule gave a rate outside [0, 1], or ``epoch`` is negative, or the parameters are on
+                several devices.
+            NonFiniteWeightError: a weight is NaN or infinite (on a GPU: was at an earlier step); nothing was changed.
+            RuntimeError: called while a CUDA graph is captured (see ``cuda_graph``).
         """
-        if self._unchecked is not None:
-            unchecked, self._unchecked = self._unchecked, None
-            unchecked.check_finite()
+        while self._unchecked and self._unchecked[0].arrived:
+            self._unchecked.popleft().raise_pending()
         epoch = self._check_epoch(epoch)
         rates = self._rates(epoch)
-        bank = self._targets.bank()
-        reset = self._reset_optimizer and StateReset(self._reset_optimizer, [t.parameter for t in self._targets.items])
-        self._starvation = self._starvation.to(bank.device)
-        selection = wk.evolve_with_selection_(
-            bank,
-            rate=list(rates.values()),
-            local_ratio=self._local_ratios(),
-            rule=self.crossover,
-            starvation=self._starvation,
-            starvation_limit=self._starvation_limit,
-        )
-        self._blend_linear_biases(bank, selection)
-        if reset:
-            reset.apply_()
-        after = wk.filter_importance(bank) if self.measure_after else None
-        report = self._report(epoch, rates, bank, selection, self._starvation.clone(), after)
-        if self.check_finite:
-            if bank.device.type == "cpu":
-                report.check_finite()
-            else:
-                self._unchecked = report
+        report = self._report(epoch, rates, self._device_step.run(list(rates.values())))
+        if report.pending:
+            self._unchecked.append(report)
         self._epoch = epoch + 1
         return report
 
     @torch.no_grad()
     def preview(self, epoch: int | None = None) -> EvolutionReport:
-        """What `step` would select now; changes neither the model nor the counters."""
+        """What `step` would select now; changes neither the model nor the counters. Waits as little as `step`."""
         epoch = self._check_epoch(epoch)
         rates = self._rates(epoch)
-        bank = self._targets.bank()
-        starvation = self._starvation.to(bank.device, copy=True)
-        selection = wk.select_and_match(
-            bank,
-            wk.filter_importance(bank),
-            rate=list(rates.values()),
-            local_ratio=self._local_ratios(),
-            starvation=starvation,
-            starvation_limit=self._starvation_limit,
-        )
-        report = self._report(epoch, rates, bank, selection, starvation, None)
-        if self.check_finite:
-            report.check_finite()
-        return report
+        return self._report(epoch, rates, self._device_step.preview(list(rates.values())))
 
     def state_dict(self) -> dict[str, Any]:
         """Next epoch, starvation counters and the model's filters (to recognize it); plain numbers and strings."""
@@ -175,7 +161,7 @@ class WeightEvolution:
         return {
             "format": _STATE_FORMAT,
             "epoch": self._epoch,
-            "starvation": dict(zip(self._targets.kinds, self._starvation.tolist(), strict=True)),
+            "starvation": dict(zip(self._targets.kinds, self._device_step.counters, strict=True)),
             "filters": dict(zip(bank.names, bank.sizes, strict=True)),
         }
 
@@ -204,8 +190,8 @@ class WeightEvolution:
             raise ValueError(f"state counts starvation of {list(starvation)}, this model of {self._targets.kinds}")
         counters = [_check_count(value, f"state['starvation'][{kind!r}]") for kind, value in starvation.items()]
         self._epoch = _check_count(epoch, "state['epoch']")
-        self._starvation = torch.tensor(counters, dtype=torch.int32)
-        self._unchecked = None
+        self._device_step.counters = counters
+        self._unchecked.clear()
 
     def _check_epoch(self, epoch: int | None) -> int:
         return self._epoch if epoch is None else _check_count(epoch, "epoch")
@@ -216,32 +202,13 @@ class WeightEvolution:
             for kind in self._targets.kinds
         }
 
-    def _local_ratios(self) -> list[float | None]:
-        return [None if kind == "linear" else self.local_ratio for kind in self._targets.kinds]
-
-    def _blend_linear_biases(self, bank: wk.FilterBank, selection: wk.Selection) -> None:
-        """A Linear's bias elements follow their rows, with the same coefficient."""
-        donors, importances = bank.split(selection.donor), bank.split(selection.importance)
-        for target, donor, importance in zip(self._targets.items, donors, importances, strict=True):
-            bias = getattr(target.module, "bias", None)
-            if target.kind != "linear" or not isinstance(bias, Tensor) or not bias.requires_grad:
-                continue
-            source = donor.clamp(min=0).long()
-            a = importance / (importance + importance[source])
-            blended = (a * bias + (1 - a) * bias[source]).to(bias.dtype)
-            bias.copy_(torch.where((donor >= 0) & blended.isfinite(), blended, bias))
-
-    def _report(
-        self,
-        epoch: int,
-        rates: dict[str, float],
-        bank: wk.FilterBank,
-        selection: wk.Selection,
-        counters: Tensor,
-        after: Tensor | None,
-    ) -> EvolutionReport:
-        kinds = [target.kind for target in self._targets.items]
-        return EvolutionReport(epoch, self.crossover, rates, bank.names, kinds, bank.sizes, selection, counters, after)
+    def _report(self, epoch: int, rates: dict[str, float], outcome: Outcome) -> EvolutionReport:
+        report = EvolutionReport(
+            epoch, self.crossover, rates, [target.kind for target in self._targets.items], outcome, self.check_finite
+        )
+        if outcome.counters.device.type == "cpu":
+            report.raise_pending()
+        return report
 
 
 def _filters(count: int | None) -> str:

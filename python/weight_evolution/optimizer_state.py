@@ -49,7 +49,8 @@ class StateReset:
                 state = self._optimizer.state.get(parameter)
                 if before is None or not state:
                     continue
-                changed = parameter != before
+                # A NaN differs from itself, but where there is one, nothing was replaced.
+                changed = (parameter != before) & (before == before)
                 for key, value in state.items():
                     if isinstance(value, Tensor) and value.shape == parameter.shape:
                         value.copy_(torch.where(changed, _fresh(key, parameter, group).to(value), value))
@@ -59,4 +60,7 @@ def _fresh(key: str, parameter: Tensor, group: dict[str, Any]) -> Tensor:
     if key in _AVERAGES:
         return parameter.detach()
     initial = group.get(_INITIAL.get(key, ""), 0.0)
-    return torch.as_tensor(initial, dtype=parameter.dtype, device=parameter.device)
+    if isinstance(initial, Tensor):  # a learning rate that the optimizer keeps on the device
+        return initial.to(parameter.dtype)
+    # Not as_tensor: copying a number to a GPU waits for it.
+    return torch.full((), initial, dtype=parameter.dtype, device=parameter.device)

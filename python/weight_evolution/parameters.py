@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,10 @@ class Target:
     @property
     def parameter(self) -> Tensor:
         """The module's parameter as it is now."""
-        parameter: Tensor = getattr(self.module, self.attribute)
+        # Module.__getattr__ takes three times as long, and a step asks for every parameter.
+        parameter = self.module._parameters.get(self.attribute)
+        if parameter is None:
+            raise TypeError(f"{self.name} is no parameter any more (parametrized since?); make a new WeightEvolution")
         return parameter
 
     @property
@@ -69,7 +73,7 @@ class Targets:
     skipped: dict[str, str]
     """Parameters of the right kind that do not take part, and why."""
     _bank: FilterBank | None = field(default=None, repr=False)
-    _built_from: tuple[tuple[int, int, torch.Size], ...] = field(default=(), repr=False)
+    _built_from: tuple[object, ...] = field(default=(), repr=False)
 
     @property
     def kinds(self) -> list[str]:
@@ -81,7 +85,7 @@ class Targets:
     def bank(self) -> FilterBank:
         """The bank of all targets; made anew when a parameter was replaced, moved or resized."""
         parameters = [target.parameter for target in self.items]
-        state = tuple((id(p), p.data_ptr(), p.shape) for p in parameters)
+        state = (*map(id, parameters), *map(Tensor.data_ptr, parameters), *map(attrgetter("shape"), parameters))
         if self._bank is None or state != self._built_from:
             tensors, dims = zip(*(target.filters for target in self.items), strict=True)
             group = {kind: g for g, kind in enumerate(self.kinds)}

@@ -10,58 +10,67 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from we_kernels import NonFiniteWeightError, Selection
+from we_kernels import NonFiniteWeightError
+from we_kernels.transfer import Readback
 
 from .parameters import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .device_step import Outcome
+
 
 class EvolutionReport:
-    """Result of `WeightEvolution.step` or ``preview``; reading it may wait for the device, making it does not."""
+    """Result of `WeightEvolution.step` or ``preview``; reading it may wait for the device, making it does not.
+
+    Where the device was not waited for, the first reading of a result raises NonFiniteWeightError if a weight was not
+    finite (unless ``check_finite`` is off); `finite` and `check_finite` can be asked at any time.
+    """
 
     def __init__(
         self,
         epoch: int,
         crossover: str,
         rates: dict[str, float],
-        names: Sequence[str],
         kinds: Sequence[str],
-        sizes: Sequence[int],
-        selection: Selection,
-        counters: Tensor,
-        importance_after: Tensor | None,
+        outcome: Outcome,
+        pending: bool,
     ) -> None:
         self.epoch = epoch
         """The epoch just trained, from 0."""
         self.crossover = crossover
         self.rates = rates
         """For each kind that the model has, the scheduled rate."""
-        self.kinds = dict(zip(names, kinds, strict=True))
+        self.kinds = dict(zip(outcome.names, kinds, strict=True))
         """Parameter name -> "conv", "norm_scale", "norm_shift" or "linear"."""
-        self.filters = dict(zip(names, sizes, strict=True))
+        self.filters = dict(zip(outcome.names, outcome.sizes, strict=True))
         """Parameter name -> number of filters."""
-        self._selection = selection
-        self._counters = counters
-        self._importance_after = importance_after
+        self._outcome = outcome
+        self._threshold = Readback(outcome.selection.threshold)
+        self.pending = pending
+        """Whether the error of a weight that is not finite is still to be raised."""
+
+    @property
+    def _results(self) -> Outcome:
+        self.raise_pending()
+        return self._outcome
 
     @cached_property
     def thresholds(self) -> dict[str, float]:
         """Kind -> importance below which a filter is globally inferior; NaN for a kind that the model lacks."""
-        return dict.fromkeys(KINDS[:3], math.nan) | dict(
-            zip(self.rates, self._selection.threshold.tolist(), strict=True)
-        )
+        self.raise_pending()
+        return dict.fromkeys(KINDS[:3], math.nan) | dict(zip(self.rates, self._threshold.values(), strict=True))
 
     @cached_property
     def counters(self) -> dict[str, int]:
         """Kind -> starvation counter after the step; 0 for a kind that the model lacks."""
-        return dict.fromkeys(KINDS[:3], 0) | dict(zip(self.rates, self._counters.tolist(), strict=True))
+        return dict.fromkeys(KINDS[:3], 0) | dict(zip(self.rates, self._results.counters.tolist(), strict=True))
 
     @cached_property
     def donors(self) -> dict[str, Tensor]:
         """Parameter name -> int32 CPU tensor [N]: row that was crossed into this one, -1 for none."""
-        return self._by_name(self._selection.donor)
+        return self._by_name(self._results.selection.donor)
 
     @cached_property
     def inferior(self) -> dict[str, int]:
@@ -71,13 +80,13 @@ class EvolutionReport:
     @cached_property
     def unmatched(self) -> dict[str, int]:
         """Parameter name -> number of inferior filters beyond the layer's dominant ones, so left without a donor."""
-        selected = dict(zip(self.filters, self._selection.inferior.tolist(), strict=True))
+        selected = dict(zip(self.filters, self._results.selection.inferior.tolist(), strict=True))
         return {name: selected[name] - matched for name, matched in self.inferior.items()}
 
     @cached_property
     def importance_before(self) -> dict[str, Tensor]:
         """Parameter name -> float32 CPU tensor [N]: importances that the selection was made from."""
-        return self._by_name(self._selection.importance)
+        return self._by_name(self._results.selection.importance)
 
     @cached_property
     def importance_after(self) -> dict[str, Tensor]:
@@ -86,17 +95,19 @@ class EvolutionReport:
         Raises:
             ValueError: it was not measured.
         """
-        if self._importance_after is None:
+        after = self._results.importance_after
+        if after is None:
             raise ValueError("importances after the step were not measured; use WeightEvolution(measure_after=True)")
-        return self._by_name(self._importance_after)
+        return self._by_name(after)
 
     @cached_property
     def finite(self) -> bool:
         """False when a weight was not finite; the step then changed nothing."""
-        return not any(math.isnan(self.thresholds[kind]) for kind in self.rates)
+        return not any(map(math.isnan, self._threshold.values()))
 
     def check_finite(self) -> None:
         """Raises NonFiniteWeightError, naming the parameters, when a weight was not finite."""
+        self.pending = False
         if self.finite:
             return
         bad = [name for name, importance in self.importance_before.items() if not importance.isfinite().all()]
@@ -105,7 +116,18 @@ class EvolutionReport:
             "Lower the learning rate or restore a checkpoint; check_finite=False skips such steps silently"
         )
 
+    def raise_pending(self) -> None:
+        """`check_finite`, if it has not been asked yet."""
+        if self.pending:
+            self.check_finite()
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the device has done the step, so that `check_finite` need not wait."""
+        return self._threshold.arrived
+
     def __str__(self) -> str:
+        self.raise_pending()
         lines = [f"weight evolution after epoch {self.epoch}, crossover {self.crossover!r}"]
         if not self.finite:
             lines.append("not done: a weight is not finite")

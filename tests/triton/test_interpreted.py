@@ -15,6 +15,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 from we_kernels.backends.triton import crossover, launch, operators, tables
+from we_kernels.transfer import Place
 
 SENTINEL = {torch.float32: float("nan"), torch.int32: -99}
 dtypes = pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
@@ -184,7 +185,8 @@ def test_dense_rows_are_recognised():
     for memory_format, dense in wanted.items():
         case = place(torch.zeros(4, 5, 3, 3), memory_format)
         layout = wk.layout.layout_of([case.weight], [0], [0])
-        assert bool(tables.layer_tables(layout, torch.device("cpu")).layers[0, -1]) == dense, memory_format
+        static = tables.layer_tables(layout, Place.current(torch.device("cpu")))
+        assert bool(static.layers[0, -1]) == dense, memory_format
 
 
 def test_moved_weights_are_found_again():

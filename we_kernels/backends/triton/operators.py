@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from operator import methodcaller
 
 import torch
 from torch import Tensor
 
 from ...layout import Layout, Segments
+from ...transfer import Place, upload
 from . import tables
 from .crossover import MAX_REGISTERS, PROGRAMS, crossover_kernel, match_and_cross_kernel
 from .fields import TRITON_DTYPES
@@ -35,9 +35,9 @@ NEVER = 2**31 - 1
 
 def filter_importance(weights: Sequence[Tensor], layout: Layout) -> Tensor:
     """float32 [F]."""
-    device = weights[0].device
-    importance = torch.empty(layout.num_filters, dtype=torch.float32, device=device)
-    _launch_importance(_addresses(weights, device), layout, importance)
+    place = Place.current(weights[0].device)
+    importance = torch.empty(layout.num_filters, dtype=torch.float32, device=place.device)
+    _launch_importance(_addresses(weights, place), layout, importance, place)
     return importance
 
 
@@ -50,10 +50,11 @@ def match_filters(
     starvation_limit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G], inferior int32 [L]."""
+    place = Place.current(importance.device)
     donor, threshold, inferior, work = _launch_selection(
-        importance, segments, rates, local_ratios, starvation, starvation_limit
+        importance, segments, rates, local_ratios, starvation, starvation_limit, place
     )
-    static = tables.matching_tables(segments, len(local_ratios), importance.device)
+    static = tables.matching_tables(segments, len(local_ratios), place)
     arguments = (static.segments, static.slots, work.order, inferior, donor)
     launch(donor_kernel, segments.num_layers, importance.device, *arguments, BLOCK=256)
     return donor, threshold, inferior
@@ -61,13 +62,13 @@ def match_filters(
 
 def crossover_(weights: Sequence[Tensor], layout: Layout, donor: Tensor, rule: str) -> None:
     """In place, for donors int32 [F]."""
-    device = donor.device
-    static, addresses = tables.layer_tables(layout, device), _addresses(weights, device)
+    place = Place.current(donor.device)
+    static, addresses = tables.layer_tables(layout, place), _addresses(weights, place)
     for index in static.tiles:
         launch(
             crossover_kernel,
             min(layout.num_filters, PROGRAMS),
-            device,
+            place.device,
             addresses,
             static.layers,
             static.layer_of_filter,
@@ -90,22 +91,23 @@ def evolve_(
     starvation_limit: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Donors, importances, thresholds, inferior; the crossover kernel reads the matches off the ranking itself."""
-    device, segments = weights[0].device, layout.segments
-    addresses = _addresses(weights, device)
-    importance = torch.empty(layout.num_filters, dtype=torch.float32, device=device)
-    _launch_importance(addresses, layout, importance)
+    place, segments = Place.current(weights[0].device), layout.segments
+    addresses = _addresses(weights, place)
+    importance = torch.empty(layout.num_filters, dtype=torch.float32, device=place.device)
+    _launch_importance(addresses, layout, importance, place)
     donor, threshold, inferior, work = _launch_selection(
-        importance, segments, rates, local_ratios, starvation, starvation_limit
+        importance, segments, rates, local_ratios, starvation, starvation_limit, place
     )
-    static = tables.layer_tables(layout, device)
+    static = tables.layer_tables(layout, place)
+    slots = tables.matching_tables(segments, len(local_ratios), place).slots
     for index in static.tiles:
         launch(
             match_and_cross_kernel,
             min(static.most_matches, PROGRAMS),
-            device,
+            place.device,
             addresses,
             static.layers,
-            tables.matching_tables(segments, len(local_ratios), device).slots,
+            slots,
             segments.num_layers,
             work.first_match,
             work.order,
@@ -120,13 +122,13 @@ def evolve_(
     return donor, importance, threshold, inferior
 
 
-def _launch_importance(addresses: Tensor, layout: Layout, importance: Tensor) -> None:
-    static = tables.layer_tables(layout, importance.device)
+def _launch_importance(addresses: Tensor, layout: Layout, importance: Tensor, place: Place) -> None:
+    static = tables.layer_tables(layout, place)
     for index, tiles in static.tiles.items():
         launch(
             importance_kernel,
-            len(tiles),
-            importance.device,
+            tiles.shape[0],
+            place.device,
             addresses,
             static.layers,
             tiles,
@@ -143,12 +145,13 @@ def _launch_selection(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    place: Place,
 ) -> tuple[Tensor, Tensor, Tensor, Scratch]:
     """Donors (all -1 still), thresholds, inferior, and the ranking that the donors are read off."""
-    device, groups = importance.device, len(local_ratios)
-    static = tables.matching_tables(segments, groups, device)
-    ratios = tables.upload(tuple(local_ratios), torch.float32, device)
-    work = tables.scratch(segments, device)
+    device, groups = place.device, len(local_ratios)
+    static = tables.matching_tables(segments, groups, place)
+    ratios = upload(tuple(local_ratios), torch.float32, place)
+    work = tables.scratch(segments, place)
     donor = torch.empty(segments.num_filters, dtype=torch.int32, device=device)
     threshold = torch.empty(groups, dtype=torch.float32, device=device)
     inferior = torch.empty(segments.num_layers, dtype=torch.int32, device=device)
@@ -170,7 +173,7 @@ def _launch_selection(
     )
     launch(
         rank_kernel,
-        len(static.tiles),
+        static.tiles.shape[0],
         device,
         importance,
         static.segments,
@@ -207,6 +210,6 @@ def _launch_selection(
     return donor, threshold, inferior, work
 
 
-def _addresses(weights: Sequence[Tensor], device: torch.device) -> Tensor:
+def _addresses(weights: Sequence[Tensor], place: Place) -> Tensor:
     """int64 [L] on the device."""
-    return tables.upload(tuple(map(methodcaller("data_ptr"), weights)), torch.int64, device)
+    return upload(tuple(map(Tensor.data_ptr, weights)), torch.int64, place)

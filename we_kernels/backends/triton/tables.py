@@ -1,14 +1,11 @@
-"""What the kernels read besides weights: device tables of layouts, of pointers and of ratios, and scratch memory.
+"""What the kernels read besides weights, addresses and ratios: device tables of layouts, and scratch memory.
 
-Tables of a layout are copied once per device. Tables of changing values (addresses, ratios) are cached by those
-values, so they are copied again only when a parameter moved. Those and the scratch are kept per stream: two streams
-never share memory that one of them writes. What a captured CUDA graph has seen is never freed.
+Tables of a layout are copied once per device, scratch is kept per stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from threading import Lock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,18 +13,14 @@ import torch
 from torch import Tensor
 
 from ...layout import DTYPES, Layer, Layout, Segments
+from ...transfer import Place
 from .fields import EXTRA_FIELDS
 from .importance import rows_per_program
 from .rank import RANK_ROWS
 
-MAX_UPLOADS = 64
-
 _matching: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], MatchingTables]] = WeakKeyDictionary()
 _layers: WeakKeyDictionary[Layout, dict[torch.device, LayerTables]] = WeakKeyDictionary()
 _scratch: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], Scratch]] = WeakKeyDictionary()
-_uploads: dict[tuple[object, ...], Tensor] = {}
-_uploads_lock = Lock()
-_captured: set[object] = set()
 
 
 class MatchingTables(NamedTuple):
@@ -73,12 +66,13 @@ class Scratch(NamedTuple):
     """int32 [L + 1]: matched filters in the slots before each slot, and in all."""
 
 
-def matching_tables(segments: Segments, groups: int, device: torch.device) -> MatchingTables:
-    """The tables of ``segments`` on ``device``, made at the first call."""
+def matching_tables(segments: Segments, groups: int, place: Place) -> MatchingTables:
+    """The tables of ``segments`` on the device, made at the first call."""
+    device = place.device
     cache = _matching.setdefault(segments, {})
     tables = cache.get((device, groups))
     if tables is None:
-        refuse_capture(device)
+        place.refuse_capture()
         sizes, group_of_layer = segments.table[:, 0], segments.table[:, 2]
         group_of_filter = group_of_layer.repeat_interleave(sizes)
         per_group = torch.bincount(group_of_filter, minlength=groups)
@@ -91,16 +85,17 @@ def matching_tables(segments: Segments, groups: int, device: torch.device) -> Ma
             _starts(torch.bincount(group_of_layer, minlength=groups)).to(device),
             int(per_group.max()),
         )
-    keep_for_graph(segments, device)
+    place.keep(segments)
     return tables
 
 
-def layer_tables(layout: Layout, device: torch.device) -> LayerTables:
-    """The tables of ``layout`` on ``device``, made at the first call."""
+def layer_tables(layout: Layout, place: Place) -> LayerTables:
+    """The tables of ``layout`` on the device, made at the first call."""
+    device = place.device
     cache = _layers.setdefault(layout, {})
     tables = cache.get(device)
     if tables is None:
-        refuse_capture(device)
+        place.refuse_capture()
         rows = [(layer.channels * layer.kernel, _is_dense(layer)) for layer in layout.layers]
         extra = torch.tensor(rows, dtype=torch.int64).reshape(-1, len(EXTRA_FIELDS))
         tables = cache[device] = LayerTables(
@@ -119,44 +114,19 @@ def layer_tables(layout: Layout, device: torch.device) -> LayerTables:
             },
             sum(size // 2 for size in layout.segments.sizes),
         )
-    keep_for_graph(layout, device)
+    place.keep(layout)
     return tables
 
 
-def scratch(segments: Segments, device: torch.device) -> Scratch:
+def scratch(segments: Segments, place: Place) -> Scratch:
     """Memory for one call on the current stream, reused by the next; under capture it belongs to the graph."""
-    if _capturing(device):
-        return _new_scratch(segments, device)
+    if place.capturing:
+        return _new_scratch(segments, place.device)
     cache = _scratch.setdefault(segments, {})
-    key = (device, _stream(device))
+    key = (place.device, place.stream)
     if key not in cache:
-        cache[key] = _new_scratch(segments, device)
+        cache[key] = _new_scratch(segments, place.device)
     return cache[key]
-
-
-def upload(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``values`` on ``device``; copied, without waiting, when this stream has not seen them yet.
-
-    Raises:
-        RuntimeError: a graph is being captured and the values are new: the copy would run at every replay, from host
-            memory that is gone by then.
-    """
-    if device.type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=device)
-    capturing = _capturing(device)
-    with _uploads_lock:
-        if capturing:
-            for key, table in _uploads.items():
-                if key[:-1] == (values, dtype, device):
-                    _captured.add(table)
-                    return table
-            refuse_capture(device)
-        key = (values, dtype, device, _stream(device))
-        if key not in _uploads:
-            if len(_uploads) >= MAX_UPLOADS:
-                del _uploads[next(iter(_uploads))]
-            _uploads[key] = torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
-        return _uploads[key]
 
 
 def _new_scratch(segments: Segments, device: torch.device) -> Scratch:
@@ -189,27 +159,3 @@ def _is_dense(layer: Layer) -> bool:
                 return False
             reach *= size
     return True
-
-
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-
-
-def _capturing(device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_current_stream_capturing()
-
-
-def keep_for_graph(owner: object, device: torch.device) -> None:
-    if owner not in _captured and _capturing(device):
-        _captured.add(owner)
-
-
-def refuse_capture(device: torch.device) -> None:
-    if _capturing(device):
-        raise RuntimeError(
-            "the bank's tables are not on the device yet; call the function once with this bank and these options "
-            "before capturing it in a CUDA graph"
-        )

@@ -1,0 +1,193 @@
+"""The device's part of a step. Nothing in it waits for the device, so that a CUDA graph can hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim import Optimizer
+
+import we_kernels as wk
+from we_kernels.transfer import Place, send_, to_device
+
+from .optimizer_state import StateReset
+from .parameters import Targets
+
+
+class Outcome(NamedTuple):
+    """What a step found and did, on the model's device."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    """Filters of each parameter."""
+    selection: wk.Selection
+    counters: Tensor
+    """int32 [G]: starvation counters after the step."""
+    importance_after: Tensor | None
+    """float32 [F]."""
+
+    def copy(self) -> Outcome:
+        """In memory of its own: the next replay overwrites what a recording made."""
+        return self._replace(
+            selection=wk.Selection(*(part.clone() for part in self.selection)),
+            counters=self.counters.clone(),
+            importance_after=None if self.importance_after is None else self.importance_after.clone(),
+        )
+
+
+_Memory = tuple[wk.FilterBank, tuple[int, ...]]
+"""A bank, which is made anew when a weight moves, and the addresses of the biases."""
+
+
+class _Recording(NamedTuple):
+    """A captured step; replaying it fills the tensors of ``outcome`` anew."""
+
+    graph: torch.cuda.CUDAGraph
+    outcome: Outcome
+    made_for: _Memory
+
+
+class DeviceStep:
+    """Evolves the targets with rates and starvation counters that live on their device.
+
+    Args:
+        targets: the parameters that take part.
+        local_ratio, crossover, starvation_limit, measure_after: see `WeightEvolution`.
+        reset_optimizer: the optimizer whose state is reset, if any.
+        cuda_graph: replay a recording of the step where the model is on a GPU. The first step after the parameters
+            moved runs as ever (it compiles kernels and fills tables), the second is recorded.
+    """
+
+    def __init__(
+        self,
+        targets: Targets,
+        *,
+        local_ratio: float,
+        crossover: str,
+        starvation_limit: float,
+        measure_after: bool,
+        reset_optimizer: Optimizer | None,
+        cuda_graph: bool,
+    ) -> None:
+        self._targets = targets
+        self._local_ratios = [None if kind == "linear" else local_ratio for kind in targets.kinds]
+        self._crossover = crossover
+        self._starvation_limit = starvation_limit
+        self._measure_after = measure_after
+        self._reset_optimizer = reset_optimizer
+        self._cuda_graph = cuda_graph
+        self._rates = torch.empty(0, dtype=torch.float64)
+        self._rates_sent: tuple[float, ...] = ()
+        self._counters = torch.zeros(len(targets.kinds), dtype=torch.int32)
+        self._warm: _Memory | None = None
+        self._recording: _Recording | None = None
+
+    @property
+    def counters(self) -> list[int]:
+        """Starvation counters of the groups; waits for the device."""
+        values: list[int] = self._counters.tolist()
+        return values
+
+    @counters.setter
+    def counters(self, values: Sequence[int]) -> None:
+        # In place: a recorded step counts in this tensor.
+        send_(self._counters, tuple(values))
+
+    def run(self, rates: Sequence[float]) -> Outcome:
+        """One step.
+
+        Raises:
+            RuntimeError: the caller is capturing a CUDA graph.
+        """
+        bank = self._targets.bank()
+        if bank.device.type == "cuda" and Place.current(bank.device).capturing:
+            raise RuntimeError(
+                "WeightEvolution.step() cannot be captured, its rates change from epoch to epoch on the host; pass "
+                "cuda_graph=True, or capture we_kernels.evolve_ with the rates in a tensor"
+            )
+        self._send(tuple(rates), bank.device)
+        if not self._cuda_graph or bank.device.type != "cuda":
+            return self._evolve(bank)
+        memory = bank, tuple(bias.data_ptr() for _, bias in self._biases())
+        if self._recording is None or self._recording.made_for != memory:
+            self._recording = None
+            if self._warm != memory:
+                self._warm = memory
+                return self._evolve(bank)
+            self._recording = self._record(memory)
+        self._recording.graph.replay()
+        changed = [*bank.weights, *(bias for _, bias in self._biases()), self._counters]
+        increment_version(changed)
+        return self._recording.outcome.copy()
+
+    def preview(self, rates: Sequence[float]) -> Outcome:
+        """What `run` would select; changes nothing."""
+        bank = self._targets.bank()
+        self._send(tuple(rates), bank.device)
+        counters = self._counters.clone()
+        selection = wk.select_and_match(
+            bank,
+            wk.filter_importance(bank),
+            rate=self._rates,
+            local_ratio=self._local_ratios,
+            starvation=counters,
+            starvation_limit=self._starvation_limit,
+        )
+        return Outcome(bank.names, bank.sizes, selection, counters, None)
+
+    def _send(self, rates: tuple[float, ...], device: torch.device) -> None:
+        """The rates to the device, if it has others, and the counters, if the model moved."""
+        if self._counters.device != device:
+            self._counters = to_device(tuple(self._counters.tolist()), torch.int32, device)
+        if self._rates.device != device or len(self._rates) != len(rates):
+            self._rates, self._rates_sent = torch.zeros(len(rates), dtype=torch.float64, device=device), ()
+        if self._rates_sent != rates:
+            send_(self._rates, rates)
+            self._rates_sent = rates
+
+    def _evolve(self, bank: wk.FilterBank) -> Outcome:
+        reset = self._reset_optimizer and StateReset(self._reset_optimizer, [t.parameter for t in self._targets.items])
+        selection = wk.evolve_with_selection_(
+            bank,
+            rate=self._rates,
+            local_ratio=self._local_ratios,
+            rule=self._crossover,
+            starvation=self._counters,
+            starvation_limit=self._starvation_limit,
+        )
+        self._blend_linear_biases(bank, selection)
+        if reset:
+            reset.apply_()
+        after = wk.filter_importance(bank) if self._measure_after else None
+        return Outcome(bank.names, bank.sizes, selection, self._counters.clone(), after)
+
+    def _record(self, memory: _Memory) -> _Recording:
+        bank, graph = memory[0], torch.cuda.CUDAGraph()
+        # Other threads (a data loader that pins memory, say) may go on with CUDA meanwhile.
+        with torch.cuda.device(bank.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outcome = self._evolve(bank)
+        return _Recording(graph, outcome, memory)
+
+    def _biases(self) -> list[tuple[int, Tensor]]:
+        """The trainable biases of Linears that take part, with their position among the targets."""
+        return [
+            (position, bias)
+            for position, target in enumerate(self._targets.items)
+            if target.kind == "linear" and isinstance(bias := target.module.bias, Tensor) and bias.requires_grad
+        ]
+
+    def _blend_linear_biases(self, bank: wk.FilterBank, selection: wk.Selection) -> None:
+        """A Linear's bias elements follow their rows, with the same coefficient."""
+        biases = self._biases()
+        if not biases:
+            return
+        donors, importances = bank.split(selection.donor), bank.split(selection.importance)
+        for position, bias in biases:
+            donor, importance = donors[position], importances[position]
+            source = donor.clamp(min=0).long()
+            a = importance / (importance + importance[source])
+            blended = (a * bias + (1 - a) * bias[source]).to(bias.dtype)
+            bias.copy_(torch.where((donor >= 0) & blended.isfinite(), blended, bias))

@@ -1,0 +1,113 @@
+"""Small tables on their way to a device: from pinned memory, not waited for, copied again only when a value changed."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_UPLOADS = 64
+
+_uploads: dict[tuple[object, ...], Tensor] = {}
+_lock = Lock()
+_captured: set[object] = set()
+
+
+class Place(NamedTuple):
+    """Where the kernels of one call go. Two streams never share memory that one of them writes."""
+
+    device: torch.device
+    stream: int
+    """Handle of the device's current stream; 0 on a CPU."""
+    capturing: bool
+    """That stream is recording a CUDA graph."""
+
+    @classmethod
+    def current(cls, device: torch.device) -> Place:
+        """Asked once per call, because every question costs the host time."""
+        if device.type != "cuda":
+            return cls(device, 0, False)
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream(device).cuda_stream
+            return cls(device, stream, torch.cuda.is_current_stream_capturing())
+
+    def refuse_capture(self) -> None:
+        """For what must not be done while a graph is recorded.
+
+        Raises:
+            RuntimeError: one is.
+        """
+        if self.capturing:
+            raise RuntimeError(
+                "a table that the kernels read is not on the device yet; call the function once with the same bank "
+                "and options before capturing it in a CUDA graph (a rate that changes: as a float64 tensor)"
+            )
+
+    def keep(self, owner: object) -> None:
+        """What a graph has seen is never freed: ``owner`` stays, if one is being recorded."""
+        if self.capturing:
+            _captured.add(owner)
+
+
+def upload(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, place: Place) -> Tensor:
+    """``values`` on the device, only to be read; copied when this stream has not seen them yet.
+
+    Raises:
+        RuntimeError: a graph is being captured and the values are new: the copy would run at every replay, from host
+            memory that is gone by then.
+    """
+    if place.device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=place.device)
+    with _lock:
+        if place.capturing:
+            for key, table in _uploads.items():
+                if key[:-1] == (values, dtype, place.device):
+                    place.keep(table)
+                    return table
+            place.refuse_capture()
+        key = (values, dtype, place.device, place.stream)
+        if key not in _uploads:
+            if len(_uploads) >= MAX_UPLOADS:
+                del _uploads[next(iter(_uploads))]
+            _uploads[key] = to_device(values, dtype, place.device)
+        return _uploads[key]
+
+
+def to_device(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A new tensor on ``device``. Pinned memory and non_blocking: the host does not wait for a GPU."""
+    pinned = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return pinned.to(device, non_blocking=True)
+
+
+def send_(target: Tensor, values: tuple[int, ...] | tuple[float, ...]) -> None:
+    """`to_device` into a tensor that is there already."""
+    target.copy_(torch.tensor(values, dtype=target.dtype, pin_memory=target.device.type == "cuda"), non_blocking=True)
+
+
+class Readback:
+    """The values of a small tensor, on their way to the host; nothing waits until they are asked for."""
+
+    def __init__(self, source: Tensor) -> None:
+        self._copied: torch.cuda.Event | None = None
+        if source.device.type != "cuda":
+            self._host = source
+            return
+        self._host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        with torch.cuda.device(source.device):
+            self._host.copy_(source, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    @property
+    def arrived(self) -> bool:
+        """Whether `values` would return at once."""
+        return self._copied is None or self._copied.query()
+
+    def values(self) -> list[float]:
+        """Waits for the work that was queued before the readback, not for what came after."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        values: list[float] = self._host.tolist()
+        return values
