@@ -85,19 +85,46 @@ class PerLayer:
                 _crossover(weight, inferior, rows[inferior].long(), case.rule)
 
     def step(self, case: Case) -> tuple[Tensor, Tensor]:
-        importances = [_importance(weight) for weight in case.weights]
+        importances = self._importances(case.weights)
         donor = torch.full((case.bank.num_filters,), -1, dtype=torch.int32, device=case.bank.device)
         of_layer = case.bank.split(donor)
         for layer, inferior, dominant in _match(case, importances):
-            _crossover(case.weights[layer], inferior, dominant, case.rule)
+            self._cross(case.weights[layer], inferior, dominant, case.rule)
             of_layer[layer][inferior] = dominant.int()
         return torch.cat(importances), donor
+
+    def _importances(self, weights: list[Tensor]) -> list[Tensor]:
+        return [_importance(weight) for weight in weights]
+
+    def _cross(self, weight: Tensor, inferior: Tensor, dominant: Tensor, rule: str) -> None:
+        _crossover(weight, inferior, dominant, rule)
+
+
+class CompiledPerLayer(PerLayer):
+    """`PerLayer` with its importances and its crossovers through ``torch.compile``.
+
+    Between them the host has to know how many filters each layer replaces, so the step is no single graph. Shapes are
+    dynamic in the crossover: one compilation for many layers. Of the operations, only the step is compiled.
+    """
+
+    name = "per_layer compiled"
+
+    def __init__(self) -> None:
+        self._compiled_importances = torch.compile(super()._importances)
+        self._compiled_cross = torch.compile(_crossover, dynamic=True)
+
+    def _importances(self, weights: list[Tensor]) -> list[Tensor]:
+        found: list[Tensor] = self._compiled_importances(weights)
+        return found
+
+    def _cross(self, weight: Tensor, inferior: Tensor, dominant: Tensor, rule: str) -> None:
+        self._compiled_cross(weight, inferior, dominant, rule)
 
 
 def _importance(weight: Tensor) -> Tensor:
     if weight.dim() == 1:
-        return weight.abs()
-    return weight.abs().flatten(1).sum(1) / weight.shape[1]
+        return weight.abs().float()
+    return weight.abs().flatten(1).sum(1, dtype=torch.float32) / weight.shape[1]
 
 
 def _match(case: Case, importances: list[Tensor]) -> list[tuple[int, Tensor, Tensor]]:
@@ -131,7 +158,7 @@ def _match(case: Case, importances: list[Tensor]) -> list[tuple[int, Tensor, Ten
 
 def _crossover(weight: Tensor, inferior: Tensor, dominant: Tensor, rule: str) -> None:
     q, p = weight[inferior].flatten(2) if weight.dim() > 1 else weight[inferior, None, None], weight[dominant]
-    p = p.view_as(q)
+    q, p = q.float(), p.view_as(q).float()
     if weight.dim() < 3 or weight.shape[2] == 1:
         norm_q, norm_p = q.abs().sum((1, 2), keepdim=True), p.abs().sum((1, 2), keepdim=True)
         a = norm_q / (norm_q + norm_p)
@@ -149,7 +176,7 @@ def _crossover(weight: Tensor, inferior: Tensor, dominant: Tensor, rule: str) ->
             value = a * large + (1 - a) * small
         value = torch.where(value.isfinite(), value, small)
         new = q.scatter(2, position, value) if rule == "paper" else torch.where(q == small, value, q)
-    weight[inferior] = new.view(-1, *weight.shape[1:])
+    weight[inferior] = new.view(-1, *weight.shape[1:]).to(weight.dtype)
 
 
 def implementations(device: torch.device) -> tuple[list[Implementation], dict[str, str]]:

@@ -42,8 +42,10 @@ class Bench:
         self.implementations, self.skipped = implementations(device)
         self.models: dict[str, dict[str, Any]] = {}
 
-    def run(self, model: str, program: released.ReleasedProgram | None) -> Iterator[Row]:
-        """Verifies, then times, every operation on one network.
+    def run(
+        self, model: str, program: released.ReleasedProgram | None, dtype: torch.dtype = torch.float32
+    ) -> Iterator[Row]:
+        """Verifies, then times, every operation on one network; ``dtype`` is for subclasses.
 
         Raises:
             WrongResultError: an implementation differs from the reference.

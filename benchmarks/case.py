@@ -20,7 +20,7 @@ class Case:
         rate: of the convolutions. BatchNorm scales and shifts have 0.05, the published rate.
         norms: take BatchNorm scales and shifts along, as two more groups.
         rule: of the crossover.
-        device: of the weights.
+        device, dtype: of the weights.
     """
 
     def __init__(
@@ -31,9 +31,10 @@ class Case:
         norms: bool = False,
         rule: str = "paper",
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.convs = shapes.MODELS[model]()
-        self.parameters = shapes.make_weights(self.convs, device=device)
+        self.parameters = shapes.make_weights(self.convs, device=device, dtype=dtype)
         if norms:
             self.weights = [tensor for layer in zip(*self.parameters, strict=True) for tensor in layer]
             self.groups = [0, 1, 2] * len(self.convs)

@@ -42,7 +42,17 @@ def describe(device: torch.device) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(device)
         result["gpu"] = properties.name
         result["versions"]["cuda"] = torch.version.cuda
+        result["versions"]["driver"] = driver_version()
     return result
+
+
+def driver_version() -> str:
+    """Of the NVIDIA driver; "unknown" without its tool."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def commit() -> str:

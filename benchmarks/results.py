@@ -7,7 +7,7 @@ from typing import Any
 
 from timing import Spread
 
-SCHEMA = 1
+SCHEMA = 2
 """Of the JSON; counts up when a field changes its meaning."""
 
 RATIO_BARS = {"resnet56": 25.0, "mobilenetv2": 10.0, "resnet50": 6.0}
@@ -18,6 +18,14 @@ sixth of the filters are rewritten, so that even a step at the floor of all its 
 BAR_RATE = 0.2
 FLOOR_RATE = 0.02
 RELEASED = "released program"
+
+ADAMW, SGD = "AdamW(fused=True)", "SGD(foreach=True)"
+GPU_FLOOR_BARS = {("resnet50", "float32"): 1.5, ("resnet50", "bfloat16"): 2.0, ("stack_1b", "float32"): 1.15}
+"""Times as long as a copy of the same bytes, at most."""
+GPU_TIME_BARS = {"resnet20": 25.0, "resnet56": 25.0, "resnet110": 25.0}
+GPU_OPTIMIZER_BARS = {"resnet50": 0.5, "convnext_l": 0.5, "stack_1b": 0.5}
+GPU_RATIO_BARS = {"resnet50": 50.0}
+GPU_HOST_BARS = {"resnet50": 100.0}
 
 
 @dataclass
@@ -39,12 +47,18 @@ class Row:
     read_floor_share: float | None
     """Time to read all weights once, as a share of the median time; whole steps and importances only."""
     floor_share: float | None
-    """Time to move ``bytes_moved`` at the read bandwidth, as a share of the median time."""
+    """Time to move ``bytes_moved`` at the read bandwidth, as a share of the median time. In the GPU's suite: the time
+    of a copy within the device that reads and writes as many bytes, as a share of the median time in a graph."""
+    dtype: str = "float32"
+    graph: Spread | None = None
+    """Seconds of the operation replayed as a CUDA graph; None where it waits for the device, and on a CPU."""
+    host: Spread | None = None
+    """Seconds until the call returned to the host; backends in the GPU's suite only."""
 
     def as_json(self) -> dict[str, Any]:
         """A spread as an object of median, p20 and p80."""
         values = asdict(self)
-        for key in ("seconds", "ratio_per_layer", "ratio_torch"):
+        for key in ("seconds", "ratio_per_layer", "ratio_torch", "graph", "host"):
             value = getattr(self, key)
             values[key] = None if value is None else value._asdict()
         return values
@@ -58,14 +72,18 @@ class Bar:
     what: str
     required: float
     measured: float | None
+    at_most: bool = False
 
     @property
     def met(self) -> bool:
-        return self.measured is not None and self.measured >= self.required
+        if self.measured is None:
+            return False
+        return self.measured <= self.required if self.at_most else self.measured >= self.required
 
     def __str__(self) -> str:
         measured = "not measured" if self.measured is None else f"{self.measured:.2f}"
-        return f"{'met   ' if self.met else 'MISSED'}  {self.model}: {self.what}: {measured}, bar {self.required:g}"
+        bar = f"{'at most' if self.at_most else 'at least'} {self.required:g}"
+        return f"{'met   ' if self.met else 'MISSED'}  {self.model}: {self.what}: {measured}, bar {bar}"
 
 
 def bars(rows: list[Row]) -> list[Bar]:
@@ -79,6 +97,38 @@ def bars(rows: list[Row]) -> list[Bar]:
     for model, required in FLOOR_BARS.items():
         row = native.get((model, "step", FLOOR_RATE))
         result.append(Bar(model, "share of the read floor", required, row.read_floor_share if row else None))
+    return result
+
+
+def gpu_bars(rows: list[Row], backend: str = "triton") -> list[Bar]:
+    """The bars for an H100 or H200, of whole steps at rate 0.2 in a graph; times are medians."""
+    found = {(row.model, row.dtype, row.op, row.backend): row for row in rows}
+
+    def graph(model: str, dtype: str = "float32", op: str = "step", by: str = backend) -> float | None:
+        row = found.get((model, dtype, op, by))
+        return row.graph.median if row and row.graph else None
+
+    def ratio(over: float | None, under: float | None) -> float | None:
+        return None if over is None or under is None else over / under
+
+    result = []
+    for (model, dtype), times in GPU_FLOOR_BARS.items():
+        row = found.get((model, dtype, "step", backend))
+        share = row.floor_share if row else None
+        result.append(Bar(model, f"times its floor, {dtype}", times, ratio(1.0, share), at_most=True))
+    for model, microseconds in GPU_TIME_BARS.items():
+        result.append(Bar(model, "microseconds", microseconds, ratio(graph(model), 1e-6), at_most=True))
+    for model, share in GPU_OPTIMIZER_BARS.items():
+        adamw = graph(model, op="optimizer step", by=ADAMW)
+        result.append(Bar(model, "of a fused AdamW step", share, ratio(graph(model), adamw), at_most=True))
+    for model, times in GPU_RATIO_BARS.items():
+        row = found.get((model, "float32", "step", "per_layer"))
+        measured = ratio(row.seconds.median if row else None, graph(model))
+        result.append(Bar(model, "times faster than per_layer", times, measured))
+    for model, microseconds in GPU_HOST_BARS.items():
+        row = found.get((model, "float32", "step", backend))
+        host = row.host.median if row and row.host else None
+        result.append(Bar(model, "microseconds of the host", microseconds, ratio(host, 1e-6), at_most=True))
     return result
 
 
@@ -104,12 +154,15 @@ def headline(result: dict[str, Any]) -> str:
 
 HEADER = (
     "model",
+    "dtype",
     "op",
     "rate",
     "backend",
     "median ms",
     "p20",
     "p80",
+    "graph ms",
+    "host us",
     "x per_layer",
     "x torch",
     "MB moved",
@@ -117,6 +170,7 @@ HEADER = (
     "of read floor",
     "of floor",
 )
+TEXT_COLUMNS = 5
 
 
 def table(rows: list[Row]) -> str:
@@ -125,19 +179,24 @@ def table(rows: list[Row]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
     texts = []
     for line in lines:
-        cells = (c.ljust(w) if i < 4 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        cells = (
+            c.ljust(w) if i < TEXT_COLUMNS else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
         texts.append("| " + " | ".join(cells) + " |")
-    rule = "| " + " | ".join("-" * w if i < 4 else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |"
+    rule = "| " + " | ".join("-" * w if i < TEXT_COLUMNS else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |"
     return "\n".join([texts[0], rule, *texts[1:]])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.model,
+        row.dtype,
         row.op,
         "" if row.rate is None else f"{row.rate:g}",
         row.backend,
         *(f"{1e3 * seconds:.3f}" for seconds in row.seconds),
+        "" if row.graph is None else f"{1e3 * row.graph.median:.3f}",
+        "" if row.host is None else f"{1e6 * row.host.median:.0f}",
         *("" if ratio is None else f"{ratio.median:.3g}" for ratio in (row.ratio_per_layer, row.ratio_torch)),
         f"{row.bytes_moved / 1e6:.2f}",
         f"{row.gb_per_s:.1f}",

@@ -78,12 +78,37 @@ def mobilenet_v2() -> list[Conv]:
     return convs + [Conv(1280, width, 1)]
 
 
+def convnext_l() -> list[Conv]:
+    """Weights of ConvNeXt-L's sizes, its Linears as 1x1 convolutions. Source: Liu et al. (arXiv 2201.03545), table 9.
+
+    Stands for large networks; a real ConvNeXt normalizes by LayerNorm.
+    """
+    convs, width = [], 3
+    for channels, blocks, step in ((192, 3, 4), (384, 3, 2), (768, 27, 2), (1536, 3, 2)):
+        convs.append(Conv(channels, width, step))
+        for _ in range(blocks):
+            convs += [
+                Conv(channels, 1, 7, groups=channels),
+                Conv(4 * channels, channels, 1),
+                Conv(channels, 4 * channels, 1),
+            ]
+        width = channels
+    return convs
+
+
+def stack_1b() -> list[Conv]:
+    """A billion weights in 3x3 convolutions of 1,024 channels: near what memory and time allow."""
+    return [Conv(1024, 3, 3)] + [Conv(1024, 1024, 3)] * 106
+
+
 MODELS: dict[str, Callable[[], list[Conv]]] = {
     "resnet20": lambda: resnet_cifar(20),
     "resnet56": lambda: resnet_cifar(56),
     "resnet110": lambda: resnet_cifar(110),
     "mobilenetv2": mobilenet_v2,
     "resnet50": resnet50,
+    "convnext_l": convnext_l,
+    "stack_1b": stack_1b,
 }
 
 WEAK_SHARE = 0.25
@@ -93,32 +118,37 @@ WEAK_DECADES = 3.0
 
 
 class Weights(NamedTuple):
-    """Float32 parameters of one network, in module order: convolution, then its BatchNorm's scale and shift."""
+    """Parameters of one network, in module order: convolution, then its BatchNorm's scale and shift."""
 
     convs: list[Tensor]
     scales: list[Tensor]
     shifts: list[Tensor]
 
 
-def make_weights(convs: list[Conv], seed: int = 0, device: torch.device | str = "cpu") -> Weights:
+def make_weights(
+    convs: list[Conv], seed: int = 0, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Weights:
     """He-normal convolutions, scales around 1 and shifts around 0, a quarter of all filters scaled down to 1e-3.
 
     He et al. (arXiv 1502.01852) for the initialization; the spread stands for what training does: without it no
-    filter is below a tenth of its layer's largest, and nothing is crossed over. The values are made on the CPU and
-    depend on the seed only.
+    filter is below a tenth of its layer's largest, and nothing is crossed over. The values depend on the seed and the
+    kind of device, which makes them: a billion of them are too slow on a CPU.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
 
     def spread(values: Tensor) -> Tensor:
-        weak = torch.rand(len(values), generator=generator) < WEAK_SHARE
-        decades = WEAK_DECADES * torch.rand(len(values), generator=generator)
-        scale = torch.where(weak, 10.0**-decades, torch.ones(()))
-        return (values * scale.view(-1, *[1] * (values.dim() - 1))).to(device)
+        weak = torch.rand(len(values), generator=generator, device=device) < WEAK_SHARE
+        decades = WEAK_DECADES * torch.rand(len(values), generator=generator, device=device)
+        scale = torch.where(weak, 10.0**-decades, 1.0)
+        return (values * scale.view(-1, *[1] * (values.dim() - 1))).to(dtype)
 
     weights = Weights([], [], [])
     for conv in convs:
         fan_in = conv.channels * conv.kernel**2
-        weights.convs.append(spread(torch.randn(conv.shape, generator=generator) * (2 / fan_in) ** 0.5))
-        weights.scales.append(spread(1 + 0.2 * torch.randn(conv.filters, generator=generator)))
-        weights.shifts.append(spread(0.2 * torch.randn(conv.filters, generator=generator)))
+        weights.convs.append(spread(randn(*conv.shape) * (2 / fan_in) ** 0.5))
+        weights.scales.append(spread(1 + 0.2 * randn(conv.filters)))
+        weights.shifts.append(spread(0.2 * randn(conv.filters)))
     return weights

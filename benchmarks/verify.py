@@ -9,7 +9,7 @@ from torch import Tensor
 
 IMPORTANCE_TOLERANCE = 1e-5
 """Relative: float32 sums of up to 4,608 elements, added in different orders."""
-BLEND_TOLERANCE = 1e-6
+BLEND_TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8}
 """Relative to the tensor's largest magnitude, as for the recorded cases. Element crossover is exact."""
 
 
@@ -76,7 +76,7 @@ def _equal(result: Tensor, expected: Tensor, implementation: Implementation, wha
 def _weights_close(case: Case, weights: list[Tensor], implementation: Implementation, what: str) -> None:
     for index, (weight, expected) in enumerate(zip(case.weights, weights, strict=True)):
         blended = weight.dim() < 3 or weight.shape[2] == 1
-        allowed = BLEND_TOLERANCE * float(expected.abs().amax()) if blended else 0.0
-        worst = float((weight - expected).abs().nan_to_num(torch.inf).amax())
+        allowed = BLEND_TOLERANCE[weight.dtype] * float(expected.abs().amax()) if blended else 0.0
+        worst = float((weight.float() - expected.float()).abs().nan_to_num(torch.inf).amax())
         if worst > allowed:
             raise WrongResultError(f"{implementation.name}: {what}: layer {index} is off by {worst:.1e}")

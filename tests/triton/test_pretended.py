@@ -45,29 +45,27 @@ def same(ours, wanted):
 
 
 def evolution_of(model, **options):
-    rates = {"conv_rate": 0.6, "norm_scale_rate": 0.5, "norm_shift_rate": 0.4, "local_ratio": 0.5}
-    return WeightEvolution(model, **rates | options)
+    defaults = {"conv_rate": 0.6, "norm_scale_rate": 0.5, "norm_shift_rate": 0.4, "local_ratio": 0.5}
+    return WeightEvolution(model, **defaults | {"measure_after": False} | options)
 
 
-@pytest.mark.parametrize("options", [{}, {"measure_after": False}], ids=["measured", "not_measured"])
-def test_what_a_step_asks_of_the_device_does_not_depend_on_the_layers(gpu, options):
+def test_what_a_step_asks_of_the_device_does_not_depend_on_the_layers(gpu):
     """Convolutions, scales and shifts in one set of launches; one upload (rates), one download (thresholds)."""
     seen = {}
-    for layers in (1, 2, 7):
-        evolution = evolution_of(on_gpu(network(layers)), **options)
+    for layers in (1, 6):
+        evolution = evolution_of(on_gpu(network(layers)), measure_after=True)
         evolution.step()
         gpu.events.clear()
         evolution.step()
         seen[layers] = [event[:2] for event in gpu.events]
-        measured = ["importance_kernel"] if options == {} else []
-        assert gpu.launches() == STEP + measured
+        assert gpu.launches() == [*STEP, "importance_kernel"], "the last for the report's importances after the step"
         assert gpu.count("wait") == 0
         assert [event for event in gpu.events if event[0] in ("upload", "download")] == [("upload", 3), ("download", 3)]
-    assert seen[1] == seen[2] == seen[7]
+    assert seen[1] == seen[6]
 
 
 def test_rates_are_sent_only_when_they_change(gpu):
-    evolution = evolution_of(on_gpu(network()), schedule=lambda rate, epoch: rate / (1 + epoch // 2))
+    evolution = evolution_of(on_gpu(network(1)), schedule=lambda rate, epoch: rate / (1 + epoch // 2))
     sent = []
     for _ in range(4):
         gpu.events.clear()
@@ -155,10 +153,10 @@ def test_unchecked_steps_say_nothing(gpu):
     assert "not done" in str(report)
 
 
-@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Rprop, torch.optim.ASGD])
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adagrad])
 def test_resetting_an_optimizer_does_not_wait(gpu, make):
     with torch._C.DisableTorchFunction():
-        model = network()
+        model = network(1)
         optimizer = make(model.parameters(), lr=0.1)
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -179,16 +177,18 @@ def reshuffle(models, seed):
     """The same new weights for every model."""
     with torch._C.DisableTorchFunction(), torch.no_grad():
         for model in models:
-            for own, new in zip(model.parameters(), network(linear=True, seed=seed).parameters(), strict=True):
+            for own, new in zip(
+                model.parameters(), network(len(model) // 2, linear=True, seed=seed).parameters(), strict=True
+            ):
                 own.copy_(new)
 
 
 def test_a_graph_replays_with_changed_weights_and_rates(gpu):
-    models = [on_gpu(network(linear=True)) for _ in range(2)]
-    options = {"schedule": lambda rate, epoch: rate / (1 + epoch % 3), "linear_rate": 0.5}
+    models = [on_gpu(network(1, linear=True)) for _ in range(2)]
+    options = {"schedule": lambda rate, epoch: rate / (1 + epoch % 3), "linear_rate": 0.5, "measure_after": True}
     eager, graphed = evolution_of(models[0], **options), evolution_of(models[1], **options, cuda_graph=True)
     pairs, made = [], Graph.made
-    for seed in range(5):
+    for seed in range(4):
         reshuffle(models, seed)
         version = models[1][0].weight._version
         gpu.events.clear()
@@ -211,13 +211,13 @@ def test_a_graph_replays_with_changed_weights_and_rates(gpu):
     assert len({str(sorted(found.inferior.items())) for _, found in pairs}) > 2
 
 
-@pytest.mark.parametrize("which", ["0.weight", "4.bias"])
+@pytest.mark.parametrize("which", ["0.weight", "2.bias"])
 def test_a_graph_is_recorded_again_when_a_parameter_moved(gpu, which):
-    models = [on_gpu(network(linear=True)) for _ in range(2)]
+    models = [on_gpu(network(1, linear=True)) for _ in range(2)]
     eager, graphed = evolution_of(models[0], linear_rate=0.5), evolution_of(models[1], linear_rate=0.5, cuda_graph=True)
-    for seed in range(6):
+    for seed in range(4):
         reshuffle(models, seed)
-        if seed == 3:
+        if seed == 2:
             parameter = dict(models[1].named_parameters())[which]
             old = parameter.data
             parameter.data = old.clone()
@@ -229,7 +229,7 @@ def test_a_graph_is_recorded_again_when_a_parameter_moved(gpu, which):
 
 
 def test_a_graph_counts_in_the_counters_that_are_loaded(gpu):
-    models = [on_gpu(network()) for _ in range(2)]
+    models = [on_gpu(network(1)) for _ in range(2)]
     starving = {"local_ratio": 0.0, "starvation_divisor": 0.1}
     eager, graphed = evolution_of(models[0], **starving), evolution_of(models[1], **starving, cuda_graph=True)
     for evolution in (eager, graphed):
@@ -244,7 +244,7 @@ def test_a_graph_counts_in_the_counters_that_are_loaded(gpu):
 
 
 def test_a_graph_with_poisoned_weights_changes_nothing_and_says_so(gpu):
-    model = on_gpu(network())
+    model = on_gpu(network(1))
     evolution = evolution_of(model, cuda_graph=True)
     for _ in range(3):
         evolution.step()
@@ -274,7 +274,7 @@ def test_what_cannot_be_captured_is_refused(gpu):
 
 
 def test_a_second_call_sends_and_makes_nothing_but_its_results(gpu):
-    model = on_gpu(network(5))
+    model = on_gpu(network(2))
     bank = wk.FilterBank([p for p in model.parameters() if p.dim() > 1])
     for rate in (0.5, [0.25], torch.tensor([0.75], dtype=torch.float64, device="cuda")):
         wk.evolve_(bank, rate=rate)
@@ -286,7 +286,7 @@ def test_a_second_call_sends_and_makes_nothing_but_its_results(gpu):
     model[0].weight.data = model[0].weight.data.clone()
     gpu.events.clear()
     wk.evolve_(bank, rate=0.5)
-    assert [event for event in gpu.events if event[0] in ("upload", "wait")] == [("upload", 5)], "addresses only"
+    assert [event for event in gpu.events if event[0] in ("upload", "wait")] == [("upload", 2)], "addresses only"
 
 
 def test_a_model_on_several_gpus_is_refused(gpu):
@@ -301,7 +301,7 @@ def test_a_model_on_several_gpus_is_refused(gpu):
 
 
 def test_everything_runs_on_the_weights_device(gpu):
-    evolution = evolution_of(on_gpu(network(), 1))
+    evolution = evolution_of(on_gpu(network(1), 1))
     evolution.step()
     report = evolution.step()
     assert {event[2] for event in gpu.events if event[0] == "launch"} == {1}

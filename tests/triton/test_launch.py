@@ -1,0 +1,85 @@
+"""The one helper that launches kernels: device, grid, and the way past Triton's own look-up."""
+
+import ast
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from we_kernels.backends.triton import launch
+
+FOLDER = Path(launch.__file__).parent
+
+
+class Kernel:
+    """Notes where and how it is launched; compiles to nothing, like an interpreted kernel."""
+
+    __name__ = "kernel"
+    arg_names = ("x", "SIZE")
+
+    def __init__(self, seen, current):
+        self.seen, self.current = seen, current
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.seen.append((grid, self.current[-1], args))
+
+
+@pytest.fixture
+def current(monkeypatch):
+    """Indices of the devices that were made current, innermost last."""
+    stack = [0]
+
+    @contextmanager
+    def device(which):
+        stack.append(which.index)
+        yield
+        stack.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: stack[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    return stack
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_launches_on_the_device_it_is_given(current, index):
+    seen = []
+    launch.launch(Kernel(seen, current), 70_000, torch.device("cuda", index), 5, SIZE=3)
+    assert seen == [((70_000,), index, (5,))], "one grid dimension, whatever its size"
+    assert current == [0]
+
+
+def test_a_grid_beyond_cuda_s_limit_is_refused(current):
+    seen = []
+    with pytest.raises(ValueError, match="split it"):
+        launch.launch(Kernel(seen, current), 2**31, torch.device("cuda", 0), 5, SIZE=3)
+    launch.launch(Kernel(seen, current), 0, torch.device("cuda", 0), 5, SIZE=3)
+    assert seen == []
+
+
+def test_only_the_helper_launches():
+    """``kernel[grid](...)`` is written nowhere else."""
+    found = {
+        path.name
+        for path in FOLDER.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
+    }
+    assert found == {"launch.py"}
+
+
+def test_second_launches_pass_what_first_ones_do(tmp_path):
+    """With Triton's compiler but no GPU: a driver that notes what it is asked to launch."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    root = Path(__file__).resolve().parents[2]
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
+    script = Path(__file__).with_name("launch_without_gpu.py")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 kernels" in done.stdout
