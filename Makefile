@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test mutation bench lint clean
+.PHONY: demo test mutation bench gpu lint clean
 
 demo: .venv/installed
 	# One thread: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -16,6 +16,10 @@ mutation: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py
+
+# With the Python, torch, Triton and nvcc that are installed: it needs a GPU, but no network.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -26,6 +26,8 @@ GPU_TIME_BARS = {"resnet20": 25.0, "resnet56": 25.0, "resnet110": 25.0}
 GPU_OPTIMIZER_BARS = {"resnet50": 0.5, "convnext_l": 0.5, "stack_1b": 0.5}
 GPU_RATIO_BARS = {"resnet50": 50.0}
 GPU_HOST_BARS = {"resnet50": 100.0}
+SPREADS = ("seconds", "ratio_per_layer", "ratio_torch", "graph", "host")
+"""Fields of a row."""
 
 
 @dataclass
@@ -58,10 +60,16 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """A spread as an object of median, p20 and p80."""
         values = asdict(self)
-        for key in ("seconds", "ratio_per_layer", "ratio_torch", "graph", "host"):
+        for key in SPREADS:
             value = getattr(self, key)
             values[key] = None if value is None else value._asdict()
         return values
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Row:
+        """What `as_json` made."""
+        spreads = {key: values[key] and Spread(**values[key]) for key in SPREADS}
+        return cls(**values | spreads)
 
 
 @dataclass

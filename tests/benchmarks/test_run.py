@@ -25,6 +25,9 @@ ROW = {
     "gb_per_s",
     "read_floor_share",
     "floor_share",
+    "dtype",
+    "graph",
+    "host",
 }
 TOP = {
     "schema",
@@ -37,6 +40,7 @@ TOP = {
     "load_average",
     "last_level_cache_bytes",
     "versions",
+    "suite",
     "quick",
     "not_timed",
     "models",
@@ -129,6 +133,8 @@ def test_a_wrong_result_voids_the_run(monkeypatch, tmp_path, capsys):
         (["--threads", "-1"], "--threads must be positive"),
         (["--released", "nowhere"], "give a clone of"),
         (["--models", "alexnet"], "alexnet"),
+        (["--device", "cpu", "--dtypes", "bfloat16"], "add --suite gpu"),
+        (["--device", "cpu", "--suite", "gpu", "--check"], "the device's own suite"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
