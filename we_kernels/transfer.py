@@ -33,40 +33,48 @@ class Place(NamedTuple):
             stream = torch.cuda.current_stream(device).cuda_stream
             return cls(device, stream, torch.cuda.is_current_stream_capturing())
 
-    def refuse_capture(self) -> None:
-        """For what must not be done while a graph is recorded.
-
-        Raises:
-            RuntimeError: one is.
-        """
-        if self.capturing:
-            raise RuntimeError(
-                "a table that the kernels read is not on the device yet; call the function once with the same bank "
-                "and options before capturing it in a CUDA graph (a rate that changes: as a float64 tensor)"
-            )
-
-    def keep(self, owner: object) -> None:
-        """What a graph has seen is never freed: ``owner`` stays, if one is being recorded."""
-        if self.capturing:
-            _captured.add(owner)
+    @classmethod
+    def of(cls, where: Place | torch.device) -> Place:
+        """``where``, asked only if it is a device."""
+        return where if isinstance(where, Place) else cls.current(where)
 
 
-def upload(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, place: Place) -> Tensor:
+def refuse_capture(where: Place | torch.device) -> None:
+    """For what must not be done while a graph is recorded.
+
+    Raises:
+        RuntimeError: one is.
+    """
+    if Place.of(where).capturing:
+        raise RuntimeError(
+            "a table that the kernels read is not on the device yet; call the function once with the same bank "
+            "and options before capturing it in a CUDA graph (a rate that changes: as a float64 tensor)"
+        )
+
+
+def keep_for_graph(owner: object, where: Place | torch.device) -> None:
+    """What a graph has seen is never freed: ``owner`` stays, if one is being recorded."""
+    if Place.of(where).capturing:
+        _captured.add(owner)
+
+
+def upload(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, where: Place | torch.device) -> Tensor:
     """``values`` on the device, only to be read; copied when this stream has not seen them yet.
 
     Raises:
         RuntimeError: a graph is being captured and the values are new: the copy would run at every replay, from host
             memory that is gone by then.
     """
+    place = Place.of(where)
     if place.device.type != "cuda":
         return torch.tensor(values, dtype=dtype, device=place.device)
     with _lock:
         if place.capturing:
             for key, table in _uploads.items():
                 if key[:-1] == (values, dtype, place.device):
-                    place.keep(table)
+                    _captured.add(table)
                     return table
-            place.refuse_capture()
+            refuse_capture(place)
         key = (values, dtype, place.device, place.stream)
         if key not in _uploads:
             if len(_uploads) >= MAX_UPLOADS:

@@ -77,6 +77,7 @@ def test_rates_are_sent_only_when_they_change(gpu):
 def test_step_does_not_wait_and_its_report_does_once(gpu):
     evolution = evolution_of(on_gpu(network()))
     evolution.step()
+    evolution.preview()
     gpu.idle = False
     gpu.events.clear()
     reports = [evolution.step() for _ in range(3)]

@@ -17,8 +17,8 @@ observers: list[Callable[[str, tuple[Any, ...], dict[str, Any]], None]] = []
 """Called at every launch with the kernel's name, its arguments and its constants; for tests and traces."""
 
 _compiled: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
-"""For each kernel, device and constants: what Triton compiled, and the constants in the order of the signature. Asking
-Triton again costs the host 20 us per launch, of which the kernel itself needs a fifth."""
+"""For each kernel, device, constants and types: what Triton compiled, and the constants in the signature's order.
+Asking Triton again costs the host 20 us per launch, of which the kernel itself needs a fifth."""
 
 
 def kernel(function: Callable[..., None]) -> Any:
@@ -55,7 +55,7 @@ def launch(
     for observer in observers:
         observer(function.__name__, arguments, {"num_warps": num_warps, "maxnreg": maxnreg, **constants})
     with _quiet_numpy() if device.type == "cpu" else on(device):
-        key = (id(function), device.index, num_warps, maxnreg, *constants.items())
+        key = (id(function), device.index, num_warps, maxnreg, *constants.items(), *map(_type, arguments))
         known = _compiled.get(key)
         if known:
             compiled, last = known
@@ -66,6 +66,13 @@ def launch(
         compiled = function[(programs,)](*arguments, **options)
         if compiled is not None:  # interpreted
             _compiled[key] = compiled, [constants[name] for name in function.arg_names if name in constants]
+
+
+def _type(argument: Any) -> object:
+    """What Triton compiles anew for."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype
+    return argument.bit_length() > 31 if isinstance(argument, int) else type(argument)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

@@ -13,10 +13,22 @@ import torch
 from torch import Tensor
 
 from ...layout import DTYPES, Layer, Layout, Segments
-from ...transfer import Place
+from ...transfer import Place, keep_for_graph, refuse_capture, upload
 from .fields import EXTRA_FIELDS
 from .importance import rows_per_program
 from .rank import RANK_ROWS
+
+__all__ = [
+    "LayerTables",
+    "MatchingTables",
+    "Scratch",
+    "keep_for_graph",
+    "layer_tables",
+    "matching_tables",
+    "refuse_capture",
+    "scratch",
+    "upload",
+]
 
 _matching: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], MatchingTables]] = WeakKeyDictionary()
 _layers: WeakKeyDictionary[Layout, dict[torch.device, LayerTables]] = WeakKeyDictionary()
@@ -66,13 +78,14 @@ class Scratch(NamedTuple):
     """int32 [L + 1]: matched filters in the slots before each slot, and in all."""
 
 
-def matching_tables(segments: Segments, groups: int, place: Place) -> MatchingTables:
+def matching_tables(segments: Segments, groups: int, where: Place | torch.device) -> MatchingTables:
     """The tables of ``segments`` on the device, made at the first call."""
+    place = Place.of(where)
     device = place.device
     cache = _matching.setdefault(segments, {})
     tables = cache.get((device, groups))
     if tables is None:
-        place.refuse_capture()
+        refuse_capture(place)
         sizes, group_of_layer = segments.table[:, 0], segments.table[:, 2]
         group_of_filter = group_of_layer.repeat_interleave(sizes)
         per_group = torch.bincount(group_of_filter, minlength=groups)
@@ -85,17 +98,18 @@ def matching_tables(segments: Segments, groups: int, place: Place) -> MatchingTa
             _starts(torch.bincount(group_of_layer, minlength=groups)).to(device),
             int(per_group.max()),
         )
-    place.keep(segments)
+    keep_for_graph(segments, place)
     return tables
 
 
-def layer_tables(layout: Layout, place: Place) -> LayerTables:
+def layer_tables(layout: Layout, where: Place | torch.device) -> LayerTables:
     """The tables of ``layout`` on the device, made at the first call."""
+    place = Place.of(where)
     device = place.device
     cache = _layers.setdefault(layout, {})
     tables = cache.get(device)
     if tables is None:
-        place.refuse_capture()
+        refuse_capture(place)
         rows = [(layer.channels * layer.kernel, _is_dense(layer)) for layer in layout.layers]
         extra = torch.tensor(rows, dtype=torch.int64).reshape(-1, len(EXTRA_FIELDS))
         tables = cache[device] = LayerTables(
@@ -114,12 +128,13 @@ def layer_tables(layout: Layout, place: Place) -> LayerTables:
             },
             sum(size // 2 for size in layout.segments.sizes),
         )
-    place.keep(layout)
+    keep_for_graph(layout, place)
     return tables
 
 
-def scratch(segments: Segments, place: Place) -> Scratch:
+def scratch(segments: Segments, where: Place | torch.device) -> Scratch:
     """Memory for one call on the current stream, reused by the next; under capture it belongs to the graph."""
+    place = Place.of(where)
     if place.capturing:
         return _new_scratch(segments, place.device)
     cache = _scratch.setdefault(segments, {})
