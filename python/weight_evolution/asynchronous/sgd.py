@@ -142,19 +142,14 @@ class AsynchronousSGD(SGD):
                 loss = closure()
         bank = self._subsets.targets.bank()
         parts = bank.split(self._subsets.draw(bank))
+        shares = self._subsets.shares(bank) if self._subsets.rescale else [1.0] * len(bank)
         masked = {
-            id(target.parameter): (target, parts[i], share if self._subsets.rescale else 1.0)
-            for target, i, share in zip(
-                self._subsets.targets.items,
-                bank.position,
-                [self._subsets.shares(bank)[i] for i in bank.position],
-                strict=True,
-            )
+            id(target.parameter): (target, parts[i], shares[i])
+            for target, i in zip(self._subsets.targets.items, bank.position, strict=True)
         }
-        calls = [
-            (group, share, rows) for group in self.param_groups for share, rows in _rows(group, masked, self.state)
-        ]
-        for group, share, rows in calls:
+        # All gradients are looked at before the first parameter moves.
+        calls = [(group, part) for group in self.param_groups for part in _parts(group, masked, self.state)]
+        for group, (share, rows) in calls:
             self._update(group, share, rows)
         self._subsets.advance()
         return loss
@@ -216,11 +211,11 @@ class _Row(NamedTuple):
     first: bool
 
 
-def _rows(
+def _parts(
     group: dict[str, Any], masked: dict[int, tuple[Target, Tensor, float]], states: Mapping[Tensor, Any]
 ) -> list[tuple[float, list[_Row]]]:
-    """What has a gradient, by the share that divides its learning rate."""
-    found: dict[float, list[_Row]] = {}
+    """What has a gradient, by the share that divides its learning rate and by device; one call of the kernel each."""
+    found: dict[tuple[float, torch.device], list[_Row]] = {}
     for param in group["params"]:
         grad = param.grad
         if grad is None:
@@ -236,14 +231,16 @@ def _rows(
             if buffer is None:
                 buffer = torch.empty_like(param)
         if id(param) not in masked:
-            found.setdefault(1.0, []).append(_Row(param, buffer, param, grad, buffer, None, None, first))
+            found.setdefault((1.0, param.device), []).append(
+                _Row(param, buffer, param, grad, buffer, None, None, first)
+            )
             continue
         target, mask, share = masked[id(param)]
         view, dim = target.view_of(param)
         buffer_view = None if buffer is None else target.view_of(buffer)[0]
         row = _Row(param, buffer, view, target.view_of(grad)[0], buffer_view, dim, mask, first)
-        found.setdefault(share, []).append(row)
-    return list(found.items())
+        found.setdefault((share, param.device), []).append(row)
+    return [(share, rows) for (share, _), rows in found.items()]
 
 
 def _check_group(group: dict[str, Any]) -> None:

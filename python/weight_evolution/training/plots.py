@@ -86,9 +86,8 @@ def plot_overlap(histories: Mapping[str, Sequence[Mapping[str, float]]], path: P
             for place, layer in enumerate(layers):
                 shade = colormaps["viridis"](place / max(len(layers) - 1, 1))
                 axes.plot(epochs, [row[layer] for row in rows], color=shade, linewidth=0.9, label=_layer_label(layer))
-        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
-        means = [row[OVERLAP_MEAN] for row in rows]
-        axes.plot(epochs, means, color=colour, marker=marker, markersize=4, linewidth=2.2, label=label)
+        line = axes.plot(epochs, [row[OVERLAP_MEAN] for row in rows], linewidth=2.2, markersize=4, label=label)[0]
+        line.set(color=_COLOURS[index % len(_COLOURS)], marker=_MARKERS[index % len(_MARKERS)])
     axes.set(title="Overlap of filters: mean |cosine| over pairs", xlabel="epoch", ylabel="overlap")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
