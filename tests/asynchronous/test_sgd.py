@@ -181,9 +181,11 @@ def test_state_is_sgds_and_resumes_exactly(tmp_path):
     resumed.load_state_dict(plain.state_dict())
     assert resumed.step_count == 4
 
-    wrong = state | {"asynchronous": state["asynchronous"] | {"select": "input_channels"}}
+    groups = [state["param_groups"][0] | {"lr": 0.7}]
+    wrong = state | {"param_groups": groups, "asynchronous": state["asynchronous"] | {"select": "input_channels"}}
     with pytest.raises(ValueError, match="select='input_channels'"):
         resumed.load_state_dict(wrong)
+    assert resumed.param_groups[0]["lr"] == 0.1
     with pytest.raises(ValueError, match="parameter group"):
         resumed.load_state_dict({**state, "param_groups": []})
     assert resumed.step_count == 4

@@ -22,6 +22,10 @@ _GRAFTING = "tests/grafting --ignore tests/grafting/test_ring.py -k 'not triton 
 _RING = "tests/grafting/test_ring.py -k 'one_process and 3 or lost'"
 _CPU = "csrc/cpu/"
 _GPU = "we_kernels/backends/triton/"
+_OVERLAP = "tests/kernels/test_overlap.py -k '(loops or tile or known or overflow) and not triton'"
+_OVERLAP_TRITON = "tests/kernels/test_overlap.py -k '(loops or known) and triton'"
+_ASYNCHRONOUS = "python/weight_evolution/asynchronous/"
+_UPDATE, _ASYNCHRONOUS_SGD = "tests/asynchronous/test_update.py", "tests/asynchronous/test_sgd.py"
 
 MUTANTS = [
     Mutant(_REFERENCE + "importance.py", ".div(layer.channels)", "", _KERNELS),
@@ -96,4 +100,15 @@ MUTANTS = [
         "",
         "tests/training/test_networks.py -k 'not torchrun'",
     ),
+    Mutant(_REFERENCE + "overlap.py", "/ (2 if i == j else 1)", "", _OVERLAP),
+    Mutant(_REFERENCE + "overlap.py", "(j, cosine.amax(0))", "(j, cosine.amax(1))", _OVERLAP),
+    Mutant(_GPU + "overlap.py", "row[:, None] < column[None, :]", "row[:, None] <= column[None, :]", _OVERLAP_TRITON),
+    Mutant(_GPU + "overlap.py", "tl.maximum(peaks,", "tl.minimum(peaks,", _OVERLAP_TRITON),
+    Mutant(_ASYNCHRONOUS + "update.py", "wk.restore_unselected_(bank, selected, self._buffer)", "pass", _UPDATE),
+    Mutant(_ASYNCHRONOUS + "update.py", 'skipped=getattr(optimizer, "found_inf", None)', "", _UPDATE),
+    Mutant(_ASYNCHRONOUS + "update.py", " or bank is not self._bank", "", _UPDATE),
+    Mutant(_ASYNCHRONOUS + "subsets.py", 'self.step.fill_(state["step"])', "pass", _UPDATE),
+    Mutant(_ASYNCHRONOUS + "targets.py", "math.floor(rate * size)", "round(rate * size)", _UPDATE),
+    Mutant(_ASYNCHRONOUS + "sgd.py", 'else group["lr"] / share', 'else group["lr"] * share', _ASYNCHRONOUS_SGD),
+    Mutant(_ASYNCHRONOUS + "sgd.py", "self._subsets.check_state(subsets)", "pass", _ASYNCHRONOUS_SGD),
 ]
