@@ -3,8 +3,6 @@
 import banks
 import torch
 
-from we_kernels.layout import layout_of
-
 SHAPES = (
     ((37,), 0),
     ((13, 29), 0),
@@ -27,13 +25,6 @@ def weights(device="cpu"):
         placed.append(buffer.as_strided(weight.shape, weight.stride(), weight.storage_offset()))
         dims.append(dim)
     return placed, dims
-
-
-def tables(weights, filter_dims):
-    """Pointers int64 [L], layers int64 [L, 14] and output float32 [F] filled with NaN, all on the weights' device."""
-    layout, device = layout_of(weights, filter_dims, [0] * len(weights)), weights[0].device
-    pointers = torch.tensor([weight.data_ptr() for weight in weights], device=device)
-    return pointers, layout.table_on(device), torch.full((layout.num_filters,), torch.nan, device=device)
 
 
 def check(importance, weights, filter_dims):

@@ -26,7 +26,7 @@ def python_files(root):
 def test_sdist_holds_the_sources(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    kept = {".py", ".pyi", ".typed", ".cpp", ".h", ".cu", ".cmake"}
+    kept = {".py", ".pyi", ".typed", ".cpp", ".h", ".cu", ".cuh", ".cmake"}
     for folder in ("csrc", "we_kernels", "python/weight_evolution"):
         expected = {
             str(path.relative_to(builds.ROOT)) for path in (builds.ROOT / folder).rglob("*") if path.suffix in kept

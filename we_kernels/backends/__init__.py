@@ -73,12 +73,30 @@ def forced(device: torch.device) -> str | None:
     return name or None
 
 
-def choose(device: torch.device) -> ModuleType:
-    """The backend module for tensors of ``device``: the `forced` one, else the fastest that is available."""
+def choose(device: torch.device, operator: str = "") -> ModuleType:
+    """The backend module for tensors of ``device``: the `forced` one, else the fastest that is available.
+
+    Args:
+        device: of the tensors.
+        operator: its name. ``native`` takes CUDA tensors only for operators that it has CUDA kernels for.
+
+    Raises:
+        BackendUnavailableError: the forced backend cannot work on this device.
+    """
     if name := forced(device):
+        if reason := _lacks(name, device, operator):
+            raise BackendUnavailableError(f"backend {name!r} cannot work on {device.type} tensors: {reason}")
         return load(name)
-    preferred = "triton" if device.type == "cuda" else "native"
-    return load("torch" if unavailable(preferred, device) else preferred)
+    for name in ("triton", "native") if device.type == "cuda" else ("native",):
+        if not unavailable(name, device) and not _lacks(name, device, operator):
+            return load(name)
+    return load("torch")
+
+
+def _lacks(name: str, device: torch.device, operator: str) -> str | None:
+    if name == "native" and device.type == "cuda" and operator not in load(name).CUDA_OPERATORS:
+        return f"the native extension has no CUDA kernels for {operator or 'this operator'}"
+    return None
 
 
 def _check_name(name: str, where: str) -> None:

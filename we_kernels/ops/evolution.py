@@ -16,7 +16,9 @@ from .library import count_filters, define
 
 def _filter_importance(weights: Sequence[Tensor], filter_dims: Sequence[int]) -> Tensor:
     layout = layout_of(weights, filter_dims, [0] * len(weights))
-    importance: Tensor = backends.choose(weights[0].device).filter_importance(weights, filter_dims, layout)
+    importance: Tensor = backends.choose(weights[0].device, "filter_importance").filter_importance(
+        weights, filter_dims, layout
+    )
     return importance
 
 
@@ -34,7 +36,7 @@ def _match_filters(
     starvation_limit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     segments = segments_of(tuple(sizes), tuple(groups))
-    result: tuple[Tensor, Tensor, Tensor] = backends.choose(importance.device).match_filters(
+    result: tuple[Tensor, Tensor, Tensor] = backends.choose(importance.device, "match_filters").match_filters(
         importance.contiguous(), segments, rates, local_ratios, starvation, starvation_limit
     )
     if starvation is not None:
@@ -62,7 +64,7 @@ def _crossover(weights: Sequence[Tensor], filter_dims: Sequence[int], donor: Ten
     layout = layout_of(weights, filter_dims, [0] * len(weights))
     if validate:
         check_donors(donor, layout.segments)
-    backends.choose(weights[0].device).crossover_(weights, filter_dims, layout, donor.contiguous(), rule)
+    backends.choose(weights[0].device, "crossover_").crossover_(weights, filter_dims, layout, donor.contiguous(), rule)
     increment_version(weights)
 
 
@@ -83,7 +85,7 @@ def _evolve(
     starvation_limit: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layout = layout_of(weights, filter_dims, groups)
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = backends.choose(weights[0].device).evolve_(
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = backends.choose(weights[0].device, "evolve_").evolve_(
         weights, filter_dims, layout, rates, local_ratios, rule, starvation, starvation_limit
     )
     increment_version(weights)

@@ -1,27 +1,27 @@
-"""Importance, matching and crossover: one call for a whole bank, on torch's number of threads."""
+"""Importance, matching and crossover of CPU tensors and of CUDA tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ...layout import Layout, Segments
-from .extension import module
+from . import cpu_evolution, cuda_evolution
+
+CUDA_OPERATORS = frozenset({"crossover_", "evolve_", "filter_importance", "match_filters"})
+"""Operators that have CUDA kernels in the extension."""
+
+
+def _kernels(device: torch.device) -> ModuleType:
+    return cuda_evolution if device.type == "cuda" else cpu_evolution
 
 
 def filter_importance(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout) -> Tensor:
     """float32 [F]; float64 weights are summed in float64, all others in float32."""
-    importance = torch.empty(layout.num_filters)
-    module.filter_importance(
-        list(map(Tensor.data_ptr, weights)),
-        layout.table.data_ptr(),
-        len(weights),
-        importance.data_ptr(),
-        layout.num_filters,
-        torch.get_num_threads(),
-    )
+    importance: Tensor = _kernels(weights[0].device).filter_importance(weights, filter_dims, layout)
     return importance
 
 
@@ -34,37 +34,15 @@ def match_filters(
     starvation_limit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L]."""
-    donor = torch.empty(segments.num_filters, dtype=torch.int32)
-    threshold = torch.empty(len(local_ratios))
-    inferior = torch.empty(segments.num_layers, dtype=torch.int32)
-    module.match_filters(
-        importance.data_ptr(),
-        importance.numel(),
-        segments.table.data_ptr(),
-        segments.num_layers,
-        rates.data_ptr(),
-        local_ratios,
-        0 if starvation is None else starvation.data_ptr(),
-        starvation_limit,
-        donor.data_ptr(),
-        threshold.data_ptr(),
-        inferior.data_ptr(),
-        torch.get_num_threads(),
+    result: tuple[Tensor, Tensor, Tensor] = _kernels(importance.device).match_filters(
+        importance, segments, rates, local_ratios, starvation, starvation_limit
     )
-    return donor, threshold, inferior
+    return result
 
 
 def crossover_(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, donor: Tensor, rule: str) -> None:
     """In place; ``donor`` is int32 [F], entries outside [0, N) count as -1."""
-    module.crossover(
-        list(map(Tensor.data_ptr, weights)),
-        layout.table.data_ptr(),
-        len(weights),
-        donor.data_ptr(),
-        donor.numel(),
-        rule,
-        torch.get_num_threads(),
-    )
+    _kernels(donor.device).crossover_(weights, filter_dims, layout, donor, rule)
 
 
 def evolve_(
@@ -78,24 +56,7 @@ def evolve_(
     starvation_limit: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Importance, matching and crossover: donors, importances, thresholds, numbers of inferior filters."""
-    donor = torch.empty(layout.num_filters, dtype=torch.int32)
-    importance = torch.empty(layout.num_filters)
-    threshold = torch.empty(len(local_ratios))
-    inferior = torch.empty(len(weights), dtype=torch.int32)
-    module.evolve(
-        list(map(Tensor.data_ptr, weights)),
-        layout.table.data_ptr(),
-        len(weights),
-        layout.num_filters,
-        rates.data_ptr(),
-        local_ratios,
-        rule,
-        0 if starvation is None else starvation.data_ptr(),
-        starvation_limit,
-        donor.data_ptr(),
-        importance.data_ptr(),
-        threshold.data_ptr(),
-        inferior.data_ptr(),
-        torch.get_num_threads(),
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = _kernels(weights[0].device).evolve_(
+        weights, filter_dims, layout, rates, local_ratios, rule, starvation, starvation_limit
     )
-    return donor, importance, threshold, inferior
+    return result

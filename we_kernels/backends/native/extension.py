@@ -31,7 +31,8 @@ def unavailable(device: torch.device) -> str | None:
         return f"it has no kernels for {device.type}"
     if not hasattr(module, "cuda_status"):
         return f"the native extension was {_reason or 'built without CUDA'}"
-    return "the native extension's CUDA kernels do not make whole evolutions yet"
+    reason: str | None = module.cuda_status()
+    return reason and f"the native extension cannot use CUDA: {reason}"
 
 
 def build_info() -> str:

@@ -1,4 +1,4 @@
-"""The cases of the Triton tests, for the interpreter (device "cpu") and for a GPU alike, and how each is checked."""
+"""Cases for the GPU backends, interpreted or emulated (device "cpu") and on a GPU alike, and how each is checked."""
 
 import copy
 
@@ -70,12 +70,12 @@ def bank_of(cases, groups=1):
     )
 
 
-def check_importance(device, dtypes, memory_format, flavour="normal"):
+def check_importance(device, dtypes, memory_format, flavour="normal", backend="triton"):
     cases = make_cases(dtypes, memory_format, 3, flavour)
     moved = on(cases, device)
     with wk.use_backend("torch"):
         expected = wk.filter_importance(bank_of(cases))
-    with wk.use_backend("triton"):
+    with wk.use_backend(backend):
         found = wk.filter_importance(bank_of(moved)).cpu()
     longest = max(case.weight.numel() // case.weight.shape[case.filter_dim] for case in cases)
     smallest = float(torch.finfo(torch.float32).smallest_normal) * EPS[torch.float32]
@@ -100,17 +100,17 @@ def importances(sizes, flavour, seed=5):
     return values
 
 
-def check_matching(device, flavour, rates, ratios, groups, limit, counters, sizes=SIZES):
+def check_matching(device, flavour, rates, ratios, groups, limit, counters, sizes=SIZES, backend="triton"):
     """Donors, thresholds, counts and counters are those of the reference; counters carry over to a second call."""
     values = importances(sizes, flavour)
     bank = {d: wk.FilterBank([torch.zeros(n, device=d) for n in sizes], groups=groups) for d in ("cpu", device)}
     counter = {
         name: None if counters is None else torch.tensor(counters, dtype=torch.int32, device=d)
-        for name, d in (("torch", "cpu"), ("triton", device))
+        for name, d in (("torch", "cpu"), (backend, device))
     }
     for _ in range(1 if counters is None else 2):
         found = {}
-        for name, d in (("torch", "cpu"), ("triton", device)):
+        for name, d in (("torch", "cpu"), (backend, device)):
             with wk.use_backend(name):
                 found[name] = wk.select_and_match(
                     bank[d],
@@ -121,10 +121,10 @@ def check_matching(device, flavour, rates, ratios, groups, limit, counters, size
                     starvation_limit=limit,
                 )
         for field in ("donor", "threshold", "inferior"):
-            ours, theirs = getattr(found["triton"], field).cpu(), getattr(found["torch"], field)
+            ours, theirs = getattr(found[backend], field).cpu(), getattr(found["torch"], field)
             assert ours.tolist() == theirs.tolist(), field
         if counters is not None:
-            assert counter["triton"].tolist() == counter["torch"].tolist()
+            assert counter[backend].tolist() == counter["torch"].tolist()
     return found["torch"]
 
 
@@ -141,13 +141,13 @@ def donors_of(cases, seed=11):
     return torch.cat(parts)
 
 
-def check_crossover(device, dtypes, memory_format, rule, flavour="normal"):
+def check_crossover(device, dtypes, memory_format, rule, flavour="normal", backend="triton"):
     cases = make_cases(dtypes, memory_format, 7, flavour)
     donor = donors_of(cases)
     moved, before = on(cases, device), copy.deepcopy(cases)
     with wk.use_backend("torch"):
         wk.crossover_(bank_of(cases), donor, rule)
-    with wk.use_backend("triton"):
+    with wk.use_backend(backend):
         wk.crossover_(bank_of(moved), donor.to(device), rule)
     for ours, wanted, old in zip(moved, cases, before, strict=True):
         assert_same_weights(ours.buffer.cpu(), wanted, old)
@@ -171,13 +171,13 @@ def as_bits(tensor):
     return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
-def check_evolution(device, dtypes, memory_format, rule, groups=2, limit=1.5):
+def check_evolution(device, dtypes, memory_format, rule, groups=2, limit=1.5, backend="triton"):
     """evolve_ is exactly its three operators one after the other, on the same backend."""
     cases = make_cases(dtypes, memory_format, 13)
     together, apart = on(cases, device), on(cases, device)
     counters = [torch.zeros(groups, dtype=torch.int32, device=device) for _ in range(2)]
     options = {"rate": [0.6, 0.4][:groups], "local_ratio": [0.6, None][:groups], "starvation_limit": limit}
-    with wk.use_backend("triton"):
+    with wk.use_backend(backend):
         found = wk.evolve_with_selection_(bank_of(together, groups), rule=rule, starvation=counters[0], **options)
         bank = bank_of(apart, groups)
         importance = wk.filter_importance(bank)
@@ -191,13 +191,13 @@ def check_evolution(device, dtypes, memory_format, rule, groups=2, limit=1.5):
         assert a.weight.shape[a.filter_dim] < 6 or not torch.equal(a.buffer.cpu(), old.buffer)
 
 
-def check_poison(device, value, layer):
+def check_poison(device, value, layer, backend="triton"):
     """One bad weight: nothing changes, thresholds are NaN."""
     cases = make_cases(DTYPES, "contiguous", 17)
     cases[layer].weight.view(-1)[-1] = value
     moved = on(cases, device)
     counter = torch.tensor([3, 1], dtype=torch.int32, device=device)
-    with wk.use_backend("triton"):
+    with wk.use_backend(backend):
         found = wk.evolve_with_selection_(
             bank_of(moved, 2), rate=0.7, local_ratio=[0.9, None], starvation=counter, starvation_limit=4.0
         )

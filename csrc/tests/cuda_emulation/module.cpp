@@ -1,0 +1,11 @@
+// The CUDA part of the extension as a module of its own whose kernels run on the CPU. Addresses are of host memory.
+
+#include "cuda/bindings.cpp"  // in one translation unit: pybind11 takes longest to compile
+#include "emulation.h"
+
+PYBIND11_MODULE(emulated_cuda, module) {
+  bind_cuda(module);
+  module.def("set_order", &set_order, "Blocks, warps and threads run forward, backward or shuffled.");
+  module.def("set_driver", &set_driver, "What the driver answers.");
+  module.def("take_launches", &take_launches, "(blocks, threads, device, stream) of each launch since the last call.");
+}
