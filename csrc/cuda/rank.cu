@@ -59,7 +59,7 @@ __device__ std::int32_t count_before(const Words* words, std::int32_t first, std
 
 // One block per tile (layer, first row). Whether the starvation rule raises a layer's second count is not known yet, so
 // only the first, what global selection allows, decides whether there is anything to rank.
-__global__ void __launch_bounds__(kThreads) rank_kernel(Plan plan, const float* importance, MatchingRule rule,
+__global__ void __launch_bounds__(kThreads, 4) rank_kernel(Plan plan, const float* importance, MatchingRule rule,
                                                         Selection selection, Scratch scratch) {
   __shared__ Words words[kKeys / kWords];
   __shared__ std::int32_t before[kRankRows];

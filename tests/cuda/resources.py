@@ -16,60 +16,59 @@ from typing import NamedTuple
 CAPABILITIES = (80, 90, 100)
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 FLAGS = ("-std=c++17", "-O3", "--fmad=false", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra", f"-I{CSRC}")
-USAGE = re.compile(r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+ENTRY = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
 
 
 class Row(NamedTuple):
     kernel: str
     capability: int
     registers: int
-    stack: int
-    local: int
     shared: int
+    stack: int
     spills: int
-    """Instructions that access local memory."""
+    """Bytes of spill loads and stores."""
     contractions: int
-    """Fused multiply-adds outside of divisions, which are made of them."""
+    """Fused multiply-adds in the kernel's PTX."""
     vector_loads: int
     """Loads of 16 bytes."""
 
 
 def compile_one(source, capability, folder):
-    """Rows of the kernels in one file, measured on their machine code."""
-    cubin = Path(folder) / f"{source.stem}_{capability}.cubin"
-    _run("nvcc", *FLAGS, f"-arch=sm_{capability}", "-cubin", source, "-o", cubin)
-    usage = _run("cuobjdump", "--dump-resource-usage", cubin)
-    code = dict(_functions(_run("cuobjdump", "-sass", cubin)))
-    ptx = cubin.with_suffix(".ptx")
-    _run("nvcc", *FLAGS, f"-arch=compute_{capability}", "-ptx", source, "-o", ptx)
-    contractions = len(re.findall(r"\bfma\.", ptx.read_text()))
+    """Rows of the kernels in one file, as ptxas reports them."""
+    work = Path(folder) / f"{source.stem}_{capability}"
+    work.mkdir()
+    command = ("nvcc", *FLAGS, f"-arch=sm_{capability}", "-Xptxas=-v", "--keep", "--keep-dir", work, "-cubin", source)
+    report = _run(*command, "-o", work / "kernels.cubin")
+    ptx = {name: body for path in work.glob("*.ptx") for name, body in _entries(path.read_text())}
     return [
         Row(
-            kernel=re.search(r"\d+(\w+?_kernel)E", name)[1],
+            kernel=re.search(r"\d+([a-z_]+_kernel)E", entry["name"])[1],
             capability=capability,
-            registers=int(registers),
-            stack=int(stack),
-            local=int(local),
-            shared=int(shared),
-            spills=len(re.findall(r"\b(?:STL|LDL)\b", code[name])),
-            contractions=contractions,
-            vector_loads=len(re.findall(r"\bLDG\.E\.128\b|\bLDG\.E\.128\.", code[name])),
+            registers=int(entry["registers"]),
+            shared=int(shared[1]) if (shared := re.search(r"(\d+) bytes smem", entry["rest"])) else 0,
+            stack=int(entry["stack"]),
+            spills=int(entry["stores"]) + int(entry["loads"]),
+            contractions=len(re.findall(r"\bfma\.", ptx[entry["name"]])),
+            vector_loads=len(re.findall(r"\bld\.(?:global\.)?(?:nc\.)?v(?:4\.\w32|2\.\w64)", ptx[entry["name"]])),
         )
-        for name, registers, stack, shared, local in USAGE.findall(usage)
+        for entry in ENTRY.finditer(report)
     ]
 
 
-def _functions(sass):
-    for part in re.split(r"\n\s*Function : ", sass)[1:]:
-        name, _, body = part.partition("\n")
-        yield name.strip(), body
+def _entries(ptx):
+    for part in re.split(r"\.entry\s+", ptx)[1:]:
+        yield re.match(r"\w+", part)[0], part
 
 
 def _run(*command):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def table(rows):
@@ -82,7 +81,7 @@ def table(rows):
 def faults(rows):
     """One line per kernel that must not ship."""
     for row in rows:
-        if row.spills or row.stack or row.local or row.contractions:
+        if row.spills or row.stack or row.contractions:
             yield f"{row.kernel} sm_{row.capability}: {row}"
         if row.kernel in ("importance_kernel", "match_and_cross_kernel") and row.vector_loads == 0:
             yield f"{row.kernel} sm_{row.capability}: no vector loads"
