@@ -14,6 +14,7 @@ import we_kernels as wk
 from we_kernels.backends import native
 from we_kernels.backends.native import cuda_evolution, cuda_tables
 
+pytestmark = pytest.mark.xdist_group("cuda-emulation")  # one process compiles
 mixes = pytest.mark.parametrize("mix", matrix.MIXES, ids=matrix.mix_id)
 rules = pytest.mark.parametrize("rule", ["paper", "released"])
 orders = pytest.mark.parametrize("order", ["backward", "shuffled"])

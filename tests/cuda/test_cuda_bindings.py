@@ -10,6 +10,7 @@ from we_kernels.backends.native import cuda_evolution, extension
 from we_kernels.errors import BackendUnavailableError
 from we_kernels.layout import Layer, layout_of, segments_of
 
+pytestmark = pytest.mark.xdist_group("cuda-emulation")  # one process compiles
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
