@@ -16,6 +16,7 @@ from .checks import check_rates, check_vector
 from .layout import DTYPES, MAX_DIMS, aligned
 
 _LARGEST = 2**63 - 1
+_FIELDS = ("shape", "dtype", "device", "layout")
 
 
 @torch.no_grad()
@@ -145,12 +146,20 @@ def asynchronous_sgd_(
         _check_lengths(len(params), momentum_buffers=buffers)
     if not params:
         return
-    for tensors, name in ((params, "params"), (grads, "grads"), (buffers, "momentum_buffers")):
-        _check_like(tensors, name, params)
-    device, shapes = params[0].device, tuple(map(attrgetter("shape"), params))
+    keys = _keys(params, "params")
+    shapes, dtypes, devices, layouts = zip(*keys, strict=True)
+    device = params[0].device
+    for i, (other, layout) in enumerate(zip(devices, layouts, strict=True)):
+        if layout != torch.strided:
+            raise TypeError(f"params[{i}] must be a dense tensor, got layout {layout}")
+        if other != device:
+            raise ValueError(f"params[{i}] must be on {device}, like params[0], got {other}")
+    _check_like(grads, "grads", keys)
+    if buffers:
+        _check_like(buffers, "momentum_buffers", keys)
     # Caches cannot be traced.
     count, overlapping = (_count_filters, _overlapping) if torch.compiler.is_compiling() else (_counted, _found)
-    filters = count(shapes, tuple(map(attrgetter("dtype"), params)), tuple(dims))
+    filters = count(shapes, dtypes, tuple(dims))
     for tensors, name in ((params, "params"), (buffers, "momentum_buffers")):
         for i in overlapping(shapes[: len(tensors)], tuple(map(Tensor.stride, tensors))):
             raise ValueError(f"{name}[{i}] overlaps itself (an expanded view?); pass its contiguous() copy")
@@ -244,24 +253,22 @@ def _check_dims(filter_dims: Sequence[int | None]) -> list[int]:
     return [-1 if dim is None else dim for dim in filter_dims]
 
 
-def _check_like(tensors: Sequence[Tensor], name: str, params: Sequence[Tensor]) -> None:
-    for i, tensor in enumerate(tensors):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}[{i}] must be a tensor, got {type(tensor).__name__}")
-    if tensors is params:
-        _check_equal("layout", name, params, [torch.strided] * len(params), "a dense tensor")
-        _check_equal("device", name, params, [params[0].device] * len(params), "like params[0]")
+def _keys(tensors: Sequence[Tensor], name: str) -> list[tuple[object, ...]]:
+    """`_FIELDS` of each, in one pass in C: this runs at every step."""
+    if not all(isinstance(tensor, Tensor) for tensor in tensors):
+        i, wrong = next((i, tensor) for i, tensor in enumerate(tensors) if not isinstance(tensor, Tensor))
+        raise TypeError(f"{name}[{i}] must be a tensor, got {type(wrong).__name__}")
+    return list(map(attrgetter(*_FIELDS), tensors))
+
+
+def _check_like(tensors: Sequence[Tensor], name: str, wanted: list[tuple[object, ...]]) -> None:
+    found = _keys(tensors, name)
+    if found == wanted:
         return
-    for field in ("shape", "dtype", "device", "layout"):
-        if tensors:
-            _check_equal(field, name, tensors, list(map(attrgetter(field), params)), "like its parameter")
-
-
-def _check_equal(field: str, name: str, tensors: Sequence[Tensor], wanted: Sequence[object], like: str) -> None:
-    found = list(map(attrgetter(field), tensors))
-    if found != wanted:
-        i = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-        raise ValueError(f"{name}[{i}] must have {field} {wanted[i]}, {like}, got {found[i]}")
+    for i, (has, needs) in enumerate(zip(found, wanted, strict=True)):
+        for field, a, b in zip(_FIELDS, has, needs, strict=True):
+            if a != b:
+                raise ValueError(f"{name}[{i}] must have {field} {b}, like its parameter, got {a}")
 
 
 def _count_filters(shapes: tuple[torch.Size, ...], dtypes: tuple[torch.dtype, ...], dims: tuple[int, ...]) -> int:

@@ -554,7 +554,7 @@ BAD = {
     "params devices": (
         sgd([W, W.to("meta")], [W, W.to("meta")], dims=[0, None]),
         ValueError,
-        r"params\[1\] must have device cpu, like params\[0\], got meta",
+        r"params\[1\] must be on cpu, like params\[0\], got meta",
     ),
     "params twice": (sgd([W, W], [W, W], dims=[0, None]), ValueError, "params holds a tensor twice"),
     "expanded": (
