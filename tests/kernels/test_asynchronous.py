@@ -394,6 +394,15 @@ def test_lr_of_any_kind(backend, lr):
     assert params[0].tolist() == [[1, 1], [0.5, 0.5], [1, 1]]
 
 
+def test_expanded_gradients(backend):
+    """Such as those of a sum."""
+    params = [torch.zeros(4, 3), torch.zeros(3)]
+    grads = [torch.ones(()).expand(4, 3), torch.ones(1).expand(3)]
+    wk.asynchronous_sgd_(params, grads, None, [0, None], torch.tensor([True, False, False, True]), lr=0.5)
+    assert params[0][:, 1].tolist() == [-0.5, 0, 0, -0.5]
+    assert params[1].tolist() == [-0.5] * 3
+
+
 def test_scalars_mixed_dtypes_and_nothing(backend):
     params = [torch.tensor(1.0), torch.ones(3).double(), torch.ones(2, 2).bfloat16(), torch.empty(0), torch.ones(0, 3)]
     grads = [torch.ones_like(param) for param in params]

@@ -27,6 +27,13 @@ _OVERLAP_TRITON = "tests/kernels/test_overlap.py -k '(loops or known) and triton
 _ASYNCHRONOUS = "python/weight_evolution/asynchronous/"
 _UPDATE, _ASYNCHRONOUS_SGD = "tests/asynchronous/test_update.py", "tests/asynchronous/test_sgd.py"
 
+_SUBSETS = "tests/kernels/test_asynchronous.py -k 'not native and not triton'"
+_SUBSETS_NATIVE = "tests/kernels/test_asynchronous.py tests/native/test_asynchronous_bits.py -k native"
+_SUBSETS_TRITON = (
+    "tests/kernels/test_asynchronous.py tests/triton/test_asynchronous_interpreted.py "
+    "-k 'triton and (definition or halves or snapshot or rounds or finite)'"
+)
+
 MUTANTS = [
     Mutant(_REFERENCE + "importance.py", ".div(layer.channels)", "", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "below = importance < threshold", "below = importance <= threshold", _KERNELS),
@@ -111,4 +118,17 @@ MUTANTS = [
     Mutant(_ASYNCHRONOUS + "targets.py", "math.floor(rate * size)", "round(rate * size)", _UPDATE),
     Mutant(_ASYNCHRONOUS + "sgd.py", 'else group["lr"] / share', 'else group["lr"] * share', _ASYNCHRONOUS_SGD),
     Mutant(_ASYNCHRONOUS + "sgd.py", "self._subsets.check_state(subsets)", "pass", _ASYNCHRONOUS_SGD),
+    Mutant(_REFERENCE + "asynchronous.py", "expected.round().clamp(min=1)", "expected.round()", _SUBSETS),
+    Mutant(_REFERENCE + "asynchronous.py", "expected.round()", "(expected + 0.5).floor()", _SUBSETS),
+    Mutant(_REFERENCE + "asynchronous.py", "places[kept] = weight[kept]", "places[...] = weight", _SUBSETS),
+    Mutant(_REFERENCE + "asynchronous.py", "if first_steps[i]:", "if False:", _SUBSETS),
+    Mutant("we_kernels/asynchronous.py", "grads[i] = grads[i].contiguous()", "pass", _SUBSETS_NATIVE),
+    Mutant(_CPU + "asynchronous.cpp", "rest == 0.5 && whole % 2 != 0", "rest == 0.5", _SUBSETS_NATIVE),
+    Mutant(_CPU + "asynchronous.cpp", "k1 += 0xBB67AE85;", "", _SUBSETS_NATIVE),
+    Mutant(_CPU + "simd_sgd.h", "at < body ? body - at", "true ? body - at", _SUBSETS_NATIVE),
+    Mutant(_CPU + "simd_sgd.h", "share(scalar<T>(1 - rule.dampening))", "share(scalar<T>(1))", _SUBSETS_NATIVE),
+    Mutant(_CPU + "simd_sgd.h", "if (selected[first + row] == 0) continue;", "", _SUBSETS_NATIVE),
+    Mutant(_GPU + "select.py", "(index[None, :] < row[:, None])", "(index[None, :] <= row[:, None])", _SUBSETS_TRITON),
+    Mutant(_GPU + "snapshot.py", "mask=inside, other=1) == 0)", "mask=inside, other=1) >= 0)", _SUBSETS_TRITON),
+    Mutant(_GPU + "sgd.py", "tl.where(moves, new, old)", "new", _SUBSETS_TRITON),
 ]

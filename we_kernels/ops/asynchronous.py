@@ -15,7 +15,9 @@ from .library import define
 
 def _select_filters(sizes: Sequence[int], rate: Tensor, seed: int, step: Tensor, replacement: bool) -> Tensor:
     segments = segments_of(tuple(sizes), (0,) * len(sizes))
-    selected: Tensor = backends.choose(rate.device).select_filters(segments, rate, seed, step, replacement)
+    selected: Tensor = backends.choose(rate.device, "select_filters").select_filters(
+        segments, rate, seed, step, replacement
+    )
     return selected
 
 
@@ -25,7 +27,9 @@ def _select_filters_fake(sizes: Sequence[int], rate: Tensor, seed: int, step: Te
 
 def _save_unselected(weights: Sequence[Tensor], filter_dims: Sequence[int], selected: Tensor, buffer: Tensor) -> None:
     layout = layout_of(weights, filter_dims, [0] * len(weights))
-    backends.choose(buffer.device).save_unselected_(weights, filter_dims, layout, selected.contiguous(), buffer)
+    backends.choose(buffer.device, "save_unselected_").save_unselected_(
+        weights, filter_dims, layout, selected.contiguous(), buffer
+    )
     increment_version(buffer)
 
 
@@ -33,7 +37,9 @@ def _restore_unselected(
     weights: Sequence[Tensor], filter_dims: Sequence[int], selected: Tensor, buffer: Tensor
 ) -> None:
     layout = layout_of(weights, filter_dims, [0] * len(weights))
-    backends.choose(buffer.device).restore_unselected_(weights, filter_dims, layout, selected.contiguous(), buffer)
+    backends.choose(buffer.device, "restore_unselected_").restore_unselected_(
+        weights, filter_dims, layout, selected.contiguous(), buffer
+    )
     increment_version(weights)
 
 
@@ -55,7 +61,7 @@ def _asynchronous_sgd(
     maximize: bool,
     first_steps: Sequence[bool],
 ) -> None:
-    backends.choose(params[0].device).asynchronous_sgd_(
+    backends.choose(params[0].device, "asynchronous_sgd_").asynchronous_sgd_(
         params,
         grads,
         momentum_buffers,
