@@ -13,9 +13,9 @@ from torch.library import opcheck
 
 import we_kernels as wk
 from we_kernels.backends import low_rank
+from we_kernels.backends.low_rank import bounds, parallel, stack, subspace
 
 CASES = sorted((Path(__file__).parents[1] / "data" / "low_rank").glob("*.json"))
-WAYS = ("_iterate", "_decompose", "_decompose_precisely")
 
 
 @pytest.fixture(params=["torch", None], ids=["reference", "fast"])
@@ -31,18 +31,17 @@ def implementation(request):
 @pytest.fixture
 def ways(monkeypatch):
     """Counts the layers that each way settles."""
-    counts = dict.fromkeys(WAYS, 0)
+    counts = {find.__name__: 0 for find in low_rank.WAYS}
 
-    def counted(name, find):
-        def call(stack, gram, skip_below):
-            result = find(stack, gram, skip_below)
-            counts[name] += int((result.status != low_rank.OPEN).sum())
-            return result
+    def counted(find):
+        def call(stacks, grams, skip_below):
+            results = find(stacks, grams, skip_below)
+            counts[find.__name__] += sum(int((result.status != bounds.OPEN).sum()) for result in results)
+            return results
 
         return call
 
-    for name in WAYS:
-        monkeypatch.setattr(low_rank, name, counted(name, getattr(low_rank, name)))
+    monkeypatch.setattr(low_rank, "WAYS", [counted(find) for find in low_rank.WAYS])
     return counts
 
 
@@ -153,11 +152,11 @@ def test_accuracy_of_a_large_layer(spectrum):
 def test_the_way_follows_from_the_spectrum(ways):
     easy, steep = (random_matrix(40, 90, spectra(40)[name]) for name in ("linear", "decay 0.5"))
     wk.project_low_rank_([easy.float(), steep.float()], 16)
-    assert ways == {"_iterate": 0, "_decompose": 2, "_decompose_precisely": 1}  # one in float64, through the third way
+    assert ways == {"iterate": 0, "decompose": 1, "decompose_precisely": 1}
     wk.project_low_rank_([steep.double(), easy.double()], 16)
-    assert ways == {"_iterate": 0, "_decompose": 4, "_decompose_precisely": 1}
+    assert ways == {"iterate": 0, "decompose": 3, "decompose_precisely": 1}
     wk.project_low_rank_([random_matrix(40, 90, 0.4 ** torch.arange(40))], 20)
-    assert ways["_decompose_precisely"] == 2
+    assert ways["decompose_precisely"] == 2
 
 
 def test_energy_is_transferred(implementation):
@@ -306,14 +305,14 @@ def test_warm_start_is_as_accurate(share, ways):
     weights = [torch.randn(shape) for shape in shapes]
     weights[3] = weights[3].double()
     wk.project_low_rank_(weights, ranks, bases=bases)
-    assert ways["_iterate"] == 0
+    assert ways["iterate"] == 0
     for seed in range(3):
         drift(weights, share, seed)
         before = [weight.clone() for weight in weights]
         result = wk.project_low_rank_(weights, ranks, bases=bases, energy_transfer=False)
         for a, b, rank, kept in zip(before, weights, ranks, result.energy_kept.tolist(), strict=True):
             assert_best(a, b, rank, kept)
-    assert ways["_iterate"] == 12
+    assert ways["iterate"] == 12
 
 
 def test_a_poor_basis_is_not_believed(ways):
@@ -337,7 +336,48 @@ def test_a_poor_basis_is_not_believed(ways):
     before = matrix.clone()
     result = wk.project_low_rank_([matrix], 6, bases=others, energy_transfer=False)
     assert_best(before, matrix, 6, float(result.energy_kept))
-    assert ways["_iterate"] == 0
+    assert ways["iterate"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(60, 150), (48, 50)])
+def test_whatever_a_warm_start_accepts_is_as_accurate(shape, dtype, ways):
+    """Every spectrum, from bases that are nearly right to quite wrong ones, in random and in the worst directions."""
+    n, rank = min(shape), 20
+    start, tried = wk.LowRankBases(), 0
+    for i, spectrum in enumerate(spectra(n).values()):
+        gap = torch.where(torch.arange(n) < rank, 1.0, 0.3)  # as after a projection
+        matrix = random_matrix(*shape, spectrum.double() * gap, seed=i)
+        u = torch.linalg.svd(matrix)[0]
+        noise = random_matrix(n, rank, torch.ones(rank), seed=90 + i)
+        for size in (1e-3, 0.03, 0.3, 1.0):
+            for wrong in (noise, u[:, rank : 2 * rank], u[:, rank : rank + 1] * noise[:1]):
+                basis = torch.linalg.qr(u[:, :rank] + size * wrong)[0].to(dtype)
+                start.load_state_dict({"0": basis})
+                before = matrix.to(dtype)
+                after = before.clone()
+                result = wk.project_low_rank_([after], rank, bases=start, energy_transfer=False)
+                assert_best(before, after, rank, float(result.energy_kept))
+                tried += 1
+    assert 0.9 * tried > ways["iterate"] > 0.2 * tried
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("spectrum", spectra(4))
+def test_bound_on_the_spectrum_outside_of_a_basis(spectrum, scale):
+    n, rank = 50, 20
+    grams, bases = [], []
+    for i in range(40):
+        u = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(i)).double())[0]
+        grams.append((u * (scale * spectra(n)[spectrum].double()) ** 2) @ u.mT)
+        bases.append(torch.linalg.qr(u[:, :rank] + 0.1 * i * u[:, rank : 2 * rank])[0])
+    gram, q = torch.stack(grams).float(), torch.stack(bases).float()
+    unit = bounds.trace(gram) / rank
+    outside = torch.eye(n, dtype=torch.float64) - q.double() @ q.double().mT
+    largest = torch.linalg.eigvalsh(outside @ gram.double() @ outside)[:, -1] / unit
+    bound = subspace._largest_outside(gram, q, unit)
+    assert (bound >= largest - 1e-6).all()
+    assert (bound < 3.5 * largest + 1e-5).all()
 
 
 def test_vanishing_layers_are_left_alone_at_a_warm_start():
@@ -351,8 +391,53 @@ def test_vanishing_layers_are_left_alone_at_a_warm_start():
 
 
 def test_gram_matrix_of_a_large_layer():
-    x = torch.randn(2, 2 * low_rank.GRAM_BLOCK + 45, 50)
-    torch.testing.assert_close(low_rank._gram(x), x @ x.mT, rtol=0, atol=1e-4)
+    x = torch.randn(2, 2 * stack.GRAM_BLOCK + 45, 50)
+    torch.testing.assert_close(stack.gram_matrix(x), x @ x.mT, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("shape", [(10, 7, 3, 2), (30, 3, 2, 2)], ids=["wide", "tall"])
+def test_layers_that_are_large_enough_to_be_alone(shape, memory_format, dtype, monkeypatch):
+    monkeypatch.setattr(stack, "ALONE", 1)
+    torch.manual_seed(8)
+    values = [torch.randn(shape).to(dtype) for _ in range(3)]
+    scale = torch.rand(shape[0])
+    cases = [place(value, memory_format, 0) for value in values]
+    bases = wk.LowRankBases()
+    for _ in range(2):  # the second time from the first one's bases
+        for case, value in zip(cases, values, strict=True):
+            case.weight.copy_(value)
+        wk.project_low_rank_([case.weight for case in cases], 4, [None, scale, None], bases=bases)
+        for case, value, a in zip(cases, values, (None, scale, None), strict=True):
+            assert_close(case.weight, expected(value, 4, a), max(1e-5, float(torch.finfo(dtype).eps)))
+            assert case.guards_intact()
+
+
+@pytest.fixture
+def threads():
+    former = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(former)
+
+
+@pytest.mark.parametrize("sizes", [[(1, 90)], [(5, 12), (1, 40), (2, 33), (3, 1)], [(1, 150), (4, 9)]])
+def test_eigenproblems_in_threads(sizes, threads):
+    threads(3)
+    matrices = [torch.randn(count, n, 2 * n) for count, n in sizes]
+    matrices = [x @ x.mT for x in matrices]
+    for gram, (values, vectors) in zip(matrices, parallel.eigh(matrices), strict=True):
+        assert values.shape == gram.shape[:2]
+        torch.testing.assert_close((vectors * values.unsqueeze(1)) @ vectors.mT, gram, rtol=0, atol=1e-3)
+    assert torch.get_num_threads() == 3
+
+
+def test_number_of_threads_survives_an_error(threads, monkeypatch):
+    threads(2)
+    monkeypatch.setattr(torch.linalg, "eigh", lambda _: torch.linalg.cholesky(-torch.eye(2)))
+    with pytest.raises(torch.linalg.LinAlgError):
+        parallel.eigh([torch.eye(3).expand(4, 3, 3)])
+    assert torch.get_num_threads() == 2
 
 
 def test_equal_shapes_of_different_dtypes():
@@ -375,7 +460,7 @@ def test_bases_are_saved_and_renewed(ways):
     loaded.load_state_dict(state)
     drift(weights, 0.05, 0)
     wk.project_low_rank_(weights, [6, 7], bases=loaded)
-    assert ways["_iterate"] == 1
+    assert ways["iterate"] == 1
     assert loaded.tensors[1].shape == (30, 7)
     assert state["1"].shape == (30, 8)
 
@@ -393,16 +478,15 @@ def test_users_precision_settings_do_not_reach_it(setting):
         pytest.skip("torch < 2.9")
     program = f"""
 import torch, we_kernels as wk
-from we_kernels.backends import low_rank
 {PRECISIONS[setting]}
 matmul = getattr(torch.backends.mkldnn, "matmul", None)
-chosen, seen, decompose = getattr(matmul, "fp32_precision", None), [], low_rank._decompose
+chosen, seen, solve = getattr(matmul, "fp32_precision", None), [], torch.linalg.eigh
 
 def spy(*arguments):
     seen.append(torch.get_float32_matmul_precision() if matmul is None else matmul.fp32_precision)
-    return decompose(*arguments)
+    return solve(*arguments)
 
-low_rank._decompose = spy
+torch.linalg.eigh = spy
 before = torch.randn(200, 300)
 after = before.clone()
 with torch.autocast("cpu", dtype=torch.bfloat16):
