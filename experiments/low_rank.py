@@ -78,6 +78,7 @@ def _train(
         options = {
             "prune_ratio": recipe.prune_ratio,
             "mac_budget": None,
+            "linear": False,
             "every_iterations": None,
             "optimizer_state": "keep",
             **VARIANTS[training],

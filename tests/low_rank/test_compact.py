@@ -58,6 +58,25 @@ def test_factors_share_the_singular_values():
     torch.testing.assert_close(columns.T @ columns, torch.diag(s), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(20, 48), (48, 20)])
+@pytest.mark.parametrize("spectrum", ["flat", "steep", "of smaller rank"])
+def test_factors_of_every_spectrum(spectrum, shape, dtype):
+    i = torch.arange(20, dtype=torch.float64)
+    s = {"flat": torch.ones(20), "steep": 0.3**i, "of smaller rank": torch.where(i < 4, 1.0, 0.0)}[spectrum].double()
+    generator = torch.Generator().manual_seed(9)
+    u, v = (torch.linalg.qr(torch.randn(side, 20, generator=generator, dtype=torch.float64))[0] for side in shape)
+    layer = nn.Linear(shape[1], shape[0], bias=False, dtype=dtype)
+    layer.weight.data.copy_((u * s) @ v.mT)
+    weight = layer.weight.detach().double()
+    first, second = LowRankProjection(layer, ranks={"": 8}, linear=True).compact()
+    left, right = second.weight.detach().double(), first.weight.detach().double()
+    best = torch.linalg.svdvals(weight)[8:].norm()
+    rounding = (16 if dtype == torch.float64 else 2) * torch.finfo(dtype).eps
+    assert (left @ right - weight).norm() <= best * (1 + 1e-6) + rounding * weight.norm()
+    assert (left.square().sum(0) - right.square().sum(1)).abs().max() <= 2 * rounding
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -33,6 +33,7 @@ def config_of(method: str = "low-rank", **options) -> TrainingConfig:
     low_rank = {
         "prune_ratio": 0.6,
         "mac_budget": None,
+        "linear": False,
         "rectify": True,
         "energy_transfer": True,
         "every_iterations": None,
@@ -192,7 +193,7 @@ def test_a_budget_is_met_and_spent_on_trained_weights(digits):
     assert 0.3 < trainer.history[-1]["compact_macs"] / trainer.history[-1]["macs"] <= 0.4
 
 
-@pytest.mark.parametrize("option", ["rectify", "energy_transfer"])
+@pytest.mark.parametrize("option", ["rectify", "energy_transfer", "linear"])
 def test_options_change_the_projection(digits, option):
     losses = [train(Trainer(config_of(**{option: on}), 0, digits, CPU), 1).history[0] for on in (True, False)]
     assert losses[0]["test_loss"] == losses[1]["test_loss"]
@@ -255,6 +256,17 @@ def test_train_then_compact(few_digits, digits, tmp_path, capsys):
     assert run("compact", checkpoint, "-o", out, "--force") == 0
     assert_same(dict(load_compact(out).state_dict()), dict(compact.state_dict()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "small.pt"]
+
+
+def test_linear_layers_take_part(few_digits, tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "small.pt"
+    options = ["--method", "low-rank", "--prune-ratio", "0.5", "--linear", "--output", runs]
+    assert run("train", *SMALL, *options) == 0
+    capsys.readouterr()
+    assert run("compact", runs / "seed-0" / "checkpoint.pt", "-o", out) == 0
+    assert "Linear" not in capsys.readouterr().out
+    first, second = load_compact(out).fc
+    assert (first.in_features, first.out_features, second.out_features) == (64, 5, 10)
 
 
 def test_compact_without_the_data(digits, tmp_path, capsys, monkeypatch):

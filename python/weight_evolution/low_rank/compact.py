@@ -57,14 +57,32 @@ def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn
 def factorize(layer: Layer, rank: int) -> nn.Sequential:
     """Two layers that compute the best rank-``rank`` approximation of this one; exact if it has that rank."""
     first, second = _two_layers(layer.module, rank)
-    u, s, vt = torch.linalg.svd(as_matrix(layer.weight), full_matrices=False)
-    root = s[:rank].sqrt()
-    first.weight.copy_((root[:, None] * vt[:rank]).reshape(first.weight.shape))
-    second.weight.copy_((u[:, :rank] * root).reshape(second.weight.shape))
+    left, right = _factors(as_matrix(layer.weight), rank, layer.weight.dtype)
+    first.weight.copy_(right.reshape(first.weight.shape))
+    second.weight.copy_(left.reshape(second.weight.shape))
     if layer.module.bias is not None:
         assert second.bias is not None
         second.bias.copy_(layer.module.bias)
     return nn.Sequential(first, second).train(layer.module.training)
+
+
+def _factors(matrix: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """[rows, rank] and [rank, columns] of the best approximation, each with the roots of the singular values.
+
+    ``matrix`` is float64. A float64 Gram matrix resolves singular values down to 1e-8 of the largest, less than the
+    rounding of coarser weights; only weights that are float64 themselves need the decomposition of the matrix.
+    """
+    if dtype == torch.float64:
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        root = s[:rank].sqrt()
+        return u[:, :rank] * root, root[:, None] * vt[:rank]
+    if matrix.shape[0] > matrix.shape[1]:
+        right, left = _factors(matrix.mT, rank, dtype)
+        return left.mT, right.mT
+    u = torch.linalg.eigh(matrix @ matrix.mT)[1][:, -rank:].flip(1)
+    rows = u.mT @ matrix
+    root = torch.linalg.vector_norm(rows, dim=1).sqrt()
+    return u * root, rows / root.clamp_min(torch.finfo(root.dtype).tiny)[:, None]
 
 
 def vanishes(matrix: Tensor) -> bool:

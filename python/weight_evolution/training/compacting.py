@@ -151,7 +151,8 @@ def _accuracy(data: str, root: Path | None, model: nn.Module, compact: nn.Module
 
 def _layers(model: nn.Module, report: CompactReport) -> list[str]:
     left = {cost.name: cost.reason for cost in report.layers if cost.reason}
-    left |= {name: "Linear" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name: "Linear" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    left |= {name: reason for name, reason in linear.items() if name not in {cost.name for cost in report.layers}}
     replaced = len([cost for cost in report.layers if not cost.reason])
     return [f"{replaced} layers became two, {len(left)} are left alone{':' if left else ''}"] + [
         f"  {name}: {reason}" for name, reason in left.items()

@@ -54,11 +54,13 @@ class LowRankMethod(Method):
             type=fraction,
             nargs="+",
             metavar="R",
-            help=f"share of the ranks that goes, one for all convolutions or one for each "
-            f"(default {_PUBLISHED_PRUNE_RATIO})",
+            help=f"share of the ranks that goes, one for all layers or one for each (default {_PUBLISHED_PRUNE_RATIO})",
         )
         group.add_argument(
             "--mac-budget", type=fraction, metavar="B", help="instead: the share of the MACs that may remain"
+        )
+        group.add_argument(
+            "--linear", action="store_true", help="project Linear layers too, in the order of the modules"
         )
         group.add_argument("--no-rectify", action="store_true", help="project without the BatchNorm that follows")
         group.add_argument("--no-energy-transfer", action="store_true", help="plain truncation at each projection")
@@ -79,6 +81,7 @@ class LowRankMethod(Method):
         return {
             "prune_ratio": ratios[0] if ratios is not None and len(ratios) == 1 else ratios,
             "mac_budget": budget,
+            "linear": arguments.linear,
             "rectify": not arguments.no_rectify,
             "energy_transfer": not arguments.no_energy_transfer,
             "every_iterations": arguments.project_every_iterations,
@@ -142,6 +145,7 @@ def make_projection(
             model,
             prune_ratio=options["prune_ratio"],
             budget=options["mac_budget"],
+            linear=options["linear"],
             rectify_batch_norm=options["rectify"],
             energy_transfer=options["energy_transfer"],
             example_inputs=torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype),
