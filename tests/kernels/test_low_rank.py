@@ -375,7 +375,7 @@ def test_bound_on_the_spectrum_outside_of_a_basis(spectrum, scale):
     unit = bounds.trace(gram) / rank
     outside = torch.eye(n, dtype=torch.float64) - q.double() @ q.double().mT
     largest = torch.linalg.eigvalsh(outside @ gram.double() @ outside)[:, -1] / unit
-    bound = subspace._largest_outside(gram, q, unit)
+    bound = subspace._largest_outside(gram, q, unit, 4)
     assert (bound >= largest - 1e-6).all()
     assert (bound < 3.5 * largest + 1e-5).all()
 

@@ -20,6 +20,8 @@ _NATIVE = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k 
 _METHOD = "python/weight_evolution/grafting/"
 _GRAFTING = "tests/grafting --ignore tests/grafting/test_ring.py -k 'not triton and not native'"
 _RING = "tests/grafting/test_ring.py -k 'one_process and 3 or lost'"
+_LOW_RANK = "we_kernels/backends/low_rank/"
+_PROJECTION = "tests/kernels/test_low_rank.py -k 'not reference and not settings'"
 _CPU = "csrc/cpu/"
 _GPU = "we_kernels/backends/triton/"
 _OVERLAP = "tests/kernels/test_overlap.py -k '(loops or tile or known or overflow) and not triton'"
@@ -131,4 +133,13 @@ MUTANTS = [
     Mutant(_GPU + "select.py", "(index[None, :] < row[:, None])", "(index[None, :] <= row[:, None])", _SUBSETS_TRITON),
     Mutant(_GPU + "snapshot.py", "mask=inside, other=1) == 0)", "mask=inside, other=1) >= 0)", _SUBSETS_TRITON),
     Mutant(_GPU + "sgd.py", "tl.where(moves, new, old)", "new", _SUBSETS_TRITON),
+    Mutant(_LOW_RANK + "subspace.py", "root = shift * ", "root = 0 * ", _PROJECTION),
+    Mutant(_LOW_RANK + "subspace.py", "(_largest_outside(gram, q, unit, power) + error) / 2", "error / 2", _PROJECTION),
+    Mutant(_LOW_RANK + "subspace.py", " & (kept * unit >= least)", "", _PROJECTION),
+    Mutant(_LOW_RANK + "stack.py", "gram[:, first, second] = below.mT", "pass", _PROJECTION),
+    Mutant(_LOW_RANK + "stack.py", "coordinates.mul_(back), u.mT", "coordinates, u.mT", _PROJECTION),
+    Mutant(_LOW_RANK + "parallel.py", "torch.set_num_threads(former)", "pass", _PROJECTION),
+    Mutant(
+        "python/weight_evolution/low_rank/compact.py", "u * root, rows /", "u, rows /", "tests/low_rank/test_compact.py"
+    ),
 ]

@@ -28,9 +28,10 @@ from torch import Tensor
 from .bounds import FOUND, Result, allowed_loss, rounding_error, trace
 from .stack import Stack
 
-STEPS = 2
+POWERS = 4, 12
+"""Of each step: the second is for what has moved far, where a closer bound decides."""
 
-PROBES, POWER, SMALLEST_PROBE = 16, 4, 0.6
+PROBES, SMALLEST_PROBE = 16, 0.6
 """The norm of 16 normally distributed numbers is under 0.6 with a probability of 3e-11."""
 
 
@@ -47,21 +48,21 @@ def _iterate(stack: Stack, gram: Tensor, skip_below: float) -> Result:
     if not stack.warm:
         return Result(torch.zeros_like(energy, dtype=torch.int), gram[..., : stack.rank], energy, None)
     q = stack.basis(gram.dtype)
-    for _ in range(STEPS):
-        q, good = _step(gram, q, energy, stack.rank * skip_below**2)
+    for power in POWERS:
+        q, good = _step(gram, q, energy, stack.rank * skip_below**2, power)
         if good.all():
             break
     return Result(good.int() * FOUND, q, energy, None)
 
 
-def _step(gram: Tensor, q: Tensor, energy: Tensor, least: float) -> tuple[Tensor, Tensor]:
+def _step(gram: Tensor, q: Tensor, energy: Tensor, least: float, power: int) -> tuple[Tensor, Tensor]:
     """The next Q, and bool [B]: it loses no more energy than is allowed, and keeps at least ``least``."""
     unit = energy / q.shape[2]  # all below is in this unit: powers must not overflow
     error = rounding_error(gram) / unit
     product = (gram @ q).div_(_column(unit, gram))
     h = q.mT @ product
     kept = trace(h)
-    shift = (_largest_outside(gram, q, unit) + error) / 2
+    shift = (_largest_outside(gram, q, unit, power) + error) / 2
     product.addcmul_(_column(shift, gram), q, value=-1)
     h.diagonal(dim1=1, dim2=2).sub_(_column(shift, gram).squeeze(2))
     inverse = torch.cholesky_inverse(_cholesky(h))
@@ -79,7 +80,7 @@ def _step(gram: Tensor, q: Tensor, energy: Tensor, least: float) -> tuple[Tensor
     return new, good
 
 
-def _largest_outside(gram: Tensor, q: Tensor, unit: Tensor) -> Tensor:
+def _largest_outside(gram: Tensor, q: Tensor, unit: Tensor, power: int) -> Tensor:
     """Float64 [B], in ``unit``: bound on the eigenvalues of (1 - Q Q^T) G (1 - Q Q^T), from powers of it.
 
     That power times random vectors is at least its largest eigenvalue's times their part in that direction.
@@ -88,13 +89,13 @@ def _largest_outside(gram: Tensor, q: Tensor, unit: Tensor) -> Tensor:
     v = torch.randn((gram.shape[1], PROBES), dtype=gram.dtype, device=gram.device, generator=generator)
     v = v - q @ (q.mT @ v)
     log = torch.zeros_like(unit)
-    for _ in range(POWER):
+    for _ in range(power):
         v = (gram @ v).div_(_column(unit, gram))
         v -= q @ (q.mT @ v)
         norm = v.norm(dim=(1, 2)).clamp_min(torch.finfo(v.dtype).tiny)
         v /= norm.view(-1, 1, 1)
         log += norm.double().log()
-    bound: Tensor = (log / POWER - math.log(SMALLEST_PROBE) / POWER).exp()
+    bound: Tensor = ((log - math.log(SMALLEST_PROBE)) / power).exp()
     return bound
 
 
