@@ -41,8 +41,18 @@ class Target:
 
     @property
     def filters(self) -> tuple[Tensor, int]:
-        """The parameter, or a view of it, and the dimension along which its filters lie."""
-        return self.view_of(self.parameter)
+        """The parameter, or a view of it, and the dimension along which its filters lie.
+
+        Raises:
+            TypeError: the filters of a transposed convolution with groups are not a view in this memory format.
+        """
+        parameter = self.parameter
+        tensor, dim = self.view_of(parameter)
+        if tensor is not parameter and tensor.data_ptr() != parameter.data_ptr():
+            raise TypeError(
+                f"{self.name} must be contiguous, a transposed convolution with groups; exclude it otherwise"
+            )
+        return tensor, dim
 
     def view_of(self, tensor: Tensor) -> tuple[Tensor, int]:
         """The same of a tensor of the parameter's shape, such as its gradient."""

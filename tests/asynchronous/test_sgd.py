@@ -107,6 +107,26 @@ def test_transposed_convolutions_with_groups():
     assert fused.state[models[1][0].weight]["momentum_buffer"].shape == models[1][0].weight.shape
 
 
+def test_transposed_convolutions_with_groups_in_other_memory_formats():
+    """Their weight is refused where its filters are no view; a loaded momentum of such a format is used as a copy."""
+    weight = nn.ConvTranspose2d(4, 12, 2, groups=4)
+    model = copy.deepcopy(weight).to(memory_format=torch.channels_last)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="weight must be contiguous, a transposed convolution with groups"):
+        AsynchronousUpdate(optimizer, model)
+    models = [copy.deepcopy(weight) for _ in range(2)]
+    optimizers = [AsynchronousSGD(model.parameters(), lr=0.1, momentum=0.9, model=model) for model in models]
+    for step in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            model(torch.ones(1, 4, 3, 3)).square().sum().backward()
+            if step == 1 and model is models[1]:
+                state = optimizer.state[model.weight]
+                state["momentum_buffer"] = state["momentum_buffer"].to(memory_format=torch.channels_last)
+            optimizer.step()
+    assert_equal(snapshot(models[0]), snapshot(models[1]))
+
+
 def test_groups_frozen_and_listed_weights():
     model, listed = make_net(), make_net()
 

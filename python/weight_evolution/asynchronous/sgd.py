@@ -238,6 +238,10 @@ def _parts(
         target, mask, share = masked[id(param)]
         view, dim = target.view_of(param)
         buffer_view = None if buffer is None else target.view_of(buffer)[0]
+        if buffer is not None and buffer_view is not None and buffer_view.data_ptr() != buffer.data_ptr():
+            # Loaded from a run with another memory format.
+            buffer = states[param]["momentum_buffer"] = buffer.contiguous()
+            buffer_view = target.view_of(buffer)[0]
         row = _Row(param, buffer, view, target.view_of(grad)[0], buffer_view, dim, mask, first)
         found.setdefault((share, param.device), []).append(row)
     return [(share, rows) for (share, _), rows in found.items()]

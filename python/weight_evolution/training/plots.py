@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .inferior import PUBLISHED_LOCAL_RATIO
 from .methods.asynchronous import LAYER_OVERLAP, OVERLAP_MEAN
@@ -90,6 +91,7 @@ def plot_overlap(histories: Mapping[str, Sequence[Mapping[str, float]]], path: P
         line.set(color=_COLOURS[index % len(_COLOURS)], marker=_MARKERS[index % len(_MARKERS)])
     axes.set(title="Overlap of filters: mean |cosine| over pairs", xlabel="epoch", ylabel="overlap")
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=120)
