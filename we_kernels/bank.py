@@ -12,6 +12,10 @@ from torch import Tensor
 from .layout import DTYPES, MAX_DIMS
 
 
+MAX_COUNT = 2**30
+"""Filters of a bank, and elements of one kernel: both are counted in 32 bits. Whole tensors may be larger."""
+
+
 class FilterBank:
     """Many weight tensors, seen as one list of F filters. Holds references to the tensors, no copy.
 
@@ -78,6 +82,8 @@ class FilterBank:
         self.names = tuple(given_names[i] for i in distinct)
         self.num_groups = max(self.groups, default=0) + 1
         self._shapes = tuple(weight.shape for weight in self.weights)
+        if self.num_filters > MAX_COUNT:
+            raise ValueError(f"weights have {self.num_filters} filters, more than the {MAX_COUNT} of a bank; make two")
         if not torch.compiler.is_compiling():
             check_overlap(self.weights, self.names)
 
@@ -168,6 +174,10 @@ def _check_dim(dim: int, weight: Tensor, name: str) -> int:
     dim %= weight.dim()
     if weight.shape[dim] > 0 and weight.numel() == 0:
         raise ValueError(f"{name} of shape {tuple(weight.shape)} has filters without elements")
+    if not torch.compiler.is_compiling() and weight.numel():
+        kernels = weight.shape[dim] * next((size for i, size in enumerate(weight.shape) if i != dim), 1)
+        if weight.numel() // kernels > MAX_COUNT:
+            raise ValueError(f"{name} of shape {tuple(weight.shape)} has kernels of more than {MAX_COUNT} elements")
     return dim
 
 

@@ -45,3 +45,15 @@ def test_strides_past_2_31(backend, shape, dtype):
     assert found[0].donor.tolist() == found[1].donor.tolist()
     assert int((found[0].donor >= 0).sum()) > 0
     torch.testing.assert_close(weight.contiguous(), small)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((2**30 + 1,), "1073741825 filters, more than"), ((1, 1, 2**30 + 1), "kernels of more than 1073741824 elements")],
+    ids=["filters", "kernel"],
+)
+def test_what_is_counted_in_32_bits_is_limited(shape, message):
+    weight = reserve(2**30 + 1, torch.float16).view(shape)
+    with pytest.raises(ValueError, match=message):
+        wk.FilterBank([weight])
+    wk.FilterBank([weight.view(-1)[:-1].view(*shape[:-1], 2**30)])

@@ -104,6 +104,7 @@ class Row(NamedTuple):
     vector_loads: int
     flushes: int
     contractions: int
+    narrow_offsets: int
 
 
 def key(name, constants):
@@ -217,7 +218,17 @@ def compile_for(variant, capability):
         vector_loads=len(re.findall(r"ld\.global[.\w]*\.v[248]\.", ptx)),
         flushes=ptx.count(".ftz"),
         contractions=len(re.findall(r"\bfma\.", ptx)) + len(re.findall(r"\bmad\.\w*\.?f", ptx)),
+        narrow_offsets=count_narrow_offsets(compiled.asm["ttir"], variant.constants.get("DTYPE")),
     )
+
+
+def count_narrow_offsets(ttir, dtype):
+    """How often a 32-bit offset is added to a pointer to weights; past 2**31 elements it would be wrong.
+
+    Weights of float32 are left out, because results have their type: the code is the same for all.
+    """
+    name = {"fp16": "f16", "bf16": "bf16", "fp64": "f64"}.get(str(dtype))
+    return len(re.findall(rf"tt\.addptr .*!tt\.ptr<{name}>.*i32\b", ttir)) if name else 0
 
 
 def _run(tool, *arguments):

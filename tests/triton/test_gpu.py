@@ -1,12 +1,16 @@
 """The cases of `matrix` with the compiled kernels on a GPU, CUDA graphs, streams and large offsets."""
 
 import os
+import warnings
+from contextlib import contextmanager
 
 import matrix
 import pytest
 import torch
+from torch import nn
 
 import we_kernels as wk
+from weight_evolution import WeightEvolution
 
 pytest.importorskip("triton")
 if not torch.cuda.is_available():
@@ -74,21 +78,30 @@ def on_gpu(seed=23):
     return matrix.on(matrix.make_cases(matrix.DTYPES, "contiguous", seed), DEVICE)
 
 
+@contextmanager
+def no_waiting():
+    """Calls that wait for the device raise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the mode is a prototype, says torch
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_nothing_waits_for_the_device():
     cases, counter = on_gpu(), torch.zeros(2, dtype=torch.int32, device=DEVICE)
     bank = matrix.bank_of(cases, 2)
     rates = torch.tensor([0.5, 0.3], dtype=torch.float64, device=DEVICE)
     options = {"rate": rates, "local_ratio": [0.5, None], "starvation": counter, "starvation_limit": 2.0}
     wk.evolve_(bank, **options)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         wk.evolve_(bank, **options)
         donor = wk.match_filters(bank, wk.filter_importance(bank), **options)
         wk.crossover_(bank, donor, validate=False)
         cases[0].weight.data = cases[0].weight.clone()  # a moved parameter: the pointer table is sent again
         wk.filter_importance(bank)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_only_outputs_are_allocated():
@@ -191,3 +204,165 @@ def test_nothing_compiles_anew_for_other_sizes():
         wk.match_filters(bank, torch.rand(sum(sizes), device=DEVICE), rate=0.5)
     kernels = rank.rank_kernel.device_caches[DEVICE.index][0]
     assert len(kernels) == 1
+
+
+def network(linear=True, seed=0, device=DEVICE):
+    torch.manual_seed(seed)
+    blocks = [m for i in range(3) for m in (nn.Conv2d(3 + i, 4 + i, 3), nn.BatchNorm2d(4 + i))]
+    model = nn.Sequential(*blocks, *([nn.Linear(6, 5)] if linear else []))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10.0 ** (-3 * torch.rand(len(parameter), *[1] * (parameter.dim() - 1)))).add_(1e-4)
+    return model.to(device)
+
+
+def evolution_of(model, **options):
+    rates = {"conv_rate": 0.6, "norm_scale_rate": 0.5, "norm_shift_rate": 0.4, "linear_rate": 0.5}
+    return WeightEvolution(model, **rates, local_ratio=0.5, **options)
+
+
+def assert_same_models(ours, wanted):
+    for a, b in zip(ours.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(a.cpu(), b.cpu(), rtol=1e-6, atol=1e-7)
+
+
+def test_whole_step_is_that_of_the_cpu():
+    ours, wanted = network(), network(device="cpu")
+    found, expected = evolution_of(ours).step(), evolution_of(wanted).step()
+    assert_same_models(ours, wanted)
+    assert found.counters == expected.counters
+    assert {name: rows.tolist() for name, rows in found.donors.items()} == {
+        name: rows.tolist() for name, rows in expected.donors.items()
+    }
+    assert sum(found.inferior.values()) > 5
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_whole_step_waits_for_nothing(cuda_graph):
+    evolution = evolution_of(network(), cuda_graph=cuda_graph)
+    for _ in range(3):
+        evolution.step()
+    torch.cuda.synchronize()
+    with no_waiting():
+        torch.cuda._sleep(10**8)  # tens of milliseconds
+        reports = [evolution.step(epoch=100 + i) for i in range(3)]
+        assert not torch.cuda.current_stream().query(), "the step waited"
+    assert all(report.finite for report in reports)
+
+
+def test_whole_step_in_a_graph_is_that_without():
+    models = [network() for _ in range(2)]
+    eager, graphed = (
+        evolution_of(model, cuda_graph=graph, schedule=lambda rate, epoch: rate / (1 + epoch % 3))
+        for model, graph in zip(models, (False, True), strict=True)
+    )
+    reports = []
+    for seed in range(6):
+        fresh = network(seed=seed)
+        with torch.no_grad():
+            for model in models:
+                for own, new in zip(model.parameters(), fresh.parameters(), strict=True):
+                    own.copy_(new)
+        if seed == 4:
+            models[1][0].weight.data = models[1][0].weight.data.clone()
+        reports.append((eager.step(), graphed.step()))
+        for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            assert torch.equal(a, b)
+    for wanted, found in reports:
+        assert found.thresholds == wanted.thresholds
+        assert found.counters == wanted.counters
+        assert all(torch.equal(found.donors[name], wanted.donors[name]) for name in wanted.donors)
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_weight_that_is_not_finite_is_reported_later(cuda_graph):
+    model = network()
+    evolution = evolution_of(model, cuda_graph=cuda_graph)
+    for _ in range(3):
+        evolution.step()
+    with torch.no_grad():
+        model[2].weight[1, 2, 0, 0] = float("nan")
+    before = [parameter.clone() for parameter in model.parameters()]
+    report = evolution.step()
+    for a, b in zip(model.parameters(), before, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+    torch.cuda.synchronize()
+    with pytest.raises(wk.NonFiniteWeightError, match=r"2\.weight"):
+        evolution.step()
+    assert not report.finite
+
+
+@pytest.mark.filterwarnings("ignore")  # Inductor's own
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled(mode):
+    weights = nn.ParameterList(
+        [nn.Parameter(torch.randn(6, 3, 3, 3, device=DEVICE)), nn.Parameter(torch.randn(9, 4, device=DEVICE))]
+    )
+    rates = torch.tensor([0.5], dtype=torch.float64, device=DEVICE)
+
+    def evolve(rates):
+        with torch.no_grad():
+            return wk.evolve_(wk.FilterBank(list(weights)), rate=rates, local_ratio=None)
+
+    compiled = torch.compile(evolve, mode=mode, fullgraph=True)
+    for seed, rate in enumerate((0.5, 0.5, 0.2, 0.8)):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for weight in weights:
+                weight.normal_()
+        rates.fill_(rate)
+        expected = [weight.detach().clone() for weight in weights]
+        donor = wk.evolve_(wk.FilterBank(expected), rate=rates, local_ratio=None)
+        assert compiled(rates).tolist() == donor.tolist()
+        assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_on_two_gpus_is_refused():
+    model = network()
+    model[2].to(torch.device("cuda", 1 - DEVICE.index))
+    with pytest.raises(ValueError, match="a threshold cannot span devices"):
+        evolution_of(model).step()
+
+
+def check_against_the_reference(weights, rate=0.3):
+    """On the GPU itself: nothing so large goes through the CPU."""
+    before = [weight.clone() for weight in weights]
+    found = wk.evolve_with_selection_(wk.FilterBank(weights), rate=rate, local_ratio=None)
+    with wk.use_backend("torch"):
+        importance = wk.filter_importance(wk.FilterBank(before))
+        donor = wk.match_filters(wk.FilterBank(before), found.importance, rate=rate, local_ratio=None)
+        wk.crossover_(wk.FilterBank(before), donor, validate=False)
+    torch.testing.assert_close(found.importance, importance, rtol=1e-4, atol=0.0)
+    assert torch.equal(found.donor, donor)
+    assert int((donor >= 0).sum()) > 0
+    assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
+
+
+def test_more_than_65535_programs():
+    """Every kernel's grid: tiles of importances and ranks, and matches."""
+    check_against_the_reference([torch.randn(1024, 2, 2, 1, device=DEVICE) for _ in range(1200)])
+    # Filters with gaps take a program each.
+    check_against_the_reference([torch.randn(70_000, 2, 4, 2, device=DEVICE)[:, :, ::2]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((32_000, 3_473, 3, 3), torch.float16), ((16_500, 14_600, 3, 3), torch.bfloat16)],
+    ids=["1e9", "past_2_31"],
+)
+def test_one_huge_tensor(shape, dtype):
+    elements = torch.Size(shape).numel()
+    if torch.cuda.mem_get_info()[0] < 4 * elements * dtype.itemsize:
+        pytest.skip(f"needs {4 * elements * dtype.itemsize >> 30} GiB of free GPU memory")
+    weight = torch.empty(shape, dtype=dtype, device=DEVICE).normal_()
+    weight *= torch.logspace(-2, 0, shape[0], device=DEVICE, dtype=torch.float32).to(dtype).view(-1, 1, 1, 1)
+    before = weight[:: shape[0] // 50].clone()
+    found = wk.evolve_with_selection_(wk.FilterBank([weight]), rate=0.001, local_ratio=None)
+    importance = before.float().abs().sum((1, 2, 3)) / shape[1]
+    torch.testing.assert_close(found.importance[:: shape[0] // 50], importance, rtol=1e-4, atol=0.0)
+    low, high = int((found.donor >= 0).nonzero()[0]), int(found.donor.max())
+    assert low < shape[0] // 5
+    assert high > shape[0] * 4 // 5, "reads the far end of the tensor"
+    unmatched = found.donor[:: shape[0] // 50] < 0
+    assert torch.equal(weight[:: shape[0] // 50][unmatched], before[unmatched])
