@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .layout import DTYPES, MAX_DIMS
 
-
 MAX_COUNT = 2**30
 """Filters of a bank, and elements of one kernel: both are counted in 32 bits. Whole tensors may be larger."""
 

@@ -11,6 +11,8 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 import we_kernels as wk
+from we_kernels import backends
+from we_kernels.backends import reference
 from we_kernels.transfer import Place, send_, to_device
 
 from .optimizer_state import StateReset
@@ -101,6 +103,7 @@ class DeviceStep:
 
         Raises:
             RuntimeError: the caller is capturing a CUDA graph.
+            BackendUnavailableError: a graph is asked for, and there is only the torch backend.
         """
         bank = self._targets.bank()
         if bank.device.type == "cuda" and Place.current(bank.device).capturing:
@@ -111,6 +114,11 @@ class DeviceStep:
         self._send(tuple(rates), bank.device)
         if not self._cuda_graph or bank.device.type != "cuda":
             return self._evolve(bank)
+        if backends.choose(bank.device) is reference:
+            raise wk.BackendUnavailableError(
+                "cuda_graph=True needs a backend that does not wait for the device, and torch does; install Triton "
+                "(pip install 'weight-evolution[triton]') or leave it out"
+            )
         memory = bank, tuple(bias.data_ptr() for _, bias in self._biases())
         if self._recording is None or self._recording.made_for != memory:
             self._recording = None

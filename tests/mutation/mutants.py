@@ -22,6 +22,9 @@ _GRAFTING = "tests/grafting --ignore tests/grafting/test_ring.py -k 'not triton 
 _RING = "tests/grafting/test_ring.py -k 'one_process and 3 or lost'"
 _LOW_RANK = "we_kernels/backends/low_rank/"
 _PROJECTION = "tests/kernels/test_low_rank.py -k 'not reference and not settings'"
+_PRETENDED = "tests/triton/test_pretended.py "
+_GRAPH = _PRETENDED + "-k graph_replays"
+_WE = "python/weight_evolution/"
 _CPU = "csrc/cpu/"
 _GPU = "we_kernels/backends/triton/"
 _OVERLAP = "tests/kernels/test_overlap.py -k '(loops or tile or known or overflow) and not triton'"
@@ -53,14 +56,16 @@ MUTANTS = [
     Mutant(
         "we_kernels/ops/evolution.py", "check_donors(donor, layout.segments)", "pass", "tests/kernels/test_bad_input.py"
     ),
-    Mutant("python/weight_evolution/evolution.py", "/ starvation_divisor\n", "\n", _EVOLUTION),
-    Mutant(
-        "python/weight_evolution/evolution.py",
-        "                report.check_finite()",
-        "                pass",
-        _EVOLUTION,
-    ),
-    Mutant("python/weight_evolution/evolution.py", "(a * bias + (1 - a)", "(a * bias + a", _EVOLUTION),
+    Mutant(_WE + "evolution.py", "max(convs, 1) / starvation_divisor", "max(convs, 1)", _EVOLUTION),
+    Mutant(_WE + "evolution.py", "            report.raise_pending()", "            pass", _EVOLUTION),
+    Mutant(_WE + "device_step.py", "(a * bias + (1 - a)", "(a * bias + a", _EVOLUTION),
+    Mutant(_WE + "evolution.py", "self._unchecked[0].arrived", "True", _PRETENDED + "-k does_not_wait"),
+    Mutant(_WE + "report.py", "        if self.pending:\n", "        if False:\n", _PRETENDED + "-k not_finite"),
+    Mutant(_WE + "device_step.py", "increment_version(changed)", "pass", _GRAPH),
+    Mutant(_WE + "device_step.py", "return self._recording.outcome.copy()", "return self._recording.outcome", _GRAPH),
+    Mutant(_WE + "device_step.py", "self._recording.made_for != memory", "False", _PRETENDED + "-k recorded_again"),
+    Mutant("we_kernels/transfer.py", 'pin_memory=device.type == "cuda"', "pin_memory=False", _PRETENDED + "-k layers"),
+    Mutant(_GPU + "launch.py", "else torch.cuda.device(device)", "else nullcontext()", "tests/triton/test_launch.py"),
     Mutant("python/weight_evolution/parameters.py", "return weight, 1\n", "return weight, 0\n", _EVOLUTION),
     Mutant(_GPU + "importance.py", "channels.to(ACC), ACC)", "channels.to(ACC) + 1, ACC)", _TRITON),
     Mutant(_GPU + "threshold.py", "below <= k, candidate", "below < k, candidate", _TRITON),

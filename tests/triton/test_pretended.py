@@ -274,6 +274,14 @@ def test_what_cannot_be_captured_is_refused(gpu):
     assert same(values(model), before)
 
 
+def test_a_graph_needs_a_backend_that_does_not_wait(gpu):
+    model = on_gpu(network(1))
+    before = values(model)
+    with wk.use_backend("torch"), pytest.raises(wk.BackendUnavailableError, match="install Triton"):
+        evolution_of(model, cuda_graph=True).step()
+    assert same(values(model), before)
+
+
 def test_a_second_call_sends_and_makes_nothing_but_its_results(gpu):
     model = on_gpu(network(2))
     bank = wk.FilterBank([p for p in model.parameters() if p.dim() > 1])
