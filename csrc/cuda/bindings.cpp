@@ -61,19 +61,16 @@ std::optional<std::string> cuda_status() {
 // A tensor as Python hands it over: address and number of bytes.
 using Memory = std::pair<std::uintptr_t, std::int64_t>;
 
-// Where the kernels of a call run. Its device is current for the life of this object.
+// Where the kernels of a call run. Its device becomes current, and stays so: the caller has made it torch's current one,
+// and this copy of the CUDA runtime may remember an older one, which to restore would leave torch in the wrong context.
 class Place {
  public:
   Place(int device, std::uintptr_t stream) : device_(device), stream_(reinterpret_cast<cudaStream_t>(stream)) {
-    check(cudaGetDevice(&before_), "the current CUDA device");
     check(cudaSetDevice(device), "the CUDA device of the weights");
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(stream_, &capture), "the CUDA stream");
     capturing_ = capture != cudaStreamCaptureStatusNone;
   }
-  ~Place() { cudaSetDevice(before_); }
-  Place(const Place&) = delete;
-  Place& operator=(const Place&) = delete;
 
   cudaStream_t stream() const { return stream_; }
 
@@ -92,7 +89,6 @@ class Place {
   }
 
  private:
-  int before_ = 0;
   int device_;
   bool capturing_ = false;
   cudaStream_t stream_;

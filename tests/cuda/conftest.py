@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,13 @@ def emulated(library, monkeypatch):
     module.set_order("forward", 0)
     module.set_driver(0, 2, 0, False)
     module.take_launches()
+    module.guarded = []
+
+    @contextmanager
+    def guard(device):
+        module.guarded.append(device)
+        yield
+
     empty = torch.empty
 
     def poisoned(*args, dtype=None, **kwargs):
@@ -79,6 +87,7 @@ def emulated(library, monkeypatch):
     monkeypatch.setattr(torch, "empty", poisoned)
     monkeypatch.setattr(native, "unavailable", lambda device: None)
     monkeypatch.setattr(evolution, "_kernels", lambda device: cuda_evolution)
+    monkeypatch.setattr(cuda_tables, "guard", guard)
     monkeypatch.setattr(cuda_tables, "place", lambda device: cuda_tables.Place(device, 0, 0, False))
     for user in (cuda_evolution, cuda_tables):
         monkeypatch.setattr(user, "module", module)

@@ -251,6 +251,7 @@ def test_kernels_go_to_the_given_device_and_stream(emulated, monkeypatch):
     launches = emulated.take_launches()
     assert len(launches) == 5 + 1 + 4 + 1
     assert {launch[2:] for launch in launches} == {(1, 48)}
+    assert emulated.guarded == [weights[0].device] * 4
     monkeypatch.setattr(cuda_tables, "place", lambda device: cuda_tables.Place(device, 0, 0, False))
     emulated.set_driver(0, 2, 0, False)
     wk.filter_importance(bank)
@@ -319,6 +320,22 @@ def test_capture_before_the_first_call_is_refused(emulated, monkeypatch):
     kept = cuda_tables._captured - seen
     assert len(kept) == 4  # addresses, layers, plan, ratios: for as long as the graph may be replayed
     cuda_tables._captured.clear()
+
+
+def test_offsets_beyond_2_31_elements(emulated):
+    """Memory that is not touched is not there."""
+    base = torch.empty(2**31 + 4096, dtype=torch.float16)
+    weight = base.as_strided((3, 5, 3, 3), (2**30 + 64, 9, 3, 1), 0)
+    weight.copy_(torch.arange(1, 4).view(3, 1, 1, 1) * torch.rand(3, 5, 3, 3))
+    blended = base.as_strided((3, 5), (2**30 + 64, 1), 1024)
+    blended.copy_(torch.arange(1, 4).view(3, 1) * torch.rand(3, 5))
+    weights = [weight, blended]
+    expected = copy.deepcopy([weight.contiguous(), blended.contiguous()])
+    with wk.use_backend("torch"):
+        wanted = wk.evolve_(wk.FilterBank(expected), rate=0.4, local_ratio=None)
+    assert wk.evolve_(wk.FilterBank(weights), rate=0.4, local_ratio=None).tolist() == wanted.tolist()
+    assert torch.equal(weight, expected[0])
+    torch.testing.assert_close(blended, expected[1])
 
 
 def test_empty_layers_and_groups(emulated):

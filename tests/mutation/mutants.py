@@ -28,6 +28,8 @@ _SECOND = _PRETENDED + "-k second_call"
 _WE = "python/weight_evolution/"
 _CPU = "csrc/cpu/"
 _GPU = "we_kernels/backends/triton/"
+_CUDA = "csrc/cuda/"
+_EMULATED = "tests/cuda/test_emulation.py"
 _OVERLAP = "tests/kernels/test_overlap.py -k '(loops or tile or known or overflow) and not triton'"
 _OVERLAP_TRITON = "tests/kernels/test_overlap.py -k '(loops or known) and triton'"
 _ASYNCHRONOUS = "python/weight_evolution/asynchronous/"
@@ -147,5 +149,25 @@ MUTANTS = [
     Mutant(_LOW_RANK + "parallel.py", "torch.set_num_threads(former)", "pass", _PROJECTION),
     Mutant(
         "python/weight_evolution/low_rank/compact.py", "u * root, rows /", "u, rows /", "tests/low_rank/test_compact.py"
+    ),
+    Mutant(_CUDA + "importance.cu", "sum / static_cast<Acc>(layer.channels)", "sum", _EMULATED),
+    Mutant(_CUDA + "filters.cuh", "if (tail < elements) sum +=", "if (tail + 1 < elements) sum +=", _EMULATED),
+    Mutant(_CUDA + "threshold.cu", "keys[i] < 0 || keys[i] > kLargestFinite", "keys[i] > kLargestFinite", _EMULATED),
+    Mutant(_CUDA + "threshold.cu", "place < last ? place : last", "place", _EMULATED),
+    Mutant(_CUDA + "rank.cu", "kWords + j < row", "kWords + j > row", _EMULATED),
+    Mutant(_CUDA + "rank.cu", "    __syncthreads();\n    const int part", "    const int part", _EMULATED),
+    Mutant(_CUDA + "starvation.cu", "here.count % limit == 0", "here.count % limit == 1", _EMULATED),
+    Mutant(_CUDA + "starvation.cu", "counter < limit ? counter : limit - 1", "counter", _EMULATED),
+    Mutant(_CUDA + "threads.cuh", "__syncthreads();  // before the next", "// before the next", _EMULATED),
+    Mutant(_CUDA + "crossover.cu", "magnitude_bits(own) < smallest", "magnitude_bits(own) <= smallest", _EMULATED),
+    Mutant(_CUDA + "crossover.cu", "if (has_nan) return;", "if (has_nan && false) return;", _EMULATED),
+    Mutant(_CUDA + "crossover.cu", "if (source >= layer.filters) continue;", "", _EMULATED),
+    Mutant(_CUDA + "crossover.cu", "if (head_of(p, elements) != head) head = elements;", "", _EMULATED),
+    Mutant(_CUDA + "bindings.cpp", "check_size(name, elements, expected);", "", "tests/cuda/test_cuda_bindings.py"),
+    Mutant(
+        "we_kernels/backends/native/cuda_tables.py",
+        "    if where.capturing:\n        _captured.add",
+        "    if False:\n        _captured.add",
+        _EMULATED,
     ),
 ]

@@ -17,9 +17,10 @@ from .extension import module
 
 def filter_importance(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout) -> Tensor:
     """float32 [F]; float64 weights are summed in float64, all others in float32."""
-    where = tables.place(weights[0].device)
-    importance = torch.empty(layout.num_filters, dtype=torch.float32, device=where.device)
-    module.cuda_importance(*_bank(weights, layout, where), _memory(importance), where.device_index, where.stream)
+    with tables.guard(weights[0].device):
+        where = tables.place(weights[0].device)
+        importance = torch.empty(layout.num_filters, dtype=torch.float32, device=where.device)
+        module.cuda_importance(*_bank(weights, layout, where), _memory(importance), where.device_index, where.stream)
     return importance
 
 
@@ -32,27 +33,29 @@ def match_filters(
     starvation_limit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L]."""
-    where = tables.place(importance.device)
-    donor, threshold, inferior = _selection(segments, len(local_ratios), where)
-    work = tables.scratch(segments, where)  # lives until the kernels are enqueued
-    module.cuda_match(
-        segments.table.data_ptr(),
-        segments.num_layers,
-        _memory(importance),
-        *_matching(segments, where, work, rates, local_ratios, starvation, starvation_limit),
-        _memory(donor),
-        _memory(threshold),
-        _memory(inferior),
-        where.device_index,
-        where.stream,
-    )
+    with tables.guard(importance.device):
+        where = tables.place(importance.device)
+        donor, threshold, inferior = _selection(segments, len(local_ratios), where)
+        work = tables.scratch(segments, where)  # lives until the kernels are enqueued
+        module.cuda_match(
+            segments.table.data_ptr(),
+            segments.num_layers,
+            _memory(importance),
+            *_matching(segments, where, work, rates, local_ratios, starvation, starvation_limit),
+            _memory(donor),
+            _memory(threshold),
+            _memory(inferior),
+            where.device_index,
+            where.stream,
+        )
     return donor, threshold, inferior
 
 
 def crossover_(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, donor: Tensor, rule: str) -> None:
     """In place; ``donor`` is int32 [F], entries outside [0, N) count as -1."""
-    where = tables.place(donor.device)
-    module.cuda_crossover(*_bank(weights, layout, where), _memory(donor), rule, where.device_index, where.stream)
+    with tables.guard(donor.device):
+        where = tables.place(donor.device)
+        module.cuda_crossover(*_bank(weights, layout, where), _memory(donor), rule, where.device_index, where.stream)
 
 
 def evolve_(
@@ -66,21 +69,23 @@ def evolve_(
     starvation_limit: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Importance, matching and crossover: donors, importances, thresholds, numbers of inferior filters."""
-    where, segments = tables.place(weights[0].device), layout.segments
-    importance = torch.empty(layout.num_filters, dtype=torch.float32, device=where.device)
-    donor, threshold, inferior = _selection(segments, len(local_ratios), where)
-    work = tables.scratch(segments, where)  # lives until the kernels are enqueued
-    module.cuda_evolve(
-        *_bank(weights, layout, where),
-        *_matching(segments, where, work, rates, local_ratios, starvation, starvation_limit),
-        rule,
-        _memory(donor),
-        _memory(importance),
-        _memory(threshold),
-        _memory(inferior),
-        where.device_index,
-        where.stream,
-    )
+    segments = layout.segments
+    with tables.guard(weights[0].device):
+        where = tables.place(weights[0].device)
+        importance = torch.empty(layout.num_filters, dtype=torch.float32, device=where.device)
+        donor, threshold, inferior = _selection(segments, len(local_ratios), where)
+        work = tables.scratch(segments, where)  # lives until the kernels are enqueued
+        module.cuda_evolve(
+            *_bank(weights, layout, where),
+            *_matching(segments, where, work, rates, local_ratios, starvation, starvation_limit),
+            rule,
+            _memory(donor),
+            _memory(importance),
+            _memory(threshold),
+            _memory(inferior),
+            where.device_index,
+            where.stream,
+        )
     return donor, importance, threshold, inferior
 
 

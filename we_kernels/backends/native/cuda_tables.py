@@ -38,11 +38,14 @@ class Place(NamedTuple):
     """A CUDA graph is being captured on it."""
 
 
+guard = torch.cuda.device
+"""Context in which a device is torch's current one."""
+
+
 def place(device: torch.device) -> Place:
-    """The current stream of a CUDA device."""
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream()
-        return Place(device, stream.device_index, stream.cuda_stream, torch.cuda.is_current_stream_capturing())
+    """The current stream of the device that `guard` has made current."""
+    stream = torch.cuda.current_stream()
+    return Place(device, stream.device_index, stream.cuda_stream, torch.cuda.is_current_stream_capturing())
 
 
 def layers(layout: Layout, where: Place) -> Tensor:
