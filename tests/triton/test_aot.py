@@ -29,3 +29,12 @@ def test_compiles_without_spills(capability, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     compiled = re.findall(rf"^\w+ +{capability} ", done.stdout, re.MULTILINE)
     assert len(compiled) == 4 + 2 + 2 + 4 * 6 + 2 + 1 + 2 + 3 + 4  # kernels and their specialisations
+
+
+def test_narrow_offsets_are_seen():
+    import aot_table
+
+    line = "%7 = tt.addptr %5, %6 : tensor<64x!tt.ptr<f16>>, tensor<64x{}> loc(#loc1)"
+    assert aot_table.count_narrow_offsets(line.format("i32"), "fp16") == 1
+    assert aot_table.count_narrow_offsets(line.format("i64"), "fp16") == 0
+    assert aot_table.count_narrow_offsets(line.format("i32"), "bf16") == 0
