@@ -61,8 +61,9 @@ std::optional<std::string> cuda_status() {
 // A tensor as Python hands it over: address and number of bytes.
 using Memory = std::pair<std::uintptr_t, std::int64_t>;
 
-// Where the kernels of a call run. Its device becomes current, and stays so: the caller has made it torch's current one,
-// and this copy of the CUDA runtime may remember an older one, which to restore would leave torch in the wrong context.
+// Where the kernels of a call run. Its device becomes current, and stays so: the caller has made it torch's current
+// one, and this copy of the CUDA runtime may remember an older one: to restore that would leave torch in the wrong
+// context.
 class Place {
  public:
   Place(int device, std::uintptr_t stream) : device_(device), stream_(reinterpret_cast<cudaStream_t>(stream)) {
@@ -167,7 +168,8 @@ struct Matching {
 
   Matching(std::span<const cpu::Segment> segments, std::int64_t groups, const Memory& plan_memory,
            const Memory& scratch_memory, const Memory& rates, const Memory& ratios,
-           const std::optional<Memory>& starvation, double limit, const Memory& donor, const Memory& threshold, const Memory& inferior, Arrays& arrays)
+           const std::optional<Memory>& starvation, double limit, const Memory& donor,
+           const Memory& threshold, const Memory& inferior, Arrays& arrays)
       : plan(arrays.get<const std::int32_t>("plan", plan_memory, cuda::plan_size(segments, groups)),
              cpu::check_segments(segments, groups), static_cast<std::int64_t>(segments.size()), groups,
              cuda::num_rank_tiles(segments)),
@@ -205,8 +207,8 @@ void importance_binding(const py::list& weights, std::uintptr_t table, std::int6
 
 void match_binding(std::uintptr_t segments_table, std::int64_t num_layers, const Memory& importance, const Memory& plan,
                    const Memory& scratch, const Memory& rates, const Memory& ratios,
-                   const std::optional<Memory>& starvation, double limit, const Memory& donor, const Memory& threshold, const Memory& inferior,
-                   int device, std::uintptr_t stream) {
+                   const std::optional<Memory>& starvation, double limit, const Memory& donor,
+                   const Memory& threshold, const Memory& inferior, int device, std::uintptr_t stream) {
   Arrays arrays;
   const auto segments = array<const cpu::Segment>("table", segments_table, num_layers);
   const std::int64_t groups = groups_of(ratios);

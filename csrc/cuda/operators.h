@@ -37,7 +37,9 @@ struct Scratch {
   std::int32_t* order;        // [F]: each layer's rows, by descending importance; where global selection allows any
   std::int32_t* first_match;  // [L + 1]: matched filters in the slots before each slot, and in all
 
-  static std::int64_t size(std::int64_t num_layers, std::int64_t num_filters) { return 3 * num_layers + 1 + num_filters; }
+  static std::int64_t size(std::int64_t num_layers, std::int64_t num_filters) {
+    return 3 * num_layers + 1 + num_filters;
+  }
   Scratch(std::int32_t* memory, std::int64_t num_layers)
       : counts(memory), order(memory + 3 * num_layers + 1), first_match(memory + 2 * num_layers) {}
 };

@@ -128,7 +128,9 @@ inline void run_block() {
     for (const unsigned warp : ordered(warps, threads / kWarp)) progress |= run_warp(warp * kWarp);
   }
   const auto finished = [](const Fiber& fiber) { return fiber.wait == Wait::finished; };
-  if (!std::all_of(fibers.begin(), fibers.begin() + threads, finished)) fail("threads wait at a barrier that others of them do not reach");
+  if (!std::all_of(fibers.begin(), fibers.begin() + threads, finished)) {
+    fail("threads wait at a barrier that others of them do not reach");
+  }
 }
 
 template <typename T>
@@ -152,7 +154,8 @@ T exchange(unsigned mask, T value, unsigned source) {
 }  // namespace emulation
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments... arguments) {
   static std::vector<unsigned> blocks;
   const dim3 grid = config->gridDim;
   const dim3 block = config->blockDim;
