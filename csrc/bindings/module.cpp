@@ -28,6 +28,7 @@ PYBIND11_MODULE(_native, module) {
   module.doc() = "The native backend: operators on raw addresses; we_kernels/backends/native calls them.";
   bind_asynchronous(module);
   bind_evolution(module);
+  bind_grafting(module);
   module.def("compiler", &compiler, "Name and version of the C++ compiler.");
   module.def("simd", [] { return kernels().name; }, "The instruction set in use.");
   module.def(

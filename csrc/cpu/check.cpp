@@ -79,4 +79,22 @@ std::int64_t check_segments(std::span<const Segment> segments, std::int64_t grou
   return filters;
 }
 
+void check_networks(std::span<const Bank> networks) {
+  if (networks.size() < 2 || networks.size() > kMaxNetworks) {
+    throw std::invalid_argument("the number of networks is not in [2, " + std::to_string(kMaxNetworks) + "]");
+  }
+  const std::span<const Layer> first = networks[0].layers;
+  for (const Bank& network : networks) {
+    if (network.layers.size() != first.size()) throw std::invalid_argument("networks differ in their number of layers");
+    for (std::size_t i = 0; i < first.size(); ++i) {
+      const Layer& a = first[i];
+      const Layer& b = network.layers[i];
+      if (a.filters != b.filters || a.channels != b.channels || a.dtype != b.dtype ||
+          a.kernel0 * a.kernel1 * a.kernel2 != b.kernel0 * b.kernel1 * b.kernel2) {
+        refuse(i, "differs between networks");
+      }
+    }
+  }
+}
+
 }  // namespace we::cpu

@@ -47,4 +47,13 @@ void crossover(const Bank& bank, std::span<const std::int32_t> donor, Rule rule,
 void evolve(const Bank& bank, std::span<float> importance, const MatchingRule& matching, Rule rule,
             const Selection& selection, int threads);
 
+// int64 [layers, bins], or [filters, bins] when per filter. The first count is -1 where an element is not finite.
+void count_bins(const Bank& bank, int bins, bool per_filter, std::span<std::int64_t> counts, int threads);
+// `networks`: banks of the same filters, channels, numbers of elements and dtypes, that share no memory. `coefficients`
+// has `written` rows of as many columns as there are layers, or filters when per filter.
+void blend(std::span<const Bank> networks, std::span<const float> coefficients, int written, bool per_filter,
+           int threads);
+// Throws std::invalid_argument unless the networks are so; they have been checked one by one.
+void check_networks(std::span<const Bank> networks);
+
 }  // namespace we::cpu

@@ -15,7 +15,30 @@ struct Pair {
   std::int32_t donor;
 };
 
-// The two loops over weights, compiled once per instruction set. All sets give the same bits: sums have a fixed order
+inline constexpr int kMaxBins = 256;
+inline constexpr int kMaxNetworks = 1024;
+
+// Of elements; those of narrower dtypes are exact in double.
+struct Range {
+  double low = __builtin_inf();
+  double high = -__builtin_inf();
+  bool finite = true;
+};
+
+// One layer of several networks: network k becomes c_k W_k + (1 - c_k) W_(k-1), network 0 with the last one's W, for
+// the first `written` of them. `layers` have the same sizes and dtype, apart from which kernel sizes are merged.
+struct Blend {
+  const Layer* layers;   // [networks]
+  void* const* weights;  // [networks]
+  const float* coefficients;  // c_k is [k * columns], plus the filter's number when it is per filter
+  std::int64_t columns;
+  int networks;  // at most kMaxNetworks
+  int written;
+  bool per_filter;
+  bool alike;  // the layers have equal strides, too
+};
+
+// The loops over weights, compiled once per instruction set. All sets give the same bits: sums have a fixed order
 // and no multiply and add is contracted.
 struct Kernels {
   const char* name;
@@ -28,6 +51,12 @@ struct Kernels {
   // Those of them that are not selected are copied from the weight to their places in a buffer, or back.
   void (*copy_unselected)(const Layer& layer, void* weight, void* places, const std::uint8_t* selected,
                           std::int64_t first, std::int64_t count, bool restore);
+  // Extends the range to these filters' elements.
+  void (*range)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count, Range* range);
+  // Adds these filters' elements to counts[bins]; the range is finite.
+  void (*count_bins)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count,
+                     const Range& range, int bins, std::int64_t* counts);
+  void (*blend)(const Blend& blend, std::int64_t first, std::int64_t count);
 };
 
 extern const Kernels kBaseline;

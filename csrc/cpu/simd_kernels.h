@@ -2,6 +2,8 @@
 #pragma once
 
 #include "cpu/simd.h"
+#include "cpu/simd_bins.h"
+#include "cpu/simd_blend.h"
 #include "cpu/simd_crossover.h"
 #include "cpu/simd_importance.h"
 #include "cpu/simd_sgd.h"
@@ -46,9 +48,32 @@ void copy_unselected(const Layer& layer, void* weight, void* places, const std::
   });
 }
 
+void range(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count, Range* range) {
+  with_type(layer, const_cast<void*>(weight),
+            [&](const auto* typed) { find_range(layer, typed, first, count, range); });
+}
+
+void count_bins(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count, const Range& range,
+                int bins, std::int64_t* counts) {
+  with_type(layer, const_cast<void*>(weight),
+            [&](const auto* typed) { count_bins(layer, typed, first, count, range, bins, counts); });
+}
+
+void blend(const Blend& blend, std::int64_t first, std::int64_t count) {
+  with_type(blend.layers[0], nullptr, [&](auto* type) { blend_filters(blend, type, first, count); });
+}
+
 }  // namespace
 
-constinit const Kernels WE_SIMD_KERNELS = {WE_SIMD_NAME, importance, static_cast<decltype(Kernels::crossover)>(crossover),
-                                           sgd, copy_unselected};
+constinit const Kernels WE_SIMD_KERNELS = {
+    WE_SIMD_NAME,
+    importance,
+    static_cast<decltype(Kernels::crossover)>(crossover),
+    sgd,
+    copy_unselected,
+    range,
+    static_cast<decltype(Kernels::count_bins)>(count_bins),
+    blend,
+};
 
 }  // namespace we::cpu

@@ -27,6 +27,15 @@ class Walk {
       : sizes_{layer.channels, layer.kernel0, layer.kernel1, layer.kernel2},
         strides_{layer.channel_stride, layer.stride0, layer.stride1, layer.stride2} {}
 
+  // From the element of that number on.
+  Walk(const Layer& layer, std::int64_t start) : Walk(layer) {
+    for (int d = 3; d >= 0; --d) {
+      at_[d] = start % sizes_[d];
+      start /= sizes_[d];
+      offset_ += at_[d] * strides_[d];
+    }
+  }
+
   // The offset of the element it is at; then goes on to the next.
   std::int64_t next() {
     const std::int64_t offset = offset_;

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/pool.h"
@@ -24,9 +26,10 @@ inline std::atomic<std::int64_t> worth_waking{1 << 24};
 // Work cut into slices of about equal numbers of bytes, so that few large layers do not starve a thread.
 class Slices {
  public:
-  // `total`: bytes of everything that will be added.
-  Slices(int threads, std::int64_t total)
-      : threads_(total < worth_waking.load(std::memory_order_relaxed) ? 1 : threads),
+  // `total`: bytes of everything that will be added. `whole`: bytes of all the work that it is a part of.
+  Slices(int threads, std::int64_t total) : Slices(threads, total, total) {}
+  Slices(int threads, std::int64_t total, std::int64_t whole)
+      : threads_(whole < worth_waking.load(std::memory_order_relaxed) ? 1 : threads),
         target_(std::clamp(total / (kSlicesPerThread * threads), kSmallest, kLargest)) {}
 
   void add(std::int32_t layer, std::int64_t items, std::int64_t bytes_per_item) {
@@ -36,9 +39,15 @@ class Slices {
     }
   }
 
+  std::size_t size() const { return slices_.size(); }
+
+  // body(slice), or body(slice, its number).
   template <class F>
   void run(F&& body) const {
-    parallel_for(threads_, static_cast<std::uint32_t>(slices_.size()), [&](std::uint32_t i) { body(slices_[i]); });
+    parallel_for(threads_, static_cast<std::uint32_t>(slices_.size()), [&](std::uint32_t i) {
+      if constexpr (std::is_invocable_v<F&, const Slice&, std::size_t>) body(slices_[i], std::size_t{i});
+      else body(slices_[i]);
+    });
   }
 
  private:

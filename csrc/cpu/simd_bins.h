@@ -1,0 +1,247 @@
+// The range of elements, and how many fall into each of equally wide bins. For the simd_*.cpp files only.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/simd.h"
+#include "cpu/simd_walk.h"
+#include "layout.h"
+
+namespace we::cpu {
+namespace {
+
+template <class T>
+using AccOf = typename Number<T>::Acc;
+
+// visit(run, length) for the runs of memory that these filters fill; filters with gaps are packed.
+template <class T, class F>
+void each_run(const Layer& layer, const T* weight, std::int64_t first, std::int64_t count, F&& visit) {
+  const std::int64_t elements = elements_of(layer);
+  const T* filter = weight + first * layer.filter_stride;
+  const bool dense = is_dense(layer);
+  if (dense && layer.filter_stride == elements) return visit(filter, count * elements);
+  constexpr std::int64_t size = 1024;
+  T packed[size];
+  std::int64_t used = 0;
+  for (std::int64_t i = 0; i < count; ++i, filter += layer.filter_stride) {
+    if (dense && elements >= size) {
+      visit(filter, elements);
+      continue;
+    }
+    Walk walk(layer);
+    for (std::int64_t left = elements; left > 0;) {
+      const std::int64_t part = left < size - used ? left : size - used;
+      walk.gather(filter, packed + used, part);
+      left -= part;
+      used += part;
+      if (used == size) {
+        visit(packed, size);
+        used = 0;
+      }
+    }
+  }
+  if (used > 0) visit(packed, used);
+}
+
+template <class T>
+class RangeOf {
+ public:
+  void add(const T* x, std::int64_t count) {
+    const T* const end = x + count;
+    for (; end - x >= kVectors * kLanes<T>; x += kVectors * kLanes<T>) {
+      for (int v = 0; v < kVectors; ++v) {
+        const Values<T> value = load(x + v * kLanes<T>);
+        low_[v] = value < low_[v] ? value : low_[v];
+        high_[v] = value > high_[v] ? value : high_[v];
+        other_[v] |= (Bits<T>)(value - value);  // 0 unless the value is NaN or infinite
+      }
+    }
+    for (; x < end; ++x) add_one(widen(*x));
+  }
+
+  void merge_into(Range* range) {
+    for (int v = 0; v < kVectors; ++v) {
+      for (int lane = 0; lane < kLanes<T>; ++lane) {
+        if (low_[v][lane] < least_) least_ = low_[v][lane];
+        if (high_[v][lane] > most_) most_ = high_[v][lane];
+        finite_ &= other_[v][lane] == 0;
+      }
+    }
+    if (least_ < range->low) range->low = least_;
+    if (most_ > range->high) range->high = most_;
+    range->finite &= finite_;
+  }
+
+ private:
+  static constexpr int kVectors = 4;
+
+  void add_one(AccOf<T> value) {
+    if (value < least_) least_ = value;
+    if (value > most_) most_ = value;
+    finite_ &= value - value == 0;
+  }
+
+  AccOf<T> least_ = __builtin_inf();
+  AccOf<T> most_ = -__builtin_inf();
+  bool finite_ = true;
+  Values<T> low_[kVectors] = {Values<T>{} + least_, Values<T>{} + least_, Values<T>{} + least_, Values<T>{} + least_};
+  Values<T> high_[kVectors] = {Values<T>{} + most_, Values<T>{} + most_, Values<T>{} + most_, Values<T>{} + most_};
+  Bits<T> other_[kVectors] = {};
+};
+
+template <class T>
+void find_range(const Layer& layer, const T* weight, std::int64_t first, std::int64_t count, Range* range) {
+  RangeOf<T> found;
+  each_run(layer, weight, first, count, [&](const T* run, std::int64_t length) { found.add(run, length); });
+  found.merge_into(range);
+}
+
+typedef std::int8_t Bytes __attribute__((vector_size(kBytes)));
+
+// The elements of four vectors as bytes, in any order.
+inline Bytes pack_bytes(Ints a, Ints b, Ints c, Ints d) {
+#if defined(__AVX512F__)
+  return (Bytes)_mm512_packs_epi16(_mm512_packs_epi32((__m512i)a, (__m512i)b),
+                                   _mm512_packs_epi32((__m512i)c, (__m512i)d));
+#elif defined(__AVX2__)
+  return (Bytes)_mm256_packs_epi16(_mm256_packs_epi32((__m256i)a, (__m256i)b),
+                                   _mm256_packs_epi32((__m256i)c, (__m256i)d));
+#elif defined(__SSE2__)
+  return (Bytes)_mm_packs_epi16(_mm_packs_epi32((__m128i)a, (__m128i)b), _mm_packs_epi32((__m128i)c, (__m128i)d));
+#else
+  Bytes bytes;
+  for (int i = 0; i < kBytes / 4; ++i) {
+    bytes[4 * i] = static_cast<std::int8_t>(a[i]), bytes[4 * i + 1] = static_cast<std::int8_t>(b[i]);
+    bytes[4 * i + 2] = static_cast<std::int8_t>(c[i]), bytes[4 * i + 3] = static_cast<std::int8_t>(d[i]);
+  }
+  return bytes;
+#endif
+}
+
+// Where the bins are: edge k is low + k * width, rounded after each operation; an element is in the bin of the last
+// edge that is not above it.
+template <class T>
+class Bins {
+ public:
+  using Acc = AccOf<T>;
+
+  Bins(const Range& range, int bins) : bins_(bins) {
+    low_ = static_cast<Acc>(range.low);
+    Acc high = static_cast<Acc>(range.high);
+    if (high - low_ == static_cast<Acc>(__builtin_inf())) {
+      part_ = static_cast<Acc>(0.25);
+      low_ *= part_;
+      high *= part_;
+    }
+    width_ = (high - low_) / static_cast<Acc>(bins);
+    constexpr bool wide = sizeof(Acc) == 8;
+    const Acc largest = absolute(low_) > absolute(high) ? absolute(low_) : absolute(high);
+    // From 16 units in the last place on, and far from subnormal numbers, the nearest edge is off by less than one
+    // half of a bin when it is found by dividing.
+    simple_ = part_ == 1 && width_ >= largest * static_cast<Acc>(wide ? 0x1p-48 : 0x1p-19) &&
+              width_ >= static_cast<Acc>(wide ? 0x1p-1000 : 0x1p-100);
+    inverse_ = 1 / width_;
+    start_ = low_ - width_ / 2;
+  }
+
+  bool simple() const { return simple_; }
+
+  // In [0, bins]; `bins`: at or above the last edge.
+  int of(Acc value) const {
+    if (simple_) {
+      const int k = static_cast<int>((value - start_) * inverse_);
+      return k - (value < edge(k));
+    }
+    int found = 0;
+    for (int step = 256; step > 0; step /= 2) {
+      if (found + step <= bins_ && value * part_ >= edge(found + step)) found += step;
+    }
+    return found;
+  }
+
+  // The same for simple bins, four-byte lanes.
+  Ints of(Floats value) const {
+    const Ints k = __builtin_convertvector((value - start_) * inverse_, Ints);
+    return k + (value < low_ + __builtin_convertvector(k, Floats) * width_);
+  }
+
+ private:
+  Acc edge(int k) const { return low_ + static_cast<Acc>(k) * width_; }
+
+  Acc low_;
+  Acc width_;
+  Acc inverse_;
+  Acc start_;
+  Acc part_ = 1;
+  int bins_;
+  bool simple_;
+};
+
+constexpr int kByteBins = 16;
+
+// Elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many those are.
+// Every bin has its own vector of byte counters. Fixed is the number of bins, or 0 when it is known at run time only.
+template <int Fixed, class T>
+std::int64_t count_bytes(const T* x, std::int64_t count, const Bins<T>& where, int bins, std::int64_t* counts) {
+  constexpr std::int64_t lanes = kLanes<T>;
+  constexpr int most = Fixed > 0 ? Fixed : kByteBins;
+  const int used = Fixed > 0 ? Fixed : bins;
+  const std::int64_t groups = count / (4 * lanes);
+  const Bins<T> bin = where;
+  std::int64_t done = 0;
+  while (done < groups) {
+    const std::int64_t part = groups - done < 255 ? groups - done : 255;  // a byte counts no further
+    Bytes counter[most] = {};
+    for (std::int64_t g = 0; g < part; ++g, ++done) {
+      const T* from = x + done * 4 * lanes;
+      const Bytes found = pack_bytes(bin.of(load(from)), bin.of(load(from + lanes)), bin.of(load(from + 2 * lanes)),
+                                     bin.of(load(from + 3 * lanes)));
+#pragma GCC unroll 16
+      for (int b = 0; b < used; ++b) counter[b] -= found == static_cast<std::int8_t>(b);
+    }
+    for (int b = 0; b < used; ++b) {
+      std::uint8_t bytes[kBytes];
+      write(bytes, counter[b]);
+      std::int64_t sum = 0;
+      for (int i = 0; i < kBytes; ++i) sum += bytes[i];
+      counts[b] += sum;
+    }
+  }
+  return groups * 4 * lanes;
+}
+
+template <class T>
+void count_run(const T* x, std::int64_t count, const Bins<T>& where, int bins, std::int64_t* counts) {
+  const T* const end = x + count;
+  if constexpr (sizeof(AccOf<T>) == 4) {
+    if (where.simple() && bins <= kByteBins) {
+      x += bins == 10 ? count_bytes<10>(x, count, where, bins, counts) : count_bytes<0>(x, count, where, bins, counts);
+    }
+  }
+  if (end - x < 256) {
+    for (; x < end; ++x) {
+      const int bin = where.of(widen(*x));
+      if (bin < bins) ++counts[bin];
+    }
+    return;
+  }
+  // Neighbours often are in one bin: counters of their own let them not wait for each other.
+  constexpr int parts = 4;
+  std::int64_t part[parts][kMaxBins + 1] = {};
+  for (; end - x >= parts; x += parts) {
+    for (int p = 0; p < parts; ++p) ++part[p][where.of(widen(x[p]))];
+  }
+  for (; x < end; ++x) ++part[0][where.of(widen(*x))];
+  for (int b = 0; b < bins; ++b) counts[b] += (part[0][b] + part[1][b]) + (part[2][b] + part[3][b]);
+}
+
+template <class T>
+void count_bins(const Layer& layer, const T* weight, std::int64_t first, std::int64_t count, const Range& range,
+                int bins, std::int64_t* counts) {
+  const Bins<T> where(range, bins);
+  each_run(layer, weight, first, count,
+           [&](const T* run, std::int64_t length) { count_run(run, length, where, bins, counts); });
+}
+
+}  // namespace
+}  // namespace we::cpu

@@ -1,0 +1,50 @@
+"""Counts of bins, and blends of networks: one call for all tensors, on torch's number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...layout import Layout
+from .extension import module
+
+
+def count_bins(
+    weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, bins: int, per_filter: bool
+) -> Tensor:
+    """int64 [F, bins] or [L, bins]: elements of every filter or tensor in each bin; -1: one is not finite."""
+    counts = torch.empty((layout.num_filters if per_filter else len(weights), bins), dtype=torch.int64)
+    module.count_bins(
+        list(map(Tensor.data_ptr, weights)),
+        layout.table.data_ptr(),
+        len(weights),
+        bins,
+        per_filter,
+        counts.data_ptr(),
+        len(counts),
+        torch.get_num_threads(),
+    )
+    return counts
+
+
+def blend_(
+    networks: Sequence[Sequence[Tensor]],
+    filter_dims: Sequence[int],
+    layouts: Sequence[Layout],
+    coefficients: Tensor,
+    per_filter: bool,
+) -> None:
+    """W_k <- c_k W_k + (1 - c_k) W_(k-1), in place, for the first ``len(c)`` networks; c is float32 [written, F or L]."""
+    written, columns = coefficients.shape
+    module.blend(
+        [weight.data_ptr() for network in networks for weight in network],
+        [layout.table.data_ptr() for layout in layouts],
+        len(filter_dims),
+        coefficients.data_ptr(),
+        written,
+        columns,
+        per_filter,
+        torch.get_num_threads(),
+    )
