@@ -118,6 +118,26 @@ inline Bytes pack_bytes(Ints a, Ints b, Ints c, Ints d) {
 #endif
 }
 
+// One more in the lanes where the bytes are equal.
+inline Bytes count_equal(Bytes counter, Bytes found, std::int8_t value) {
+#ifdef __AVX512F__
+  const __mmask64 equal = _mm512_cmpeq_epi8_mask((__m512i)found, _mm512_set1_epi8(value));
+  return (Bytes)_mm512_mask_sub_epi8((__m512i)counter, equal, (__m512i)counter, _mm512_set1_epi8(-1));
+#else
+  return counter - (found == value);
+#endif
+}
+
+// One less in the lanes where a < b.
+inline Ints less_one_if_below(Ints counter, Floats a, Floats b) {
+#ifdef __AVX512F__
+  const __mmask16 below = _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
+  return (Ints)_mm512_mask_sub_epi32((__m512i)counter, below, (__m512i)counter, _mm512_set1_epi32(1));
+#else
+  return counter + (a < b);
+#endif
+}
+
 // Where the bins are: edge k is low + k * width, rounded after each operation; an element is in the bin of the last
 // edge that is not above it.
 template <class T>
@@ -162,7 +182,7 @@ class Bins {
   // The same for simple bins, four-byte lanes.
   Ints of(Floats value) const {
     const Ints k = __builtin_convertvector((value - start_) * inverse_, Ints);
-    return k + (value < low_ + __builtin_convertvector(k, Floats) * width_);
+    return less_one_if_below(k, value, low_ + __builtin_convertvector(k, Floats) * width_);
   }
 
  private:
@@ -197,7 +217,7 @@ std::int64_t count_bytes(const T* x, std::int64_t count, const Bins<T>& where, i
       const Bytes found = pack_bytes(bin.of(load(from)), bin.of(load(from + lanes)), bin.of(load(from + 2 * lanes)),
                                      bin.of(load(from + 3 * lanes)));
 #pragma GCC unroll 16
-      for (int b = 0; b < used; ++b) counter[b] -= found == static_cast<std::int8_t>(b);
+      for (int b = 0; b < used; ++b) counter[b] = count_equal(counter[b], found, static_cast<std::int8_t>(b));
     }
     for (int b = 0; b < used; ++b) {
       std::uint8_t bytes[kBytes];

@@ -10,15 +10,6 @@
 namespace we::cpu {
 namespace {
 
-inline Floats narrow_any(const float*, Floats x) { return x; }
-inline Doubles narrow_any(const double*, Doubles x) { return x; }
-inline Shorts narrow_any(const Half* tag, Floats x) {
-  return __builtin_convertvector(x != x, SignedShorts) != 0 ? Shorts{} + 0x7e00 : narrow(tag, x);
-}
-inline Shorts narrow_any(const BFloat16* tag, Floats x) {
-  return __builtin_convertvector(x != x, SignedShorts) != 0 ? Shorts{} + 0x7fc0 : narrow(tag, x);
-}
-
 inline void store_one(float* to, float x) { *to = x; }
 inline void store_one(double* to, double x) { *to = x; }
 template <class T>

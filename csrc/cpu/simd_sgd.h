@@ -34,18 +34,6 @@ inline Doubles fused(Doubles a, Doubles b, Doubles alpha) {
 #endif
 }
 
-// `narrow` with NaN as NaN.
-inline Floats narrow_any(const float*, Floats x) { return x; }
-inline Doubles narrow_any(const double*, Doubles x) { return x; }
-inline Shorts narrow_any(const Half* to, Floats x) {
-  const Shorts rounded = narrow(to, x);
-  return __builtin_convertvector(x != x, SignedShorts) ? Shorts{} + 0x7e00 : rounded;
-}
-inline Shorts narrow_any(const BFloat16* to, Floats x) {
-  const Shorts rounded = narrow(to, x);
-  return __builtin_convertvector(x != x, SignedShorts) ? Shorts{} + 0x7fc0 : rounded;
-}
-
 template <class T>
 constexpr bool kIsNarrow = sizeof(T) == 2;
 

@@ -172,6 +172,18 @@ inline Shorts narrow(const BFloat16*, Floats x) {
   return __builtin_convertvector(finite, Shorts);
 }
 
+// `narrow` with NaN as NaN.
+inline Floats narrow_any(const float*, Floats x) { return x; }
+inline Doubles narrow_any(const double*, Doubles x) { return x; }
+inline Shorts narrow_any(const Half* to, Floats x) {
+  const Shorts rounded = narrow(to, x);
+  return __builtin_convertvector(x != x, SignedShorts) ? Shorts{} + 0x7e00 : rounded;
+}
+inline Shorts narrow_any(const BFloat16* to, Floats x) {
+  const Shorts rounded = narrow(to, x);
+  return __builtin_convertvector(x != x, SignedShorts) ? Shorts{} + 0x7fc0 : rounded;
+}
+
 // -1 for a lane that is finite, else 0.
 inline Ints is_finite(const float*, Floats x) { return magnitude(x) < VectorOf<float>::kInfinity; }
 inline Longs is_finite(const double*, Doubles x) { return magnitude(x) < VectorOf<double>::kInfinity; }

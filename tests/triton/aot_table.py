@@ -65,6 +65,16 @@ TYPES = {
     "has_momentum": "i32",
     "nesterov": "i32",
     "maximize": "i32",
+    "chunks": "*i32",
+    "ranges": "*i64",
+    "bin_counts": "*i64",
+    "bins": "i32",
+    "table_stride": "i32",
+    "runs": "*i32",
+    "coefficients": "*fp32",
+    "columns": "i32",
+    "networks": "i32",
+    "written": "i32",
 }
 """Of the kernels' run-time parameters, by name."""
 
@@ -118,6 +128,8 @@ def type_of(argument):
 
 def kernels():
     from we_kernels.backends.triton import (
+        bins,
+        blend,
         crossover,
         importance,
         overlap,
@@ -143,6 +155,10 @@ def kernels():
         select.select_kernel,
         snapshot.snapshot_kernel,
         sgd.sgd_kernel,
+        bins.range_kernel,
+        bins.bins_kernel,
+        bins.filter_bins_kernel,
+        blend.blend_kernel,
     ]
     return {kernel.__name__: kernel for kernel in found}
 
@@ -154,7 +170,17 @@ def signature(name):
 
 def variants():
     """Every specialisation that the operators launch."""
-    from we_kernels.backends.triton import asynchronous, crossover, importance, operators, overlap, rank, sgd
+    from we_kernels.backends.triton import (
+        asynchronous,
+        bins,
+        blend,
+        crossover,
+        importance,
+        operators,
+        overlap,
+        rank,
+        sgd,
+    )
     from we_kernels.backends.triton.fields import TRITON_DTYPES
 
     kernel, plain = kernels(), {"num_warps": 4, "maxnreg": None}
@@ -175,6 +201,16 @@ def variants():
             yield Variant(kernel["match_and_cross_kernel"], constants | {"SEARCH": 512}, limited)
         constants = {"DTYPE": dtype, "INDEX": index, "DEPTH": overlap.OVERLAP_DEPTH, "BLOCK": 256}
         yield Variant(kernel["unit_rows_kernel"], constants, plain)
+        chunked = {"DTYPE": dtype, "SIZE": bins.CHUNK}
+        yield Variant(kernel["range_kernel"], chunked, limited)
+        # More bins change constants only: one dtype shows that they compile.
+        for count in bins.BIN_COUNTS[: 1 + (dtype == TRITON_DTYPES[0])]:
+            yield Variant(kernel["bins_kernel"], chunked | {"BINS": count}, limited)
+            yield Variant(kernel["filter_bins_kernel"], {"DTYPE": dtype, "INDEX": index, "BINS": count}, limited)
+        for per_filter in (False, True):
+            yield Variant(
+                kernel["blend_kernel"], {"DTYPE": dtype, "PER_FILTER": per_filter, "SIZE": blend.BLEND_TILE}, plain
+            )
     for dtype in TRITON_DTYPES[:2]:
         constants = {"ACC": dtype, "TILE": overlap.OVERLAP_TILE, "DEPTH": overlap.OVERLAP_DEPTH}
         yield Variant(kernel["overlap_kernel"], constants, {"num_warps": 8, "maxnreg": None})

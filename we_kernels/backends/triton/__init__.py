@@ -1,7 +1,9 @@
 """The Triton kernels as a backend: CUDA tensors, or CPU tensors under Triton's interpreter (for tests).
 
 A whole evolution takes five launches, whatever the number of layers: importance, selection, ranking, starvation,
-crossover (importance and crossover once more for every further dtype in the bank). Nothing waits for the device.
+crossover (importance and crossover once more for every further dtype in the bank). Counting bins takes two launches and
+two fills, or one launch per filter; blending networks one; each once more for every further dtype. Nothing waits for
+the device.
 Importing this module imports no Triton; the operators do.
 """
 
@@ -15,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ...layout import Layout, Segments
-from ..reference.grafting import blend_, count_bins
 
 __all__ = [
     "asynchronous_sgd_",
@@ -161,3 +162,25 @@ def asynchronous_sgd_(
         maximize,
         first_steps,
     )
+
+
+def count_bins(
+    weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, bins: int, per_filter: bool
+) -> Tensor:
+    """int64 [F, bins] or [L, bins]: elements of every filter or tensor in each bin; -1: one is not finite."""
+    from . import grafting
+
+    return grafting.count_bins(weights, layout, bins, per_filter)
+
+
+def blend_(
+    networks: Sequence[Sequence[Tensor]],
+    filter_dims: Sequence[int],
+    layouts: Sequence[Layout],
+    coefficients: Tensor,
+    per_filter: bool,
+) -> None:
+    """W_k <- c_k W_k + (1 - c_k) W_(k-1), in place, for the first ``len(c)`` networks; c is float32 [written, F or L]."""
+    from . import grafting
+
+    grafting.blend_(networks, layouts, coefficients, per_filter)

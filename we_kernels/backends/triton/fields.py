@@ -8,8 +8,9 @@ import triton.language as tl
 
 from ...layout import DTYPES, Layer
 
-EXTRA_FIELDS = ("row", "dense")
-"""Columns after those of `Layer`: elements of a filter; 1 if they lie in one gapless run of memory, in any order."""
+EXTRA_FIELDS = ("row", "dense", "run")
+"""Columns after those of `Layer`: elements of a filter; 1 if they lie in one gapless run of memory, in any order; 1 if
+those of the whole tensor do."""
 
 _NAMES = (*Layer._fields, *EXTRA_FIELDS)
 
@@ -35,6 +36,7 @@ GROUP = _column("group")
 FIRST_FILTER = _column("first_filter")
 ROW = _column("row")
 DENSE = _column("dense")
+RUN = _column("run")
 
 TRITON_DTYPES = (tl.float32, tl.float64, tl.float16, tl.bfloat16)
 """In the order of `layout.DTYPES`."""
@@ -117,3 +119,13 @@ def kernel_offsets(fields, element):
     offset2 = (element % size2).to(tl.int64) * tl.load(fields + STRIDE2)
     offset1 = (upper % size1).to(tl.int64) * tl.load(fields + STRIDE1)
     return (upper // size1).to(tl.int64) * tl.load(fields + STRIDE0) + offset1 + offset2
+
+
+@triton.jit
+def element_offsets(fields, index):
+    """int64 offsets of elements of a tensor, given by their number: filter by filter, channel by channel (int64)."""
+    row = tl.load(fields + ROW)
+    elements = (tl.load(fields + KERNEL0) * tl.load(fields + KERNEL1) * tl.load(fields + KERNEL2)).to(tl.int64)
+    within = index % row
+    offset = (index // row) * tl.load(fields + FILTER_STRIDE) + (within // elements) * tl.load(fields + CHANNEL_STRIDE)
+    return offset + kernel_offsets(fields, (within % elements).to(tl.int32))

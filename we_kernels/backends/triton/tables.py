@@ -22,6 +22,8 @@ __all__ = [
     "LayerTables",
     "MatchingTables",
     "Scratch",
+    "chunks",
+    "common_runs",
     "keep_for_graph",
     "layer_tables",
     "matching_tables",
@@ -32,6 +34,7 @@ __all__ = [
 
 _matching: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], MatchingTables]] = WeakKeyDictionary()
 _layers: WeakKeyDictionary[Layout, dict[torch.device, LayerTables]] = WeakKeyDictionary()
+_chunks: WeakKeyDictionary[Layout, dict[tuple[torch.device, int], dict[int, Tensor]]] = WeakKeyDictionary()
 _scratch: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], Scratch]] = WeakKeyDictionary()
 
 
@@ -58,7 +61,7 @@ class LayerTables(NamedTuple):
     """How the weights lie in memory."""
 
     layers: Tensor
-    """int64 [L, 16]: the fields of `Layer`, then `EXTRA_FIELDS`."""
+    """int64 [L, 17]: the fields of `Layer`, then `EXTRA_FIELDS`."""
     layer_of_filter: Tensor
     """int32 [F]."""
     tiles: dict[int, Tensor]
@@ -110,7 +113,7 @@ def layer_tables(layout: Layout, where: Place | torch.device) -> LayerTables:
     tables = cache.get(device)
     if tables is None:
         refuse_capture(place)
-        rows = [(layer.channels * layer.kernel, _is_dense(layer)) for layer in layout.layers]
+        rows = [(layer.channels * layer.kernel, _is_dense(layer), is_run(layer)) for layer in layout.layers]
         extra = torch.tensor(rows, dtype=torch.int64).reshape(-1, len(EXTRA_FIELDS))
         tables = cache[device] = LayerTables(
             torch.cat([layout.table, extra], dim=1).to(device),
@@ -120,7 +123,7 @@ def layer_tables(layout: Layout, where: Place | torch.device) -> LayerTables:
                 for dtype in range(len(DTYPES))
                 if (
                     part := [
-                        (index, layer.filters, rows_per_program(*row))
+                        (index, layer.filters, rows_per_program(*row[:2]))
                         for index, (layer, row) in enumerate(zip(layout.layers, rows, strict=True))
                         if layer.dtype == dtype and layer.filters
                     ]
@@ -130,6 +133,31 @@ def layer_tables(layout: Layout, where: Place | torch.device) -> LayerTables:
         )
     keep_for_graph(layout, place)
     return tables
+
+
+def chunks(layout: Layout, size: int, place: Place) -> dict[int, Tensor]:
+    """For each dtype in the bank: int32 [T, 2], layer and number of every run of ``size`` elements of every tensor."""
+    device = place.device
+    cache = _chunks.setdefault(layout, {})
+    found = cache.get((device, size))
+    if found is None:
+        refuse_capture(place)
+        found = cache[device, size] = {}
+        for dtype in range(len(DTYPES)):
+            part = [(i, layer) for i, layer in enumerate(layout.layers) if layer.dtype == dtype and layer.filters]
+            if part:
+                counts = [-(-layer.filters * layer.channels * layer.kernel // size) for _, layer in part]
+                found[dtype] = _tiles([i for i, _ in part], counts, [1] * len(part)).to(device)
+    keep_for_graph(layout, place)
+    return found
+
+
+def common_runs(layouts: Sequence[Layout]) -> tuple[int, ...]:
+    """For each layer, 1 if in all layouts the tensor's elements lie in one run of memory, in the same order."""
+    if all(layout is layouts[0] for layout in layouts):
+        return tuple(map(is_run, layouts[0].layers))
+    by_layer = zip(*(layout.layers for layout in layouts), strict=True)
+    return tuple(int(len(set(layers)) == 1 and is_run(layers[0])) for layers in by_layer)
 
 
 def scratch(segments: Segments, where: Place | torch.device) -> Scratch:
@@ -166,9 +194,17 @@ def _starts(counts: Tensor) -> Tensor:
 
 def _is_dense(layer: Layer) -> bool:
     """The elements of a filter fill one run of memory, in any order."""
-    steps = ((layer.channel_stride, layer.channels), (layer.stride0, layer.kernel0), (layer.stride1, layer.kernel1))
+    return _fill_run(layer[1:5], layer[6:10])
+
+
+def is_run(layer: Layer) -> int:
+    """1 if the elements of the whole tensor fill one run of memory, in any order."""
+    return int(_fill_run(layer[:5], layer[5:10]))
+
+
+def _fill_run(sizes: Sequence[int], steps: Sequence[int]) -> bool:
     reach = 1
-    for step, size in sorted(((layer.stride2, layer.kernel2), *steps)):
+    for step, size in sorted(zip(steps, sizes, strict=True)):
         if size > 1:
             if step != reach:
                 return False
