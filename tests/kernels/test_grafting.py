@@ -17,7 +17,7 @@ from torch.library import opcheck
 import we_kernels as wk
 
 RECORDED = sorted((Path(__file__).parents[1] / "data" / "filter_grafting").glob("*.json"))
-SHAPES = [(7, 5, 3, 3), (9, 4, 1, 1), (6, 2, 1, 3), (11, 6), (13,), (8, 3, 5), (4, 3, 2, 3, 2), (1, 700), (3, 1)]
+SHAPES = [(7, 5, 3, 3), (9, 4, 1, 1), (6, 2, 1, 3), (11, 6), (13,), (8, 3, 5), (4, 3, 2, 3, 2), (3, 1), (1, 700)]
 NAN, INF = float("nan"), float("inf")
 
 
