@@ -36,7 +36,8 @@ def blend_(
     coefficients: Tensor,
     per_filter: bool,
 ) -> None:
-    """W_k <- c_k W_k + (1 - c_k) W_(k-1), in place, for the first ``len(c)`` networks; c is float32 [written, F or L]."""
+    """W_k <- c_k W_k + (1 - c_k) W_(k-1), in place, for the first ``len(c)`` networks; c is
+    float32 [written, F or L]."""
     written, columns = coefficients.shape
     module.blend(
         [weight.data_ptr() for network in networks for weight in network],

@@ -180,7 +180,8 @@ def blend_(
     coefficients: Tensor,
     per_filter: bool,
 ) -> None:
-    """W_k <- c_k W_k + (1 - c_k) W_(k-1), in place, for the first ``len(c)`` networks; c is float32 [written, F or L]."""
+    """W_k <- c_k W_k + (1 - c_k) W_(k-1), in place, for the first ``len(c)`` networks; c is
+    float32 [written, F or L]."""
     from . import grafting
 
     grafting.blend_(networks, layouts, coefficients, per_filter)

@@ -61,7 +61,7 @@ def blend_(
     layer_tables = [tables.layer_tables(layout, place).layers for layout in layouts]
     alike = all(layout is layouts[0] for layout in layouts)
     layers = layer_tables[0] if alike else torch.stack(layer_tables)
-    runs = upload(tables.common_runs(layouts), torch.int32, place)
+    runs = upload(tables.common_runs(layouts, per_filter), torch.int32, place)
     for index, chunks in tables.chunks(layouts[0], BLEND_TILE, place).items():
         launch(
             blend_kernel,

@@ -152,12 +152,20 @@ def chunks(layout: Layout, size: int, place: Place) -> dict[int, Tensor]:
     return found
 
 
-def common_runs(layouts: Sequence[Layout]) -> tuple[int, ...]:
-    """For each layer, 1 if in all layouts the tensor's elements lie in one run of memory, in the same order."""
-    if all(layout is layouts[0] for layout in layouts):
-        return tuple(map(is_run, layouts[0].layers))
+def common_runs(layouts: Sequence[Layout], per_filter: bool) -> tuple[int, ...]:
+    """For each layer, 1 if in all layouts the tensor's elements lie in one run of memory, in the same order.
+
+    ``per_filter``: and filter after filter.
+    """
     by_layer = zip(*(layout.layers for layout in layouts), strict=True)
-    return tuple(int(len(set(layers)) == 1 and is_run(layers[0])) for layers in by_layer)
+    return tuple(
+        int(len(set(layers)) == 1 and is_run(layers[0]) and not (per_filter and _mixes_filters(layers[0])))
+        for layers in by_layer
+    )
+
+
+def _mixes_filters(layer: Layer) -> bool:
+    return layer.filters > 1 and layer.filter_stride != layer.channels * layer.kernel
 
 
 def scratch(segments: Segments, where: Place | torch.device) -> Scratch:
