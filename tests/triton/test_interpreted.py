@@ -268,6 +268,12 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
                 wk.match_filters(bank, torch.rand(20), rate=0.5)
                 wk.crossover_(bank, donor, rule)
                 wk.filter_overlap(bank)
+    with wk.use_backend("triton"):
+        other = wk.FilterBank([torch.randn_like(weight) for weight in weights])
+        for per, size in (("tensor", 4), ("filter", 20)):
+            wk.weight_entropy(bank, per=per)
+            wk.weight_entropy(wk.FilterBank(weights[:1]), 256, per=per)
+            wk.blend_(bank, other, torch.rand(size), per=per)
     elsewhere = ("select_kernel", "snapshot_kernel", "sgd_kernel")  # test_asynchronous_interpreted.py
     listed = {variant.key() for variant in aot_table.variants() if variant.kernel.__name__ not in elsewhere}
     for name, arguments, constants in launches:
