@@ -147,7 +147,7 @@ def _load(base, fields, run, index, start, end, DTYPE: tl.constexpr):
     if run == 1:
         # Nothing is known about an address from a table: vector loads only of whole tiles from aligned addresses.
         if ((base.to(tl.int64) + start * size) % 16 == 0) & (start + TILE <= end):
-            x = tl.load(tl.multiple_of(base + start, 16) + tl.arange(0, TILE))
+            x = tl.load(tl.multiple_of(base + start, 16) + tl.arange(0, TILE).to(tl.int64))
         else:
             x = tl.load(base + index, mask=index < end, other=0.0)
     else:

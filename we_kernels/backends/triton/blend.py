@@ -70,11 +70,11 @@ def _blend(ways, start, end, PER_FILTER: tl.constexpr, WAY: tl.constexpr, DTYPE:
     if PER_FILTER:
         coefficients += index // tl.load(ways[1] + ROW)
     last = networks - 1
-    of_last = _load(_place(ways, last, index, start, WAY, DTYPE, SIZE), inside, WAY, DTYPE)
+    of_last = _load(_place(ways, last, index, WAY, DTYPE), inside, WAY, DTYPE)
     neighbour = of_last
     k = networks * 0
     while k < written:
-        place = _place(ways, k, index, start, WAY, DTYPE, SIZE)
+        place = _place(ways, k, index, WAY, DTYPE)
         own = of_last
         if k < last:
             own = _load(place, inside, WAY, DTYPE)
@@ -94,11 +94,11 @@ def _blend(ways, start, end, PER_FILTER: tl.constexpr, WAY: tl.constexpr, DTYPE:
 
 
 @triton.jit
-def _place(ways, k, index, start, WAY: tl.constexpr, DTYPE: tl.constexpr, SIZE: tl.constexpr):
+def _place(ways, k, index, WAY: tl.constexpr, DTYPE: tl.constexpr):
     """Pointers to the elements of network k. WAY: 0 any strides, 1 a run of memory, 2 an aligned run."""
     base = tl.load(ways[0] + k * ways[3]).to(tl.pointer_type(DTYPE))
     if WAY == 2:
-        place = tl.multiple_of(base, 16) + start + tl.arange(0, SIZE)
+        place = tl.multiple_of(base, 16) + index
     elif WAY == 1:
         place = base + index
     else:
