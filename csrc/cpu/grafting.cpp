@@ -7,10 +7,6 @@
 namespace we::cpu {
 namespace {
 
-// Elements are read twice, for their range and for their bins: layers of this many bytes together, so that the second
-// time finds them in a cache that the threads share.
-constexpr std::int64_t kBatch = 1 << 22;
-
 std::int64_t bytes_of(const Layer& layer) { return layer.filters * bytes_per_filter(layer); }
 
 void count_per_filter(const Bank& bank, int bins, std::int64_t* counts, int threads) {
@@ -34,40 +30,42 @@ void count_per_filter(const Bank& bank, int bins, std::int64_t* counts, int thre
   });
 }
 
-// Layers begin, ..., end - 1, as `as_run` made them.
-void count_batch(const Bank& bank, std::span<const Layer> runs, std::size_t begin, std::size_t end, int bins,
-                 std::int64_t* counts, int threads, std::int64_t whole) {
+void count_per_tensor(const Bank& bank, int bins, std::int64_t* counts, int threads) {
+  std::vector<Layer> runs;
   std::int64_t total = 0;
-  for (std::size_t i = begin; i < end; ++i) total += bytes_of(runs[i]);
-  Slices slices(threads, total, whole);
-  for (std::size_t i = begin; i < end; ++i) {
+  for (const Layer& layer : bank.layers) {
+    runs.push_back(as_run(layer));
+    total += bytes_of(layer);
+  }
+  Slices slices(threads, total);
+  for (std::size_t i = 0; i < runs.size(); ++i) {
     slices.add(static_cast<std::int32_t>(i), runs[i].filters, bytes_per_filter(runs[i]));
   }
   const Kernels& simd = kernels();
   std::vector<Range> parts(slices.size());
-  std::vector<std::int32_t> layer_of(slices.size());
   slices.run([&](const Slice& slice, std::size_t number) {
     Range range;
     simd.range(runs[slice.layer], bank.weights[slice.layer], slice.first, slice.count, &range);
     parts[number] = range;
-    layer_of[number] = slice.layer;
   });
-  std::vector<Range> ranges(end - begin);
+  std::vector<Range> ranges(runs.size());
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    Range& range = ranges[layer_of[i] - begin];
+    Range& range = ranges[slices[i].layer];
     range.low = std::min(range.low, parts[i].low);
     range.high = std::max(range.high, parts[i].high);
     range.finite &= parts[i].finite;
   }
-  slices.run([&](const Slice& slice) {
-    const Range& range = ranges[slice.layer - begin];
+  // From the last slice back: those are what the first pass left in the caches.
+  slices.run([&](const Slice&, std::size_t number) {
+    const Slice& slice = slices[slices.size() - 1 - number];
+    const Range& range = ranges[slice.layer];
     if (!range.finite) return;
     std::int64_t found[kMaxBins] = {};
     simd.count_bins(runs[slice.layer], bank.weights[slice.layer], slice.first, slice.count, range, bins, found);
     for (int b = 0; b < bins; ++b) __atomic_fetch_add(counts + slice.layer * bins + b, found[b], __ATOMIC_RELAXED);
   });
-  for (std::size_t i = begin; i < end; ++i) {
-    if (!ranges[i - begin].finite) counts[static_cast<std::int64_t>(i) * bins] = -1;
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    if (!ranges[i].finite) counts[static_cast<std::int64_t>(i) * bins] = -1;
   }
 }
 
@@ -75,20 +73,8 @@ void count_batch(const Bank& bank, std::span<const Layer> runs, std::size_t begi
 
 void count_bins(const Bank& bank, int bins, bool per_filter, std::span<std::int64_t> counts, int threads) {
   std::fill(counts.begin(), counts.end(), 0);
-  if (per_filter) return count_per_filter(bank, bins, counts.data(), threads);
-  std::vector<Layer> runs;
-  std::int64_t whole = 0;
-  for (const Layer& layer : bank.layers) {
-    runs.push_back(as_run(layer));
-    whole += bytes_of(layer);
-  }
-  for (std::size_t begin = 0; begin < runs.size();) {
-    std::size_t end = begin + 1;
-    std::int64_t bytes = bytes_of(runs[begin]);
-    while (end < runs.size() && bytes + bytes_of(runs[end]) <= kBatch) bytes += bytes_of(runs[end++]);
-    count_batch(bank, runs, begin, end, bins, counts.data(), threads, whole);
-    begin = end;
-  }
+  if (per_filter) count_per_filter(bank, bins, counts.data(), threads);
+  else count_per_tensor(bank, bins, counts.data(), threads);
 }
 
 void blend(std::span<const Bank> networks, std::span<const float> coefficients, int written, bool per_filter,

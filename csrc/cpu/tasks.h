@@ -26,10 +26,9 @@ inline std::atomic<std::int64_t> worth_waking{1 << 24};
 // Work cut into slices of about equal numbers of bytes, so that few large layers do not starve a thread.
 class Slices {
  public:
-  // `total`: bytes of everything that will be added. `whole`: bytes of all the work that it is a part of.
-  Slices(int threads, std::int64_t total) : Slices(threads, total, total) {}
-  Slices(int threads, std::int64_t total, std::int64_t whole)
-      : threads_(whole < worth_waking.load(std::memory_order_relaxed) ? 1 : threads),
+  // `total`: bytes of everything that will be added.
+  Slices(int threads, std::int64_t total)
+      : threads_(total < worth_waking.load(std::memory_order_relaxed) ? 1 : threads),
         target_(std::clamp(total / (kSlicesPerThread * threads), kSmallest, kLargest)) {}
 
   void add(std::int32_t layer, std::int64_t items, std::int64_t bytes_per_item) {
@@ -40,6 +39,7 @@ class Slices {
   }
 
   std::size_t size() const { return slices_.size(); }
+  const Slice& operator[](std::size_t number) const { return slices_[number]; }
 
   // body(slice), or body(slice, its number).
   template <class F>

@@ -41,9 +41,9 @@ _SUBSETS_TRITON = (
     "tests/kernels/test_asynchronous.py tests/triton/test_asynchronous_interpreted.py "
     "-k 'triton and (definition or halves or snapshot or rounds or finite)'"
 )
-_GRAFTING = "tests/kernels/test_grafting.py -k 'not native and not triton'"
-_NATIVE_GRAFTING = "tests/kernels/test_grafting.py -k native"
-_TRITON_GRAFTING = "tests/kernels/test_grafting.py -k triton"
+_BLENDS = "tests/kernels/test_grafting.py -k 'not native and not triton'"
+_NATIVE_BLENDS = "tests/kernels/test_grafting.py -k native"
+_TRITON_BLENDS = "tests/kernels/test_grafting.py -k triton"
 
 MUTANTS = [
     Mutant(_REFERENCE + "importance.py", ".div(layer.channels)", "", _KERNELS),
@@ -173,11 +173,11 @@ MUTANTS = [
         "    if False:\n        _captured.add",
         _EMULATED,
     ),
-    Mutant(_REFERENCE + "grafting.py", "(x >= left[:, None])", "(x > left[:, None])", _GRAFTING),
-    Mutant(_REFERENCE + "grafting.py", "before[k - 1]", "before[k]", _GRAFTING),
-    Mutant("we_kernels/grafting.py", "        _check_separate(banks, names)\n", "        pass\n", _GRAFTING),
-    Mutant(_CPU + "simd_bins.h", "start_ = low_ - width_ / 2;", "start_ = low_ + width_;", _NATIVE_GRAFTING),
-    Mutant(_CPU + "simd_blend.h", "neighbour[v] = own;", "static_cast<void>(own);", _NATIVE_GRAFTING),
-    Mutant(_GPU + "bins.py", "(edge <= bins) &", "(edge < bins) &", _TRITON_GRAFTING),
-    Mutant(_GPU + "blend.py", "        neighbour = own\n", "", _TRITON_GRAFTING),
+    Mutant(_REFERENCE + "grafting.py", "(x >= left[:, None])", "(x > left[:, None])", _BLENDS),
+    Mutant(_REFERENCE + "grafting.py", "before[k - 1]", "before[k]", _BLENDS),
+    Mutant("we_kernels/grafting.py", "        _check_separate(banks, names)\n", "        pass\n", _BLENDS),
+    Mutant(_CPU + "simd_bins.h", "start_ = low_ - width_ / 2;", "start_ = low_ + width_;", _NATIVE_BLENDS),
+    Mutant(_CPU + "simd_blend.h", "neighbour[v] = own;", "static_cast<void>(own);", _NATIVE_BLENDS),
+    Mutant(_GPU + "bins.py", "(edge <= bins) &", "(edge < bins) &", _TRITON_BLENDS),
+    Mutant(_GPU + "blend.py", "        neighbour = own\n", "", _TRITON_BLENDS),
 ]

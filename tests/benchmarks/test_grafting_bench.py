@@ -1,0 +1,66 @@
+"""The grafting benchmark runs, verifies before it times, and writes what it found."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    module = importlib.import_module("grafting")
+    monkeypatch.setattr(module, "BANDWIDTH_BYTES", 1 << 20)
+    yield module
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == BENCHMARKS:
+            del sys.modules[name]
+
+
+def run(bench, output):
+    return bench.main(["--models", "resnet20", "--repeats", "2", "--device", "cpu", "--output", str(output)])
+
+
+def test_rows_and_json(bench, tmp_path, capsys):
+    output = tmp_path / "result.json"
+    assert run(bench, output) == 0
+    result = json.loads(output.read_text())
+    assert result["bandwidth"]["resnet20"]["weight_bytes"] == 2 * 4 * 267696
+    assert [(row["model"], row["op"], row["layers"], row["repeats"]) for row in result["rows"]] == [
+        ("resnet20", op, 19, 2) for op in ("pytorch", "graft", "entropy", "blend")
+    ]
+    assert result["rows"][0]["ratio_pytorch"]["median"] == 1
+    assert all(row["times_floor"] > 0 for row in result["rows"])
+    assert "| resnet20 | graft | 19 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", ["entropy", "blend"])
+def test_a_wrong_result_is_not_timed(bench, tmp_path, monkeypatch, capsys, wrong):
+    entropy, ring = bench.wk.weight_entropy, bench.wk.blend_ring_
+    if wrong == "entropy":
+        monkeypatch.setattr(
+            bench.wk, "weight_entropy", lambda bank, bins, **options: entropy(bank, bins + 1, **options)
+        )
+    else:
+        monkeypatch.setattr(
+            bench.wk, "blend_ring_", lambda banks, share, **options: ring(banks, share * 0.999, **options)
+        )
+    assert run(bench, tmp_path / "result.json") == 1
+    assert "a result is wrong" in capsys.readouterr().err
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_missed_bars_are_named(bench):
+    times = bench.Spread(1.0, 1.0, 1.0)
+    rows = [bench.Row(model, "graft", 53, 3, times, times._replace(median=4.0), 2.6) for model in bench.REPEATS]
+    assert bench.missed_bars(rows, torch.device("cpu")) == [
+        "missed: mobilenetv2: 4.0 times faster than PyTorch, bar 5",
+        "missed: resnet50: 2.60 times the floor, bar 2.5",
+    ]
+    assert bench.missed_bars(rows, torch.device("cuda")) == []
