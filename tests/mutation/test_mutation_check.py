@@ -5,6 +5,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from mutants import MUTANTS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_fault_fits_its_source():
+    for mutant in MUTANTS:
+        assert (ROOT / mutant.path).read_text().count(mutant.old) == 1, (mutant.path, mutant.old)
+        named = [word.split("::")[0] for word in mutant.tests.split() if word.startswith("tests/")]
+        assert named
+        assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.slow
