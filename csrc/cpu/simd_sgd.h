@@ -17,7 +17,7 @@ inline Floats fused(Floats a, Floats b, Floats alpha) {
 #elif defined(__AVX2__)
   return (Floats)_mm256_fmadd_ps((__m256)alpha, (__m256)b, (__m256)a);
 #else
-  Floats sum;
+  Floats sum{};
   for (int i = 0; i < kLanes<float>; ++i) sum[i] = __builtin_fmaf(alpha[i], b[i], a[i]);
   return sum;
 #endif
@@ -28,7 +28,7 @@ inline Doubles fused(Doubles a, Doubles b, Doubles alpha) {
 #elif defined(__AVX2__)
   return (Doubles)_mm256_fmadd_pd((__m256d)alpha, (__m256d)b, (__m256d)a);
 #else
-  Doubles sum;
+  Doubles sum{};
   for (int i = 0; i < kLanes<double>; ++i) sum[i] = __builtin_fma(alpha[i], b[i], a[i]);
   return sum;
 #endif

@@ -17,7 +17,7 @@ import we_kernels as wk
         (shapes.resnet_cifar(110), 109, 4_048, 1_719_216),
         (shapes.mobilenet_v2(), 52, 17_056, 2_189_760),
         (shapes.resnet50(), 53, 26_560, 23_454_912),
-        (shapes.convnext_l(), 112, 174_528, 195_812_352),
+        (shapes.convnext_l(), 112, 165_312, 195_977_664),
         (shapes.stack_1b(), 107, 109_568, 1_000_369_152),
     ],
     ids=["resnet20", "resnet56", "resnet56-B", "resnet110", "mobilenetv2", "resnet50", "convnext_l", "stack_1b"],
