@@ -10,6 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+WORTH_THREADS = 2**26
+"""Sum of n^3 from which threads are worth starting: ResNet-56's, 2^22, took 5.6 ms in threads and 4.4 without."""
+
 _SETTING = threading.Lock()
 
 
@@ -21,6 +24,8 @@ def eigh(matrices: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """
     threads = torch.get_num_threads()
     if threads == 1 or not matrices or matrices[0].device.type != "cpu":
+        return [torch.linalg.eigh(batch) for batch in matrices]
+    if sum(len(batch) * batch.shape[1] ** 3 for batch in matrices) < WORTH_THREADS:
         return [torch.linalg.eigh(batch) for batch in matrices]
     parts = [part for batch in matrices for part in batch.chunk(threads)]
     work = [len(part) * part.shape[1] ** 3 for part in parts]
