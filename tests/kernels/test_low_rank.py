@@ -422,8 +422,9 @@ def threads():
 
 
 @pytest.mark.parametrize("sizes", [[(1, 90)], [(5, 12), (1, 40), (2, 33), (3, 1)], [(1, 150), (4, 9)]])
-def test_eigenproblems_in_threads(sizes, threads):
+def test_eigenproblems_in_threads(sizes, threads, monkeypatch):
     threads(3)
+    monkeypatch.setattr(parallel, "WORTH_THREADS", 0)
     matrices = [torch.randn(count, n, 2 * n) for count, n in sizes]
     matrices = [x @ x.mT for x in matrices]
     for gram, (values, vectors) in zip(matrices, parallel.eigh(matrices), strict=True):
@@ -434,6 +435,7 @@ def test_eigenproblems_in_threads(sizes, threads):
 
 def test_number_of_threads_survives_an_error(threads, monkeypatch):
     threads(2)
+    monkeypatch.setattr(parallel, "WORTH_THREADS", 0)
     monkeypatch.setattr(torch.linalg, "eigh", lambda _: torch.linalg.cholesky(-torch.eye(2)))
     with pytest.raises(torch.linalg.LinAlgError):
         parallel.eigh([torch.eye(3).expand(4, 3, 3)])
