@@ -1,9 +1,9 @@
 """Times a graft of two networks' convolutions: both networks' entropies, the coefficients, the blend of the ring.
 
-Contestants take turns: vectorised PyTorch (one histogram per tensor, foreach lerp), this package's graft, and its two
-parts alone. Nothing is timed before the graft is shown to be the reference's and PyTorch's, too. The floor is the time
-to read and write every weight of both networks once, at the read bandwidth measured in the same run. Prints a table and
-writes JSON.
+Contestants take turns: vectorised PyTorch (one histogram per tensor, foreach lerp), this package's graft, its two parts
+alone, and, with a clone of their repository, the authors' functions. Nothing is timed before the graft is shown to be
+the reference's and PyTorch's, too. The floor is the time to read and write every weight of both networks once, at the
+read bandwidth measured in the same run. Prints a table and writes JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import environment
 import memory
 import shapes
 import torch
+from released import NotAReleaseError
+from released_grafting import REPOSITORY, ReleasedGraft
 from timing import Contestant, Spread, clock_for, ratios, spread, take_turns
 from torch import Tensor
 from verify import WrongResultError
@@ -30,6 +32,8 @@ import we_kernels as wk
 REPEATS = {"resnet20": 50, "resnet56": 50, "mobilenetv2": 50, "resnet50": 10}
 STRENGTH, SHARPNESS, BINS = 0.4, 500.0, 10
 BANDWIDTH_BYTES = 256 << 20
+ROUNDED = 0.0051
+"""How far a coefficient of two decimals may be from ours."""
 FASTER = {("cpu", "mobilenetv2"): 5.0}
 """At least so many times faster than PyTorch."""
 FROM_FLOOR = {("cpu", "resnet50"): 2.5}
@@ -76,12 +80,14 @@ class Graft:
     Args:
         model: a key of `shapes.MODELS`.
         device: of the weights.
+        program: the authors', to be timed as well.
     """
 
-    def __init__(self, model: str, device: torch.device) -> None:
+    def __init__(self, model: str, device: torch.device, program: ReleasedGraft | None = None) -> None:
         self.before = [shapes.make_weights(shapes.MODELS[model](), seed, device).convs for seed in (0, 1)]
         self.weights = [[weight.clone() for weight in network] for network in self.before]
         self.banks = [wk.FilterBank(network) for network in self.weights]
+        self.released = program and program.step(self.weights, STRENGTH, SHARPNESS)
         self.num_bytes = sum(weight.numel() * weight.element_size() for network in self.weights for weight in network)
         cache = memory.last_level_cache(device)
         self.in_cache = 2 * self.num_bytes <= cache
@@ -91,11 +97,13 @@ class Graft:
     def contestants(self) -> list[Contestant]:
         """PyTorch first: it is the baseline."""
         self.coefficients = coefficients(torch.stack([wk.weight_entropy(bank) for bank in self.banks]))
+        released = [Contestant("released", self.prepared, self.released)] if self.released else []
         return [
             Contestant("pytorch", self.prepared, self.pytorch),
             Contestant("graft", self.prepared, self.graft),
             Contestant("entropy", self.prepared, lambda: [wk.weight_entropy(bank, BINS) for bank in self.banks]),
             Contestant("blend", self.prepared, lambda: wk.blend_ring_(self.banks, self.coefficients)),
+            *released,
         ]
 
     @contextmanager
@@ -143,12 +151,18 @@ class Graft:
         with self.prepared():
             pytorch_blend(*self.weights, coefficients(entropy))
         self._compare(result, "PyTorch")
+        if self.released:
+            with self.prepared():
+                self.released()
+            self._compare(result, "the released program", ROUNDED)
 
-    def _compare(self, result: list[Tensor], with_what: str) -> None:
+    def _compare(self, result: list[Tensor], with_what: str, coefficient_error: float = 0.0) -> None:
+        layers = len(self.weights[0])
         expected = [weight for network in self.weights for weight in network]
         for i, (found, wanted) in enumerate(zip(result, expected, strict=True)):
-            if not float((found - wanted).abs().max()) <= 1e-6 * float(wanted.abs().max()):
-                layers = len(self.weights[0])
+            apart = (self.before[0][i % layers] - self.before[1][i % layers]).abs().max()
+            allowed = 1e-6 * float(wanted.abs().max()) + coefficient_error * float(apart)
+            if not float((found - wanted).abs().max()) <= allowed:
                 raise WrongResultError(f"network {i // layers}, layer {i % layers}: weights differ from {with_what}'s")
 
 
@@ -199,17 +213,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--repeats", type=int, help=f"timed rounds; default {REPEATS}")
+    parser.add_argument("--released", type=Path, metavar="PATH", help=f"a clone of {REPOSITORY}")
     parser.add_argument("--check", action="store_true", help="fail when a bar is missed (they are for two threads)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/grafting_<cpu or gpu>_<date>.json")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    try:
+        program = ReleasedGraft(options.released) if options.released else None
+    except NotAReleaseError as error:
+        parser.error(str(error))
     described = environment.describe(device)
     rows: list[Row] = []
     bandwidths = {}
     for model in options.models:
-        graft = Graft(model, device)
+        graft = Graft(model, device, program)
         try:
             graft.verify()
         except WrongResultError as error:

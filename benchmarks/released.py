@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,23 @@ class NotAReleaseError(ValueError):
     """The path given is no clone of the authors' repository."""
 
 
+def compile_functions(path: Path, program: Path, functions: Sequence[str], repository: str) -> CodeType:
+    """The definitions of these functions in the file ``program`` of a clone; the rest of it, which trains, is left out.
+
+    Raises:
+        NotAReleaseError: ``path`` holds no such program.
+    """
+    file = path / program
+    if not file.is_file():
+        raise NotAReleaseError(f"--released {path}: no {program} there; give a clone of {repository}")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree.body = [x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name in functions]
+    if missing := set(functions) - {x.name for x in tree.body if isinstance(x, ast.FunctionDef)}:
+        names = ", ".join(sorted(missing))
+        raise NotAReleaseError(f"--released {path}: {program} defines no {names}; give a clone of {repository}")
+    return compile(tree, program.name, "exec")
+
+
 class ReleasedProgram:
     """Global thresholds and evolution of the CIFAR program, which also takes ResNet-50's layers.
 
@@ -41,15 +58,7 @@ class ReleasedProgram:
     """
 
     def __init__(self, path: Path) -> None:
-        program = path / PROGRAM
-        if not program.is_file():
-            raise NotAReleaseError(f"--released {path}: no {PROGRAM} there; give a clone of {REPOSITORY}")
-        tree = ast.parse(program.read_text(encoding="utf-8"))
-        tree.body = [x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name in FUNCTIONS]
-        if missing := set(FUNCTIONS) - {x.name for x in tree.body if isinstance(x, ast.FunctionDef)}:
-            names = ", ".join(sorted(missing))
-            raise NotAReleaseError(f"--released {path}: {PROGRAM} defines no {names}; give a clone of {REPOSITORY}")
-        self._code = compile(tree, PROGRAM.name, "exec")
+        self._code = compile_functions(path, PROGRAM, FUNCTIONS, REPOSITORY)
 
     def step(self, case: Case) -> Callable[[], None]:
         """A function that evolves ``case`` (made with norms and the released rule), as the program's epoch loop does.

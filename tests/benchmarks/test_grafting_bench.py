@@ -64,3 +64,43 @@ def test_missed_bars_are_named(bench):
         "missed: resnet50: 2.60 times the floor, bar 2.5",
     ]
     assert bench.missed_bars(rows, torch.device("cuda")) == []
+
+
+STAND_IN = """
+raise RuntimeError("the script itself must not run")
+
+def entropy(x, n=10):
+    x = x.reshape(-1)
+    edges = [x.min() + k * ((x.max() - x.min()) / n) for k in range(n + 1)]
+    p = torch.stack([((a <= x) & (x < b)).sum() for a, b in zip(edges, edges[1:])]) / len(x)
+    return float(torch.special.entr(p).sum())
+
+def grafting(net, epoch):
+    other = torch.load("%s/ckpt%d" % (args.s, args.i - 1))["net"]
+    model = collections.OrderedDict()
+    for key, own in net.state_dict().items():
+        w = round(args.a / np.pi * np.arctan(args.c * (entropy(own) - entropy(other[key]))) + 0.5, 2)
+        model[key] = own * w + other[key] * SIGN (1 - w)
+    net.load_state_dict(model)
+"""
+
+
+@pytest.mark.parametrize(("sign", "status"), [("*", 0), ("* -1 *", 1)], ids=["right", "wrong"])
+def test_released_program(bench, tmp_path, capsys, sign, status):
+    """On both networks' memory, verified before it is timed."""
+    path = tmp_path / "grafting_cifar" / "grafting.py"
+    path.parent.mkdir()
+    path.write_text(STAND_IN.replace("* SIGN", sign))
+    arguments = ["--models", "resnet20", "--repeats", "2", "--device", "cpu", "--released", str(tmp_path)]
+    assert bench.main([*arguments, "--output", str(tmp_path / "result.json")]) == status
+    said = capsys.readouterr()
+    if status:
+        assert "differ from the released program" in said.err
+    else:
+        assert "| resnet20 | released | 19 |" in said.out
+
+
+def test_another_directory_is_refused(bench, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--released", str(tmp_path)])
+    assert "fxmeng/filter-grafting" in capsys.readouterr().err
