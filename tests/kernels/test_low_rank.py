@@ -13,7 +13,7 @@ from torch.library import opcheck
 
 import we_kernels as wk
 from we_kernels.backends import low_rank
-from we_kernels.backends.low_rank import bounds, parallel, stack, subspace
+from we_kernels.backends.low_rank import batch, bounds, parallel, stack, subspace
 
 CASES = sorted((Path(__file__).parents[1] / "data" / "low_rank").glob("*.json"))
 
@@ -34,10 +34,10 @@ def ways(monkeypatch):
     counts = {find.__name__: 0 for find in low_rank.WAYS}
 
     def counted(find):
-        def call(stacks, grams, skip_below):
-            results = find(stacks, grams, skip_below)
-            counts[find.__name__] += sum(int((result.status != bounds.OPEN).sum()) for result in results)
-            return results
+        def call(batch, gram, skip_below):
+            result = find(batch, gram, skip_below)
+            counts[find.__name__] += int((result.status != bounds.OPEN).sum())
+            return result
 
         return call
 
@@ -157,6 +157,18 @@ def test_the_way_follows_from_the_spectrum(ways):
     assert ways == {"iterate": 0, "decompose": 3, "decompose_precisely": 1}
     wk.project_low_rank_([random_matrix(40, 90, 0.4 ** torch.arange(40))], 20)
     assert ways["decompose_precisely"] == 2
+
+
+def test_less_than_the_rank_is_settled_too(ways):
+    """Exactly zero beyond the first of three directions: no Gram matrix can tell the second from the fourth."""
+    weight, bases = torch.zeros(8, 20), wk.LowRankBases()
+    weight[3] = torch.arange(20.0)
+    before = weight.clone()
+    wk.project_low_rank_([weight], 3, bases=bases)
+    assert sum(ways.values()) == 1
+    assert_close(weight, before)
+    basis = bases.state_dict()["0"]
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(3))
 
 
 def test_energy_is_transferred(implementation):
@@ -392,14 +404,16 @@ def test_vanishing_layers_are_left_alone_at_a_warm_start():
 
 def test_gram_matrix_of_a_large_layer():
     x = torch.randn(2, 2 * stack.GRAM_BLOCK + 45, 50)
-    torch.testing.assert_close(stack.gram_matrix(x), x @ x.mT, rtol=0, atol=1e-4)
+    gram = torch.full((2, x.shape[1], x.shape[1]), torch.nan)
+    stack.gram_matrix(x, gram)
+    torch.testing.assert_close(gram, x @ x.mT, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("shape", [(10, 7, 3, 2), (30, 3, 2, 2)], ids=["wide", "tall"])
 def test_layers_that_are_large_enough_to_be_alone(shape, memory_format, dtype, monkeypatch):
-    monkeypatch.setattr(stack, "ALONE", 1)
+    monkeypatch.setattr(batch, "ALONE", 1)
     torch.manual_seed(8)
     values = [torch.randn(shape).to(dtype) for _ in range(3)]
     scale = torch.rand(shape[0])
@@ -421,24 +435,62 @@ def threads():
     torch.set_num_threads(former)
 
 
-@pytest.mark.parametrize("sizes", [[(1, 90)], [(5, 12), (1, 40), (2, 33), (3, 1)], [(1, 150), (4, 9)]])
-def test_eigenproblems_in_threads(sizes, threads, monkeypatch):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("parts", [4, 1000])
+@pytest.mark.parametrize("share", [None, 0.1, 1.0], ids=["cold", "warm", "both"])
+def test_threads_find_what_one_finds(share, parts, mode, threads, monkeypatch):
+    """With parts of several layers and of one, for a warm start that serves none, all or some of the layers."""
     threads(3)
+    monkeypatch.setattr(batch, "PARTS", parts)
     monkeypatch.setattr(parallel, "WORTH_THREADS", 0)
-    matrices = [torch.randn(count, n, 2 * n) for count, n in sizes]
-    matrices = [x @ x.mT for x in matrices]
-    for gram, (values, vectors) in zip(matrices, parallel.eigh(matrices), strict=True):
-        assert values.shape == gram.shape[:2]
-        torch.testing.assert_close((vectors * values.unsqueeze(1)) @ vectors.mT, gram, rtol=0, atol=1e-3)
+    monkeypatch.setattr(batch, "ALONE", 600)
+    torch.manual_seed(9)
+    shapes = [(40, 90), (12, 30), (12, 30), (6, 2, 3, 3), (30, 12), (12, 50), (4, 3), (70, 20), (20, 31)] * 2
+    ranks, bases = [min(shape[0], 12) // 3 for shape in shapes], wk.LowRankBases()
+    with mode():
+        weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        if share is not None:
+            wk.project_low_rank_(weights, ranks, bases=bases)
+            with torch.no_grad():
+                drift(weights[::2], 0.05, 0)
+                drift(weights[1::2], share, 1)
+        before = [weight.detach().clone() for weight in weights]
+        wk.project_low_rank_(weights, ranks, bases=bases)
+    for a, b, rank in zip(before, weights, ranks, strict=True):
+        assert_close(b.detach(), expected(a, rank), 1e-3 if share else 1e-5)
     assert torch.get_num_threads() == 3
 
 
-def test_number_of_threads_survives_an_error(threads, monkeypatch):
+@pytest.mark.parametrize(
+    ("work", "alone"),
+    [([1] * 8, 0), ([1] * 7 + [10], 1), ([9, 1, 1, 1, 1, 3, 1, 1], 1), ([40, 1, 30, 100, 1, 1, 1], 3)],
+)
+def test_items_in_threads(work, alone, threads, monkeypatch):
+    """Each once and in order; those of more than a thread's share of what is left are given all threads."""
+    threads(3)
+    monkeypatch.setattr(parallel, "WORTH_THREADS", 0)
+    given = parallel.run(lambda i: (i, torch.get_num_threads()), range(len(work)), work, torch.device("cpu"))
+    largest = sorted(work)[-alone:] if alone else []
+    assert given == [(i, 3 if work[i] in largest else 1) for i in range(len(work))]
+    assert torch.get_num_threads() == 3
+
+
+def test_work_that_is_not_worth_threads(threads):
+    threads(3)
+    assert parallel.run(lambda _: torch.get_num_threads(), range(4), [1] * 4, torch.device("cpu")) == [3] * 4
+
+
+@pytest.mark.parametrize("failing", [0, 5])
+def test_number_of_threads_survives_an_error(failing, threads, monkeypatch):
     threads(2)
     monkeypatch.setattr(parallel, "WORTH_THREADS", 0)
-    monkeypatch.setattr(torch.linalg, "eigh", lambda _: torch.linalg.cholesky(-torch.eye(2)))
-    with pytest.raises(torch.linalg.LinAlgError):
-        parallel.eigh([torch.eye(3).expand(4, 3, 3)])
+
+    def fail(i):
+        if i == failing:
+            raise ValueError(f"item {i}")
+
+    with pytest.raises(ValueError, match=f"item {failing}"):
+        parallel.run(fail, range(8), [1] * 8, torch.device("cpu"))
     assert torch.get_num_threads() == 2
 
 

@@ -147,9 +147,13 @@ MUTANTS = [
     Mutant(_LOW_RANK + "subspace.py", "root = shift * ", "root = 0 * ", _PROJECTION),
     Mutant(_LOW_RANK + "subspace.py", "(_largest_outside(gram, q, unit, power) + error) / 2", "error / 2", _PROJECTION),
     Mutant(_LOW_RANK + "subspace.py", " & (kept * unit >= least)", "", _PROJECTION),
-    Mutant(_LOW_RANK + "stack.py", "gram[:, first, second] = below.mT", "pass", _PROJECTION),
+    Mutant(_LOW_RANK + "stack.py", "out[:, first, second] = below.mT", "pass", _PROJECTION),
     Mutant(_LOW_RANK + "stack.py", "coordinates.mul_(back), u.mT", "coordinates, u.mT", _PROJECTION),
     Mutant(_LOW_RANK + "parallel.py", "torch.set_num_threads(former)", "pass", _PROJECTION),
+    Mutant(_LOW_RANK + "parallel.py", "inference), torch.no_grad():", "inference):", _PROJECTION),
+    Mutant(_LOW_RANK + "parallel.py", "left -= work[order.pop(0)]", "order.pop(0)", _PROJECTION),
+    Mutant(_LOW_RANK + "batch.py", "[i - start for i", "[i for i", _PROJECTION),
+    Mutant(_LOW_RANK + "eigen.py", "good |= gram.dtype != batch.dtype", "pass", _PROJECTION),
     Mutant(
         "python/weight_evolution/low_rank/compact.py", "u * root, rows /", "u, rows /", "tests/low_rank/test_compact.py"
     ),

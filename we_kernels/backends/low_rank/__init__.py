@@ -20,10 +20,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .batch import Batch, make_batches, make_grams
 from .bounds import FOUND, OPEN, VANISHING, trace
 from .eigen import decompose, decompose_precisely
+from .parallel import run
 from .precision import full_precision
-from .stack import Stack, make_stacks
 from .subspace import iterate
 
 WAYS = [iterate, decompose, decompose_precisely]
@@ -42,41 +43,48 @@ def project_low_rank_(
 
     ``bases`` is empty or holds a tensor [n, r] per layer, zeros if there is none yet; it is overwritten with U.
     """
-    with full_precision(weights[0].device):
-        stacks = make_stacks(weights, filter_dims, ranks, row_scales, bases)
-        grams = [stack.gram(stack.dtype) for stack in stacks]
-        before = _scatter(stacks, [trace(gram) for gram in grams])
+    device = weights[0].device
+    with full_precision(device):
+        batches = make_batches(weights, filter_dims, ranks, row_scales, bases)
+        grams = make_grams(batches)
+        before = _scatter(batches, [trace(gram) for gram in grams])
         if not before.isfinite().all():  # float32 squares overflow long before float32 weights do
-            grams = [stack.gram(torch.float64) for stack in stacks]
-            before = _scatter(stacks, [trace(gram) for gram in grams])
-        kept, skipped = before.clone(), torch.zeros_like(before, dtype=torch.bool)
+            grams = make_grams(batches, torch.float64)
+            before = _scatter(batches, [trace(gram) for gram in grams])
         if not before.isfinite().all():
-            return before, kept, ~skipped
+            return before, before.clone(), torch.ones_like(before, dtype=torch.bool)
 
-        tasks = [task for task in zip(stacks, grams, strict=True) if task[0].rank < task[0].n]
-        for find in WAYS:
-            if not tasks:
-                break
-            results = find([stack for stack, _ in tasks], [gram for _, gram in tasks], skip_below)
-            status = torch.cat([result.status for result in results]).tolist()
-            left = []
-            for (stack, gram), result in zip(tasks, results, strict=True):
-                own, status = status[: len(stack)], status[len(stack) :]
-                found, vanishing, still = ([i for i, s in enumerate(own) if s == x] for x in (FOUND, VANISHING, OPEN))
-                if found:
-                    part, result = stack.take(found), result.take(found)
-                    before[part.members] = result.energy
-                    kept[part.members] = part.project_(result, energy_transfer)
-                skipped[stack.take(vanishing).members] = True
-                if still:
-                    left.append((stack.take(still), gram if len(still) == len(stack) else gram[still]))
-            tasks = left
-    return before, kept, skipped
+        work = [batch.work for batch in batches]
+        tasks = list(zip(batches, grams, strict=True))
+        settled = run(lambda task: _settle(*task, energy_transfer, skip_below), tasks, work, device)
+        energy, kept, skipped = (_scatter(batches, values) for values in zip(*settled, strict=True))
+    return energy, kept, skipped
 
 
-def _scatter(stacks: Sequence[Stack], values: Sequence[Tensor]) -> Tensor:
-    """Values per layer of every stack, in the order of the call."""
-    order = [member for stack in stacks for member in stack.members]
+def _settle(batch: Batch, gram: Tensor, energy_transfer: bool, skip_below: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Project a batch; energy before and kept, and the layers that were skipped, in its order."""
+    energy = trace(gram)
+    kept, skipped = energy.clone(), torch.zeros_like(energy, dtype=torch.bool)
+    left = list(range(len(batch))) if batch.reduced else []
+    for find in WAYS:
+        if not left:
+            break
+        result = find(batch.take(left), gram if len(left) == len(batch) else gram[left], skip_below)
+        status = result.status.tolist()
+        found, vanishing, still = ([i for i, s in enumerate(status) if s == x] for x in (FOUND, VANISHING, OPEN))
+        if found:
+            members, result = [left[i] for i in found], result.take(found)
+            energy[members] = result.energy
+            kept[members] = batch.take(members).project_(result, energy_transfer)
+        if vanishing:
+            skipped[[left[i] for i in vanishing]] = True
+        left = [left[i] for i in still]
+    return energy, kept, skipped
+
+
+def _scatter(batches: Sequence[Batch], values: Sequence[Tensor]) -> Tensor:
+    """Values per layer of every batch, in the order of the call."""
+    order = [member for batch in batches for member in batch.members]
     joined = torch.cat(list(values))
     result = torch.empty_like(joined)
     result[order] = joined

@@ -19,7 +19,7 @@ OPEN, FOUND, VANISHING = 0, 1, 2
 
 
 class Result(NamedTuple):
-    """What a way found for a stack of B layers."""
+    """What a way found for a batch of B layers."""
 
     status: Tensor
     """int [B]: OPEN (not good enough), FOUND or VANISHING (the largest singular value is under the limit)."""
@@ -35,6 +35,12 @@ class Result(NamedTuple):
         if len(indices) == len(self.status):
             return self
         return Result(*(field if field is None else field[indices] for field in self))  # type: ignore[arg-type]
+
+    def split(self, lengths: list[int]) -> list[Result]:
+        """One for each part of the batch."""
+        status, vectors, energy = (field.split(lengths) for field in self[:3])
+        kept = [None] * len(lengths) if self.kept is None else self.kept.split(lengths)
+        return [Result(*fields) for fields in zip(status, vectors, energy, kept, strict=True)]
 
 
 def rounding_error(gram: Tensor) -> Tensor:

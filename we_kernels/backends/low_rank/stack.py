@@ -1,13 +1,13 @@
-"""Layers of one shape as one batch: their Gram matrices, and their projection once U is known."""
+"""Layers of one shape: their Gram matrices, and their projection once U is known."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..reference.importance import accumulate_dtype
 from ..reference.low_rank import RECTIFICATION_EPS
@@ -16,8 +16,8 @@ from .bounds import Result
 GRAM_BLOCK = 64
 """At twice so many rows a Gram matrix's symmetry is made use of: ResNet-50's in 160 ms; 128: 171 ms, never: 224 ms."""
 
-ALONE = 1 << 16
-"""Weights from which, on a CPU, a layer is a stack of its own: it is worth its own calls, and needs no copy."""
+COLUMNS = 16
+"""X U of a tall X gets a multiple of so many columns: MKL takes 20 ms for 2048 x 1024 by 416, 32 ms by 409."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,19 @@ class Stack:
         return rows, self.weights[0].shape[1:].numel()
 
     @property
+    def numel(self) -> int:
+        """Weights in all."""
+        return sum(weight.numel() for weight in self.weights)
+
+    @property
     def n(self) -> int:
         """The smaller side."""
         return min(self.shape)
+
+    @property
+    def reduced(self) -> bool:
+        """The rank is smaller than the matrices' own."""
+        return self.rank < self.n
 
     @property
     def wide(self) -> bool:
@@ -71,12 +81,15 @@ class Stack:
         return Stack(members, weights, scales, bases, self.warm, self.rank)  # type: ignore[arg-type]
 
     def matrices(self, dtype: torch.dtype) -> Tensor:
-        """The weights as [B, N, M]; may be the weights' own memory."""
-        return _joined([weight.reshape(self.shape) for weight in self.weights]).to(dtype)
+        """The weights as [B, N, M]: of one layer its own memory if possible, of several a copy, made once."""
+        return (self._joined if len(self) > 1 else self._as_matrices()).to(dtype)
 
-    def basis(self, dtype: torch.dtype) -> Tensor:
-        """The last projection's U, [B, n, r]; may be the bases' own memory."""
-        return _joined(self.bases).to(dtype)
+    def _as_matrices(self) -> Tensor:
+        return joined([weight.reshape(self.shape) for weight in self.weights])
+
+    @cached_property
+    def _joined(self) -> Tensor:
+        return self._as_matrices().to(self.dtype)
 
     def scale(self, dtype: torch.dtype) -> Tensor | None:
         """[B, N, 1], or None."""
@@ -87,22 +100,30 @@ class Stack:
         scale, matrices = self.scale(dtype), self.matrices(dtype)
         return matrices if scale is None else scale * matrices
 
-    def gram(self, dtype: torch.dtype) -> Tensor:
-        """X X^T [B, n, n], or, where the rank is not reduced and only the energy is wanted, that [B, 1, 1]."""
-        if self.rank >= self.n:
-            return self.scaled(dtype).square().sum((1, 2), keepdim=True)
-        if not self.wide:
-            return gram_matrix(self.scaled(dtype).mT)
-        gram, scale = gram_matrix(self.matrices(dtype)), self.scale(dtype)
-        return gram if scale is None else gram.mul_(scale).mul_(scale.mT)
+    def gram_into(self, out: Tensor) -> None:
+        """Fill [B, n, n] with X X^T; [B, 1, 1], of a layer whose rank is not reduced, with the energy."""
+        if not self.reduced:
+            torch.sum(self.scaled(out.dtype).square(), (1, 2), keepdim=True, out=out)
+            return
+        if self.wide:
+            gram_matrix(self.matrices(out.dtype), out)
+            if (scale := self.scale(out.dtype)) is not None:
+                out.mul_(scale).mul_(scale.mT)
+        else:
+            gram_matrix(self.scaled(out.dtype).mT, out)
 
     def project_(self, found: Result, energy_transfer: bool) -> Tensor:
         """Overwrite the weights with their projection and the bases with U; the kept energy, float64 [B]."""
         u, x, scale = found.vectors.to(self.dtype), self.matrices(self.dtype), self.scale(self.dtype)
+        for basis, vectors in zip(self.bases, u, strict=False):
+            basis.copy_(vectors)
         if self.wide:
-            coordinates = (u if scale is None else scale * u).mT @ x
+            coordinates = torch.bmm((u if scale is None else scale * u).mT, x)
         else:
-            coordinates = x @ u if scale is None else scale * (x @ u)
+            u = pad(u, (0, -self.rank % COLUMNS))
+            coordinates = torch.bmm(x, u)
+            if scale is not None:
+                coordinates *= scale
         kept = found.kept
         if kept is None:
             kept = torch.linalg.vector_norm(coordinates, dim=(1, 2)).double().square()
@@ -113,62 +134,29 @@ class Stack:
         if scale is not None:
             back = back * (scale / (scale.square() + RECTIFICATION_EPS))
 
-        in_place = len(self) == 1 and self.weights[0].dtype == self.dtype and self.weights[0].is_contiguous()
-        into = x if in_place else None  # then x is the weight's own memory
         if self.wide:
-            projected = torch.bmm(back * u, coordinates, out=into)
+            torch.bmm(back * u, coordinates, out=x)
         else:
-            projected = torch.bmm(coordinates.mul_(back), u.mT, out=into)
-        if not in_place:
-            for weight, matrix in zip(self.weights, projected, strict=True):
-                weight.copy_(matrix.view(weight.shape))
-        for basis, vectors in zip(self.bases, u, strict=False):
-            basis.copy_(vectors)
+            torch.bmm(coordinates.mul_(back), u.mT, out=x)
+        if len(self) > 1 or self.weights[0].dtype != self.dtype or not self.weights[0].is_contiguous():
+            shaped = [matrix.reshape(weight.shape) for weight, matrix in zip(self.weights, x, strict=True)]
+            torch._foreach_copy_(self.weights, shaped)
         return kept
 
 
-def make_stacks(
-    weights: Sequence[Tensor],
-    filter_dims: Sequence[int],
-    ranks: Sequence[int],
-    row_scales: Sequence[Tensor | None],
-    bases: Sequence[Tensor],
-) -> list[Stack]:
-    """Layers of equal shape, dtype, rank and state together, but for large ones on a CPU."""
-    views = [weight.movedim(dim, 0) for weight, dim in zip(weights, filter_dims, strict=True)]
-    warm = torch.stack([basis[:, :1].any() for basis in bases]).tolist() if bases else [False] * len(views)
-    stacks = defaultdict(list)
-    for i, view in enumerate(views):
-        scale = row_scales[i]
-        shape = (view.shape[0], view.shape[1:].numel())
-        alone = i if view.device.type == "cpu" and view.numel() >= ALONE else None
-        stacks[shape, view.dtype, ranks[i], warm[i], None if scale is None else scale.dtype, alone].append(i)
-    return [
-        Stack(
-            members,
-            [views[i] for i in members],
-            [scale for i in members if (scale := row_scales[i]) is not None],
-            [bases[i] for i in members] if bases else [],
-            warm[members[0]],
-            ranks[members[0]],
-        )
-        for members in stacks.values()
-    ]
-
-
-def gram_matrix(x: Tensor, out: Tensor | None = None) -> Tensor:
+def gram_matrix(x: Tensor, out: Tensor) -> None:
     """X X^T of [B, n, m]; of large ones the blocks above the diagonal are copied from below it."""
     n = x.shape[1]
     if n < 2 * GRAM_BLOCK:
-        return torch.bmm(x, x.mT, out=out)
-    gram = x.new_empty((len(x), n, n)) if out is None else out
+        torch.bmm(x, x.mT, out=out)
+        return
     first, second = slice(n // 2), slice(n // 2, n)
-    gram_matrix(x[:, first], gram[:, first, first])
-    gram_matrix(x[:, second], gram[:, second, second])
-    below = torch.bmm(x[:, second], x[:, first].mT, out=gram[:, second, first])
-    gram[:, first, second] = below.mT
-    return gram
+    gram_matrix(x[:, first], out[:, first, first])
+    gram_matrix(x[:, second], out[:, second, second])
+    below = torch.bmm(x[:, second], x[:, first].mT, out=out[:, second, first])
+    out[:, first, second] = below.mT
 
 
-def _joined(entries: list[Tensor]) -> Tensor:
+def joined(entries: list[Tensor]) -> Tensor:
+    """[B, ...]; of one entry its own memory."""
     return entries[0].unsqueeze(0) if len(entries) == 1 else torch.stack(entries)

@@ -20,13 +20,12 @@ basis keeps and drops, A and B the parts of Q in the spaces of both. Frobenius n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .batch import Batch
 from .bounds import FOUND, Result, allowed_loss, rounding_error, trace
-from .stack import Stack
 
 POWERS = 4, 12
 """Of each step: the second is for what has moved far, where a closer bound decides."""
@@ -35,23 +34,18 @@ PROBES, SMALLEST_PROBE = 16, 0.6
 """The norm of 16 normally distributed numbers is under 0.6 with a probability of 3e-11."""
 
 
-def iterate(stacks: Sequence[Stack], grams: Sequence[Tensor], skip_below: float) -> list[Result]:
+def iterate(batch: Batch, gram: Tensor, skip_below: float) -> Result:
     """At most two steps, the second for what the first may not have brought close enough.
 
     A Cholesky factor that does not exist is NaN, and so is all that follows from it, which leaves the layer open.
     """
-    return [_iterate(stack, gram, skip_below) for stack, gram in zip(stacks, grams, strict=True)]
-
-
-def _iterate(stack: Stack, gram: Tensor, skip_below: float) -> Result:
-    energy = trace(gram)
-    if not stack.warm:
-        return Result(torch.zeros_like(energy, dtype=torch.int), gram[..., : stack.rank], energy, None)
-    q = stack.basis(gram.dtype)
-    for power in POWERS:
-        q, good = _step(gram, q, energy, stack.rank * skip_below**2, power)
-        if good.all():
-            break
+    energy, least = trace(gram), batch.rank * skip_below**2
+    if not batch.warm:
+        return Result(torch.zeros_like(energy, dtype=torch.int), gram[..., : batch.rank], energy, None)
+    q, good = _step(gram, batch.basis(gram.dtype), energy, least, POWERS[0])
+    left = (~good).nonzero().squeeze(1)
+    if len(left):
+        q[left], good[left] = _step(gram[left], q[left], energy[left], least, POWERS[1])
     return Result(good.int() * FOUND, q, energy, None)
 
 
