@@ -14,7 +14,7 @@ inline void store_one(float* to, float x) { *to = x; }
 inline void store_one(double* to, double x) { *to = x; }
 template <class T>
 inline void store_one(T* to, float x) {
-  to->bits = narrow_any(to, Floats{} + x)[0];
+  to->bits = narrow_any(to, all_lanes<Floats>(x))[0];
 }
 
 // Length elements of every network, `network[k]` being where the k-th one's are. The last network is read first, as
@@ -32,7 +32,7 @@ void blend_run(const Blend& blend, T* const* network, std::int64_t length, Share
     for (int v = 0; v < vectors; ++v) of_last[v] = neighbour[v] = load(network[last] + i + v * lanes);
     for (int k = 0; k < blend.written; ++k) {
       T* const to = network[k] + i;
-      const V c = V{} + static_cast<Acc>(share(k));
+      const V c = all_lanes<V>(static_cast<Acc>(share(k)));
       for (int v = 0; v < vectors; ++v) {
         const V own = k == last ? of_last[v] : load(to + v * lanes);
         write(to + v * lanes, narrow_any(to, c * own + (1 - c) * neighbour[v]));

@@ -49,7 +49,7 @@ inline Values<T> rounded(Values<T> x) {
 // What a scalar becomes in an operation on tensors of type T: its value in T.
 template <class T>
 inline Values<T> scalar(double value) {
-  return rounded<T>(Values<T>{} + static_cast<typename Number<T>::Acc>(value));
+  return rounded<T>(all_lanes<Values<T>>(static_cast<typename Number<T>::Acc>(value)));
 }
 
 template <class T>

@@ -95,6 +95,12 @@ inline void write(P* to, V vector) {
   __builtin_memcpy(to, &vector, sizeof vector);
 }
 
+// x in every lane; adding it to zeros would lose the sign of -0.
+template <class V, class X>
+inline V all_lanes(X x) {
+  return x - V{};
+}
+
 // The magnitude's bits: they order like the magnitudes, NaN above infinity.
 inline Ints magnitude(Floats x) { return (Ints)x & VectorOf<float>::kMagnitude; }
 inline Longs magnitude(Doubles x) { return (Longs)x & VectorOf<double>::kMagnitude; }

@@ -262,6 +262,17 @@ def test_blend_keeps_values_that_are_not_finite(backend):
         torch.testing.assert_close(values, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("length", [3, 150])
+@pytest.mark.parametrize("coefficient", [0.0, 0.5, 1.0])
+def test_signs_of_zeros(backend, coefficient, length):
+    for dtype in DTYPES:
+        values, other = torch.zeros(1, length, dtype=dtype), torch.zeros(1, length, dtype=dtype)
+        values[0, ::2], other[0, ::3], other[0, 1::3] = -0.0, -0.0, -1.0
+        expected = blended(values, other, 0, torch.tensor(coefficient))
+        wk.blend_(wk.FilterBank([values]), wk.FilterBank([other]), torch.tensor([coefficient]))
+        assert same_bits(values, expected)
+
+
 @pytest.mark.parametrize("coefficient", [0.0, 1.0])
 def test_ends_of_the_range(backend, coefficient):
     for dtype in DTYPES:

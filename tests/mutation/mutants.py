@@ -181,6 +181,7 @@ MUTANTS = [
     Mutant(_REFERENCE + "grafting.py", "before[k - 1]", "before[k]", _BLENDS),
     Mutant("we_kernels/grafting.py", "        _check_separate(banks, names)\n", "        pass\n", _BLENDS),
     Mutant(_CPU + "simd_bins.h", "start_ = low_ - width_ / 2;", "start_ = low_ + width_;", _NATIVE_BLENDS),
+    Mutant(_CPU + "simd_vectors.h", "return x - V{};", "return x + V{};", _NATIVE_BLENDS),
     Mutant(_CPU + "simd_blend.h", "neighbour[v] = own;", "static_cast<void>(own);", _NATIVE_BLENDS),
     Mutant(_GPU + "bins.py", "(edge <= bins) &", "(edge < bins) &", _TRITON_BLENDS),
     Mutant(_GPU + "blend.py", "        neighbour = own\n", "", _TRITON_BLENDS),

@@ -125,6 +125,20 @@ def test_sizes_and_threads(native, threads):
     step_like_torch(threads)
 
 
+@pytest.mark.parametrize("lr", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_signs_of_zeros(native, dtype, lr):
+    params, grads = torch.zeros(75, dtype=dtype), torch.zeros(75, dtype=dtype)
+    params[::2], grads[::3], grads[1::3] = -0.0, -0.0, 1.0
+    options = OPTIONS | {"lr": lr}
+    wanted = params.clone()
+    functional_sgd(
+        [wanted], [grads], [torch.zeros_like(params)], foreach=True, nesterov=False, maximize=False, **options
+    )
+    wk.asynchronous_sgd_([params], [grads], [torch.zeros_like(params)], [None], torch.empty(0).bool(), **options)
+    assert torch.equal(bits(params), bits(wanted))
+
+
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_as_torch_rounds_on_older_processors(native, capability):
     """PyTorch uses no fused multiply-add there, if the processor has none: its answer is found out, not assumed."""

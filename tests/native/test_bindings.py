@@ -149,3 +149,172 @@ def test_donors_outside_the_layer_are_none(native):
     call.donor[:] = torch.tensor([4, -2, 2**31 - 1, -(2**31), -1, 5, 9, 100, -9], dtype=torch.int32)
     native.crossover(call.pointers, call.table.data_ptr(), 2, call.donor.data_ptr(), 9, "paper", 1)
     assert all(bool((weight == 7).all()) for weight in call.weights)
+
+
+def call_count_bins(native, call, **changes):
+    counts = torch.full((9, 300), -7)
+    a = {"weights": call.pointers, "table": call.table.data_ptr(), "num_layers": 2, "bins": 4, "per_filter": True}
+    a |= {"counts": counts.data_ptr(), "rows": 9, "threads": 1}
+    try:
+        native.count_bins(*(a | changes).values())
+    finally:
+        if changes:
+            assert bool((counts == -7).all())
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": [16]}, "1 weights for a table of 2 layers"),
+        ({"table": 0}, "table is null"),
+        ({"bins": 0}, "bins is not in"),
+        ({"bins": 257}, "bins is not in"),
+        ({"rows": 2}, "counts has the wrong number of rows"),
+        ({"per_filter": False}, "counts has the wrong number of rows"),
+        ({"counts": 0}, "counts is null"),
+        ({"counts": 4}, "counts is misaligned"),
+        ({"threads": 0}, "threads must be positive"),
+    ],
+)
+def test_count_bins_checks(native, changes, message):
+    call = Call()
+    assert (call_count_bins(native, call) != -7).sum() == 9 * 4
+    with pytest.raises(ValueError, match=message):
+        call_count_bins(native, call, **changes)
+    call.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": [16, 16, 16]}, "weights are not one per network and layer"),
+        ({"weights": []}, "weights are not one per network and layer"),
+        ({"tables": []}, "weights are not one per network and layer"),
+        ({"tables": [0, 0]}, "table is null"),
+        ({"num_layers": -1}, "weights are not one per network and layer"),
+        ({"coefficients": 0}, "coefficients is null"),
+        ({"coefficients": 2}, "coefficients is misaligned"),
+        ({"written": 0}, "written is not in"),
+        ({"written": 3}, "written is not in"),
+        ({"columns": 9}, "coefficients has the wrong size"),
+        ({"per_filter": True}, "coefficients has the wrong size"),
+        ({"threads": 0}, "threads must be positive"),
+    ],
+)
+def test_blend_checks(native, changes, message):
+    first, second, shares = Call(), Call(), torch.full((4,), 0.25)
+    a = {"weights": first.pointers + second.pointers, "tables": [first.table.data_ptr(), second.table.data_ptr()]}
+    a |= {"num_layers": 2, "coefficients": shares.data_ptr(), "written": 2, "columns": 2, "per_filter": False}
+    a |= {"threads": 1}
+    native.blend(*a.values())
+    with pytest.raises(ValueError, match=message):
+        native.blend(*(a | changes).values())
+    first.assert_untouched()
+    second.assert_untouched()
+
+
+def test_blend_refuses_networks_that_differ(native):
+    first, second, shares = Call(), Call(), torch.zeros(4)
+    second.table[0, FIELDS.index("channels")] = 2
+    tables = [first.table.data_ptr(), second.table.data_ptr()]
+    with pytest.raises(ValueError, match="layer 0"):
+        native.blend(first.pointers + second.pointers, tables, 2, shares.data_ptr(), 2, 2, False, 1)
+    first.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"table": 0}, "table is null"),
+        ({"rate": 0}, "rate is null"),
+        ({"rate": 4}, "rate is misaligned"),
+        ({"step": 0}, "step is null"),
+        ({"step": 4}, "step is misaligned"),
+        ({"selected": 0}, "selected is null"),
+        ({"num_filters": 8}, "selected has 8 elements, not 9"),
+        ({"num_layers": -1}, "table has a negative size"),
+    ],
+)
+def test_select_filters_checks(native, changes, message):
+    segments = torch.tensor([[4, 0, 0], [5, 4, 0]])
+    rate, step, selected = torch.tensor([0.5]).double(), torch.tensor([3]), torch.full((9,), 77, dtype=torch.uint8)
+    a = {"table": segments.data_ptr(), "num_layers": 2, "rate": rate.data_ptr(), "seed": 1, "step": step.data_ptr()}
+    a |= {"replacement": False, "selected": selected.data_ptr(), "num_filters": 9}
+    with pytest.raises(ValueError, match=message):
+        native.select_filters(*(a | changes).values())
+    assert bool((selected == 77).all())
+    native.select_filters(*a.values())
+    assert selected.sum() == 4
+
+
+@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": [16]}, "1 weights for a table of 2 layers"),
+        ({"table": 12}, "table is misaligned"),
+        ({"selected": 0}, "selected is null"),
+        ({"num_filters": 10}, "selected has 10 elements, not 9"),
+        ({"buffer": 0}, "buffer is null"),
+        ({"buffer": 4}, "buffer is misaligned"),
+        ({"bytes": 575}, "buffer has 575 elements, not 576"),
+        ({"threads": 0}, "threads must be positive"),
+    ],
+)
+def test_copy_unselected_checks(native, changes, message, restore):
+    call, selected = Call(), torch.zeros(9, dtype=torch.uint8)
+    buffer = torch.full((72,), -7.0).double()
+    before = buffer.clone()
+    a = {"weights": call.pointers, "table": call.table.data_ptr(), "num_layers": 2, "selected": selected.data_ptr()}
+    a |= {"num_filters": 9, "buffer": buffer.data_ptr(), "bytes": 576, "restore": restore, "threads": 1}
+    with pytest.raises(ValueError, match=message):
+        native.copy_unselected(*(a | changes).values())
+    assert torch.equal(buffer, before)
+    call.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": [[], []]}, "weights and tables must be three"),
+        ({"weights": [[16], [16], [16]]}, "1 weights for a table of 2 layers"),
+        ({"tables": [0, 0, 0]}, "table is null"),
+        ({"masked": b"\1"}, "masked and first need one entry a layer"),
+        ({"first": b"\1\1\1"}, "masked and first need one entry a layer"),
+        ({"masked": b"\1\0"}, "selected has 9 elements, not 4"),
+        ({"selected": 0}, "selected is null"),
+        ({"num_selected": 8}, "selected has 8 elements, not 9"),
+        ({"lr": 0}, "lr is null"),
+        ({"steps": [0, 0, 0]}, "steps must have one entry for each dtype"),
+        ({"steps": [0, 0, 0, -1]}, "steps must not be negative"),
+        ({"grain": 0}, "grain must be positive"),
+        ({"threads": 0}, "threads must be positive"),
+    ],
+)
+def test_asynchronous_sgd_checks(native, changes, message):
+    calls, selected = [Call() for _ in range(3)], torch.ones(9, dtype=torch.uint8)
+    lr = torch.tensor([0.1]).double()
+    a = {"weights": [call.pointers for call in calls], "tables": [call.table.data_ptr() for call in calls]}
+    a |= {"num_layers": 2, "masked": b"\1\1", "first": b"\0\0", "selected": selected.data_ptr(), "num_selected": 9}
+    a |= {"lr": lr.data_ptr(), "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
+    a |= {"maximize": False, "fused": True, "steps": [0, 0, 0, 0], "grain": 1, "threads": 1}
+    with pytest.raises(ValueError, match=message):
+        native.asynchronous_sgd(*(a | changes).values())
+    for call in calls:
+        call.assert_untouched()
+    native.asynchronous_sgd(*a.values())
+    assert all(bool((weight < 7).all()) for weight in calls[0].weights)
+
+
+def test_asynchronous_sgd_refuses_tables_that_differ(native):
+    calls, selected, lr = [Call() for _ in range(3)], torch.ones(9, dtype=torch.uint8), torch.tensor([0.1]).double()
+    calls[1].table[1, FIELDS.index("channels")] = 1
+    tables = [call.table.data_ptr() for call in calls]
+    with pytest.raises(ValueError, match="layer 1 differs in size or dtype from table to table"):
+        native.asynchronous_sgd(
+            *([call.pointers for call in calls], tables, 2, b"\1\1", b"\0\0", selected.data_ptr(), 9, lr.data_ptr()),
+            *(0.9, 0.0, 0.0, False, False, True, [0, 0, 0, 0], 1, 1),
+        )
+    for call in calls:
+        call.assert_untouched()

@@ -34,7 +34,7 @@ def compile_one(source, sanitizer, folder):
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_stress_program(sanitizer, tmp_path):
     flags = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    sources = [*(SOURCES / "cpu").glob("*.cpp"), SOURCES / "tests" / "stress.cpp"]
+    sources = [*(SOURCES / "cpu").glob("*.cpp"), *(SOURCES / "tests").glob("stress*.cpp")]
     sources = [source for source in sources if IS_X86 or source.name not in LEVELS]
     sources.sort(key=lambda source: -source.name.startswith("simd_"))  # the long ones first
     with ThreadPoolExecutor(2) as pool:
