@@ -97,6 +97,7 @@ void find_range(const Layer& layer, const T* weight, std::int64_t first, std::in
 }
 
 typedef std::int8_t Bytes __attribute__((vector_size(kBytes)));
+typedef std::uint8_t Counters __attribute__((vector_size(kBytes)));
 
 // The elements of four vectors as bytes, in any order.
 inline Bytes pack_bytes(Ints a, Ints b, Ints c, Ints d) {
@@ -119,12 +120,12 @@ inline Bytes pack_bytes(Ints a, Ints b, Ints c, Ints d) {
 }
 
 // One more in the lanes where the bytes are equal.
-inline Bytes count_equal(Bytes counter, Bytes found, std::int8_t value) {
+inline Counters count_equal(Counters counter, Bytes found, std::int8_t value) {
 #ifdef __AVX512F__
   const __mmask64 equal = _mm512_cmpeq_epi8_mask((__m512i)found, _mm512_set1_epi8(value));
-  return (Bytes)_mm512_mask_sub_epi8((__m512i)counter, equal, (__m512i)counter, _mm512_set1_epi8(-1));
+  return (Counters)_mm512_mask_sub_epi8((__m512i)counter, equal, (__m512i)counter, _mm512_set1_epi8(-1));
 #else
-  return counter - (found == value);
+  return counter - (Counters)(found == value);
 #endif
 }
 
@@ -211,7 +212,7 @@ std::int64_t count_bytes(const T* x, std::int64_t count, const Bins<T>& where, i
   std::int64_t done = 0;
   while (done < groups) {
     const std::int64_t part = groups - done < 255 ? groups - done : 255;  // a byte counts no further
-    Bytes counter[most] = {};
+    Counters counter[most] = {};
     for (std::int64_t g = 0; g < part; ++g, ++done) {
       const T* from = x + done * 4 * lanes;
       const Bytes found = pack_bytes(bin.of(load(from)), bin.of(load(from + lanes)), bin.of(load(from + 2 * lanes)),
