@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <atomic>
+#include <numeric>
+#include <thread>
 #include <vector>
 
 #include "cpu/operators.h"
@@ -30,43 +33,81 @@ void count_per_filter(const Bank& bank, int bins, std::int64_t* counts, int thre
   });
 }
 
+// A slice's elements: their range, or how many fall into each bin.
+struct Pass {
+  std::size_t slice;
+  bool counts;
+};
+
+// A tensor's elements cannot be counted before its range is known. So that they are still in a cache then, tensors
+// take turns in groups of about so many bytes: the ranges of one group, then the counts of the one before.
+constexpr std::int64_t kGroupBytes = 1 << 20;
+
+std::vector<Pass> in_groups(const Slices& slices, std::span<const std::int64_t> layer_bytes) {
+  std::vector<std::size_t> ends{0};
+  std::int64_t bytes = 0;
+  for (std::size_t i = 0; i < slices.size(); ++i) {
+    const bool last = i + 1 == slices.size();
+    if (!last && slices[i].layer == slices[i + 1].layer) continue;
+    bytes += layer_bytes[static_cast<std::size_t>(slices[i].layer)];
+    if (!last && bytes < kGroupBytes) continue;
+    ends.push_back(i + 1);
+    bytes = 0;
+  }
+  std::vector<Pass> passes;
+  for (std::size_t g = 1; g <= ends.size(); ++g) {
+    for (std::size_t i = ends[g - 1]; g < ends.size() && i < ends[g]; ++i) passes.push_back({i, false});
+    for (std::size_t i = ends[std::max<std::size_t>(g, 2) - 2]; i < ends[g - 1]; ++i) passes.push_back({i, true});
+  }
+  return passes;
+}
+
 void count_per_tensor(const Bank& bank, int bins, std::int64_t* counts, int threads) {
   std::vector<Layer> runs;
-  std::int64_t total = 0;
+  std::vector<std::int64_t> bytes;
   for (const Layer& layer : bank.layers) {
     runs.push_back(as_run(layer));
-    total += bytes_of(layer);
+    bytes.push_back(bytes_of(layer));
   }
-  Slices slices(threads, total);
+  Slices slices(threads, std::accumulate(bytes.begin(), bytes.end(), std::int64_t{0}));
+  std::vector<std::size_t> first(runs.size() + 1);
   for (std::size_t i = 0; i < runs.size(); ++i) {
     slices.add(static_cast<std::int32_t>(i), runs[i].filters, bytes_per_filter(runs[i]));
+    first[i + 1] = slices.size();
   }
-  const Kernels& simd = kernels();
+  std::vector<std::atomic<std::size_t>> unknown(runs.size());  // slices of a tensor whose range is not yet found
+  for (std::size_t i = 0; i < runs.size(); ++i) unknown[i] = first[i + 1] - first[i];
   std::vector<Range> parts(slices.size());
-  slices.run([&](const Slice& slice, std::size_t number) {
+  const Kernels& simd = kernels();
+  const std::vector<Pass> passes = in_groups(slices, bytes);
+  parallel_for(slices.threads(), static_cast<std::uint32_t>(passes.size()), [&](std::uint32_t number) {
+    const auto [at, is_count] = passes[number];
+    const Slice& slice = slices[at];
+    const auto i = static_cast<std::size_t>(slice.layer);
+    if (!is_count) {
+      Range range;
+      simd.range(runs[i], bank.weights[i], slice.first, slice.count, &range);
+      parts[at] = range;
+      unknown[i].fetch_sub(1, std::memory_order_release);
+      return;
+    }
+    // Tasks are taken in order, so those ranges are found or being found.
+    while (unknown[i].load(std::memory_order_acquire) != 0) std::this_thread::yield();
     Range range;
-    simd.range(runs[slice.layer], bank.weights[slice.layer], slice.first, slice.count, &range);
-    parts[number] = range;
-  });
-  std::vector<Range> ranges(runs.size());
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    Range& range = ranges[slices[i].layer];
-    range.low = std::min(range.low, parts[i].low);
-    range.high = std::max(range.high, parts[i].high);
-    range.finite &= parts[i].finite;
-  }
-  // From the last slice back: those are what the first pass left in the caches.
-  slices.run([&](const Slice&, std::size_t number) {
-    const Slice& slice = slices[slices.size() - 1 - number];
-    const Range& range = ranges[slice.layer];
-    if (!range.finite) return;
+    for (std::size_t part = first[i]; part < first[i + 1]; ++part) {
+      range.low = std::min(range.low, parts[part].low);
+      range.high = std::max(range.high, parts[part].high);
+      range.finite &= parts[part].finite;
+    }
+    std::int64_t* const row = counts + slice.layer * bins;
+    if (!range.finite) {
+      if (at == first[i]) row[0] = -1;
+      return;
+    }
     std::int64_t found[kMaxBins] = {};
-    simd.count_bins(runs[slice.layer], bank.weights[slice.layer], slice.first, slice.count, range, bins, found);
-    for (int b = 0; b < bins; ++b) __atomic_fetch_add(counts + slice.layer * bins + b, found[b], __ATOMIC_RELAXED);
+    simd.count_bins(runs[i], bank.weights[i], slice.first, slice.count, range, bins, found);
+    for (int b = 0; b < bins; ++b) __atomic_fetch_add(row + b, found[b], __ATOMIC_RELAXED);
   });
-  for (std::size_t i = 0; i < ranges.size(); ++i) {
-    if (!ranges[i].finite) counts[static_cast<std::int64_t>(i) * bins] = -1;
-  }
 }
 
 }  // namespace

@@ -48,14 +48,18 @@ class RangeOf {
  public:
   void add(const T* x, std::int64_t count) {
     const T* const end = x + count;
+    Values<T> low[kVectors], high[kVectors];  // in registers: stores to the members might change x
+    Bits<T> other[kVectors];
+    for (int v = 0; v < kVectors; ++v) low[v] = low_[v], high[v] = high_[v], other[v] = other_[v];
     for (; end - x >= kVectors * kLanes<T>; x += kVectors * kLanes<T>) {
       for (int v = 0; v < kVectors; ++v) {
         const Values<T> value = load(x + v * kLanes<T>);
-        low_[v] = value < low_[v] ? value : low_[v];
-        high_[v] = value > high_[v] ? value : high_[v];
-        other_[v] |= (Bits<T>)(value - value);  // 0 unless the value is NaN or infinite
+        low[v] = value < low[v] ? value : low[v];
+        high[v] = value > high[v] ? value : high[v];
+        other[v] |= (Bits<T>)(value - value);  // 0 unless the value is NaN or infinite
       }
     }
+    for (int v = 0; v < kVectors; ++v) low_[v] = low[v], high_[v] = high[v], other_[v] = other[v];
     for (; x < end; ++x) add_one(widen(*x));
   }
 
@@ -94,49 +98,6 @@ void find_range(const Layer& layer, const T* weight, std::int64_t first, std::in
   RangeOf<T> found;
   each_run(layer, weight, first, count, [&](const T* run, std::int64_t length) { found.add(run, length); });
   found.merge_into(range);
-}
-
-typedef std::int8_t Bytes __attribute__((vector_size(kBytes)));
-typedef std::uint8_t Counters __attribute__((vector_size(kBytes)));
-
-// The elements of four vectors as bytes, in any order.
-inline Bytes pack_bytes(Ints a, Ints b, Ints c, Ints d) {
-#if defined(__AVX512F__)
-  return (Bytes)_mm512_packs_epi16(_mm512_packs_epi32((__m512i)a, (__m512i)b),
-                                   _mm512_packs_epi32((__m512i)c, (__m512i)d));
-#elif defined(__AVX2__)
-  return (Bytes)_mm256_packs_epi16(_mm256_packs_epi32((__m256i)a, (__m256i)b),
-                                   _mm256_packs_epi32((__m256i)c, (__m256i)d));
-#elif defined(__SSE2__)
-  return (Bytes)_mm_packs_epi16(_mm_packs_epi32((__m128i)a, (__m128i)b), _mm_packs_epi32((__m128i)c, (__m128i)d));
-#else
-  Bytes bytes;
-  for (int i = 0; i < kBytes / 4; ++i) {
-    bytes[4 * i] = static_cast<std::int8_t>(a[i]), bytes[4 * i + 1] = static_cast<std::int8_t>(b[i]);
-    bytes[4 * i + 2] = static_cast<std::int8_t>(c[i]), bytes[4 * i + 3] = static_cast<std::int8_t>(d[i]);
-  }
-  return bytes;
-#endif
-}
-
-// One more in the lanes where the bytes are equal.
-inline Counters count_equal(Counters counter, Bytes found, std::int8_t value) {
-#ifdef __AVX512F__
-  const __mmask64 equal = _mm512_cmpeq_epi8_mask((__m512i)found, _mm512_set1_epi8(value));
-  return (Counters)_mm512_mask_sub_epi8((__m512i)counter, equal, (__m512i)counter, _mm512_set1_epi8(-1));
-#else
-  return counter - (Counters)(found == value);
-#endif
-}
-
-// One less in the lanes where a < b.
-inline Ints less_one_if_below(Ints counter, Floats a, Floats b) {
-#ifdef __AVX512F__
-  const __mmask16 below = _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ);
-  return (Ints)_mm512_mask_sub_epi32((__m512i)counter, below, (__m512i)counter, _mm512_set1_epi32(1));
-#else
-  return counter + (a < b);
-#endif
 }
 
 // Where the bins are: edge k is low + k * width, rounded after each operation; an element is in the bin of the last
@@ -180,11 +141,11 @@ class Bins {
     return found;
   }
 
-  // The same for simple bins, four-byte lanes.
-  Ints of(Floats value) const {
-    const Ints k = __builtin_convertvector((value - start_) * inverse_, Ints);
-    return less_one_if_below(k, value, low_ + __builtin_convertvector(k, Floats) * width_);
-  }
+  // Of simple bins, four-byte lanes: the nearest edge, which is the bin's or the next one's.
+  Ints nearest(Floats value) const { return __builtin_convertvector((value - start_) * inverse_, Ints); }
+  Floats edges(Ints k) const { return low_ + __builtin_convertvector(k, Floats) * width_; }
+  Floats low() const { return all_lanes<Floats>(low_); }
+  Floats inverse() const { return all_lanes<Floats>(inverse_); }
 
  private:
   Acc edge(int k) const { return low_ + static_cast<Acc>(k) * width_; }
@@ -198,29 +159,100 @@ class Bins {
   bool simple_;
 };
 
-constexpr int kByteBins = 16;
+#ifdef __AVX512F__
+// With so many bins all edges fit into one vector, and an element's bin into four bits.
+constexpr int kFewBins = 15;
 
-// Elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many those are.
-// Every bin has its own vector of byte counters. Fixed is the number of bins, or 0 when it is known at run time only.
-template <int Fixed, class T>
-std::int64_t count_bytes(const T* x, std::int64_t count, const Bins<T>& where, int bins, std::int64_t* counts) {
+// The elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many those
+// are. Bins are at most `most`. Their four bits become four masks of 64 elements; products of masks count the elements
+// that have all of some bits, found[those bits], and differences of these the elements that have no other.
+template <int most, class T>
+std::int64_t count_few(const T* x, std::int64_t count, const Bins<T>& bin, int bins, std::int64_t* counts) {
   constexpr std::int64_t lanes = kLanes<T>;
-  constexpr int most = Fixed > 0 ? Fixed : kByteBins;
-  const int used = Fixed > 0 ? Fixed : bins;
+  Ints numbers{};
+  for (int k = 0; k < kLanes<T>; ++k) numbers[k] = k;
+  const auto edges = (__m512)bin.edges(numbers);
+  const Floats low = bin.low(), inverse = bin.inverse();
+  const __m512 round = _mm512_set1_ps(0x1.8p23f);  // the sum's last bits are the nearest integer
+  // The forms with all lanes in a mask are those that GCC does not call uninitialized.
+  const auto bin_of = [&](Floats value) {
+    const auto nearest = (__m512i)_mm512_fmadd_ps((__m512)(value - low), (__m512)inverse, round);
+    const __m512 edge = _mm512_maskz_permutexvar_ps(0xffff, nearest, edges);
+    const __mmask16 below = _mm512_cmp_ps_mask((__m512)value, edge, _CMP_LT_OQ);
+    return (Words)_mm512_mask_sub_epi32(nearest, below, nearest, _mm512_set1_epi32(1));
+  };
+  // The lower halves of both, which hold the bins.
+  const auto join = [](Words a, Words b) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)a, (__m512i)(b << 16));
+  };
+  const auto bit = [](__m512i bytes, char value) { return _mm512_test_epi8_mask(bytes, _mm512_set1_epi8(value)); };
+  const std::int64_t end = count / (4 * lanes) * (4 * lanes);
+  std::int64_t found[16] = {end};
+  for (std::int64_t i = 0; i < end; i += 4 * lanes) {
+    const __m512i even = join(bin_of(load(x + i)), bin_of(load(x + i + lanes)));
+    const __m512i odd = join(bin_of(load(x + i + 2 * lanes)), bin_of(load(x + i + 3 * lanes)));
+    const __m512i bytes = _mm512_or_si512(even, _mm512_maskz_slli_epi16(0xffffffff, odd, 8));
+    std::uint64_t all[16];
+    for (int k = 0; k < 4; ++k) all[1 << k] = bit(bytes, static_cast<char>(1 << k));
+    asm("" : "+r"(all[1]), "+r"(all[2]), "+r"(all[4]), "+r"(all[8]));  // not in mask registers: one operation a cycle
+#pragma GCC unroll 15
+    for (int b = 1; b <= most; ++b) {
+      all[b] = (b & (b - 1)) == 0 ? all[b] : all[b & (b - 1)] & all[b & -b];
+      found[b] += __builtin_popcountll(all[b]);
+    }
+  }
+  for (int k = 1; k <= 8; k *= 2) {
+    for (int b = 0; b < 16; ++b) found[b] -= (b & k) == 0 ? found[b | k] : 0;
+  }
+  for (int b = 0; b < bins; ++b) counts[b] += found[b];
+  return end;
+}
+#else
+constexpr int kFewBins = 16;
+
+typedef std::int8_t Bytes __attribute__((vector_size(kBytes)));
+typedef std::uint8_t Counters __attribute__((vector_size(kBytes)));
+
+// The elements of four vectors as bytes, in any order.
+inline Bytes pack_bytes(Ints a, Ints b, Ints c, Ints d) {
+#if defined(__AVX2__)
+  return (Bytes)_mm256_packs_epi16(_mm256_packs_epi32((__m256i)a, (__m256i)b),
+                                   _mm256_packs_epi32((__m256i)c, (__m256i)d));
+#elif defined(__SSE2__)
+  return (Bytes)_mm_packs_epi16(_mm_packs_epi32((__m128i)a, (__m128i)b), _mm_packs_epi32((__m128i)c, (__m128i)d));
+#else
+  Bytes bytes;
+  for (int i = 0; i < kBytes / 4; ++i) {
+    bytes[4 * i] = static_cast<std::int8_t>(a[i]), bytes[4 * i + 1] = static_cast<std::int8_t>(b[i]);
+    bytes[4 * i + 2] = static_cast<std::int8_t>(c[i]), bytes[4 * i + 3] = static_cast<std::int8_t>(d[i]);
+  }
+  return bytes;
+#endif
+}
+
+// The elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many those
+// are. Every bin has its own vector of byte counters; `most` of them.
+template <int most, class T>
+std::int64_t count_few(const T* x, std::int64_t count, const Bins<T>& where, int bins, std::int64_t* counts) {
+  constexpr std::int64_t lanes = kLanes<T>;
   const std::int64_t groups = count / (4 * lanes);
   const Bins<T> bin = where;
+  const auto bin_of = [&](Floats value) {
+    const Ints k = bin.nearest(value);
+    return k + (value < bin.edges(k));
+  };
   std::int64_t done = 0;
   while (done < groups) {
     const std::int64_t part = groups - done < 255 ? groups - done : 255;  // a byte counts no further
     Counters counter[most] = {};
     for (std::int64_t g = 0; g < part; ++g, ++done) {
       const T* from = x + done * 4 * lanes;
-      const Bytes found = pack_bytes(bin.of(load(from)), bin.of(load(from + lanes)), bin.of(load(from + 2 * lanes)),
-                                     bin.of(load(from + 3 * lanes)));
+      const Bytes found = pack_bytes(bin_of(load(from)), bin_of(load(from + lanes)), bin_of(load(from + 2 * lanes)),
+                                     bin_of(load(from + 3 * lanes)));
 #pragma GCC unroll 16
-      for (int b = 0; b < used; ++b) counter[b] = count_equal(counter[b], found, static_cast<std::int8_t>(b));
+      for (int b = 0; b < most; ++b) counter[b] -= (Counters)(found == static_cast<std::int8_t>(b));
     }
-    for (int b = 0; b < used; ++b) {
+    for (int b = 0; b < bins; ++b) {
       std::uint8_t bytes[kBytes];
       write(bytes, counter[b]);
       std::int64_t sum = 0;
@@ -230,13 +262,14 @@ std::int64_t count_bytes(const T* x, std::int64_t count, const Bins<T>& where, i
   }
   return groups * 4 * lanes;
 }
+#endif
 
 template <class T>
 void count_run(const T* x, std::int64_t count, const Bins<T>& where, int bins, std::int64_t* counts) {
   const T* const end = x + count;
   if constexpr (sizeof(AccOf<T>) == 4) {
-    if (where.simple() && bins <= kByteBins) {
-      x += bins == 10 ? count_bytes<10>(x, count, where, bins, counts) : count_bytes<0>(x, count, where, bins, counts);
+    if (where.simple() && bins <= kFewBins) {
+      x += bins <= 10 ? count_few<10>(x, count, where, bins, counts) : count_few<kFewBins>(x, count, where, bins, counts);
     }
   }
   if (end - x < 256) {

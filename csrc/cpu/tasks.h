@@ -38,6 +38,7 @@ class Slices {
     }
   }
 
+  int threads() const { return threads_; }
   std::size_t size() const { return slices_.size(); }
   const Slice& operator[](std::size_t number) const { return slices_[number]; }
 
