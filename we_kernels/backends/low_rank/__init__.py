@@ -47,45 +47,39 @@ def project_low_rank_(
     with full_precision(device):
         batches = make_batches(weights, filter_dims, ranks, row_scales, bases)
         grams = make_grams(batches)
-        before = _scatter(batches, [trace(gram) for gram in grams])
-        if not before.isfinite().all():  # float32 squares overflow long before float32 weights do
+        energies = [trace(gram) for gram in grams]
+        if not torch.cat(energies).isfinite().all():  # float32 squares overflow long before float32 weights do
             grams = make_grams(batches, torch.float64)
-            before = _scatter(batches, [trace(gram) for gram in grams])
-        if not before.isfinite().all():
-            return before, before.clone(), torch.ones_like(before, dtype=torch.bool)
-
-        work = [batch.work for batch in batches]
-        tasks = list(zip(batches, grams, strict=True))
-        settled = run(lambda task: _settle(*task, energy_transfer, skip_below), tasks, work, device)
-        energy, kept, skipped = (_scatter(batches, values) for values in zip(*settled, strict=True))
+            energies = [trace(gram) for gram in grams]
+        before = torch.cat(energies)
+        settled = [before, before, torch.ones_like(before, dtype=torch.bool)]
+        if before.isfinite().all():
+            tasks, work = list(zip(batches, grams, energies, strict=True)), [batch.work for batch in batches]
+            results = run(lambda task: _settle(*task, energy_transfer, skip_below), tasks, work, device)
+            settled = [torch.cat(values) for values in zip(*results, strict=True)]
+        position = torch.tensor([member for batch in batches for member in batch.members], device=device).argsort()
+        energy, kept, skipped = (values[position] for values in settled)
     return energy, kept, skipped
 
 
-def _settle(batch: Batch, gram: Tensor, energy_transfer: bool, skip_below: float) -> tuple[Tensor, Tensor, Tensor]:
+def _settle(
+    batch: Batch, gram: Tensor, energy: Tensor, energy_transfer: bool, skip_below: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Project a batch; energy before and kept, and the layers that were skipped, in its order."""
-    energy = trace(gram)
-    kept, skipped = energy.clone(), torch.zeros_like(energy, dtype=torch.bool)
+    before, kept, skipped = energy.clone(), energy.clone(), torch.zeros_like(energy, dtype=torch.bool)
     left = list(range(len(batch))) if batch.reduced else []
     for find in WAYS:
         if not left:
             break
-        result = find(batch.take(left), gram if len(left) == len(batch) else gram[left], skip_below)
+        part = (gram, energy) if len(left) == len(batch) else (gram[left], energy[left])
+        result = find(batch.take(left), *part, skip_below)
         status = result.status.tolist()
         found, vanishing, still = ([i for i, s in enumerate(status) if s == x] for x in (FOUND, VANISHING, OPEN))
         if found:
             members, result = [left[i] for i in found], result.take(found)
-            energy[members] = result.energy
+            before[members] = result.energy
             kept[members] = batch.take(members).project_(result, energy_transfer)
         if vanishing:
             skipped[[left[i] for i in vanishing]] = True
         left = [left[i] for i in still]
-    return energy, kept, skipped
-
-
-def _scatter(batches: Sequence[Batch], values: Sequence[Tensor]) -> Tensor:
-    """Values per layer of every batch, in the order of the call."""
-    order = [member for batch in batches for member in batch.members]
-    joined = torch.cat(list(values))
-    result = torch.empty_like(joined)
-    result[order] = joined
-    return result
+    return before, kept, skipped

@@ -43,10 +43,10 @@ class Result(NamedTuple):
         return [Result(*fields) for fields in zip(status, vectors, energy, kept, strict=True)]
 
 
-def rounding_error(gram: Tensor) -> Tensor:
-    """Float64 [B]: bound on the Frobenius error of Gram matrices [B, n, n]."""
+def rounding_error(energy: Tensor, gram: Tensor) -> Tensor:
+    """Float64 [B]: bound on the Frobenius error of Gram matrices [B, n, n] of these traces."""
     info = torch.finfo(gram.dtype)
-    return ERROR * info.eps * trace(gram) + info.tiny * gram.shape[1] ** 2  # the latter for squares that underflow
+    return ERROR * info.eps * energy + info.tiny * gram.shape[1] ** 2  # the latter for squares that underflow
 
 
 def allowed_loss(dropped: Tensor, kept: Tensor) -> Tensor:

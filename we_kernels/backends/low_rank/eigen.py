@@ -9,13 +9,13 @@ from .batch import Batch, make_grams
 from .bounds import FOUND, VANISHING, Result, allowed_loss, rounding_error, trace
 
 
-def decompose(batch: Batch, gram: Tensor, skip_below: float) -> Result:
+def decompose(batch: Batch, gram: Tensor, energy: Tensor, skip_below: float) -> Result:
     """Open where the Gram matrix is too coarse for the spectrum."""
     found, rank = torch.linalg.eigh(gram), batch.rank
-    values, energy = found.eigenvalues.double(), trace(gram)
+    values = found.eigenvalues.double()
     kept, dropped = values[:, -rank:].sum(1), values[:, :-rank].clamp(min=0).sum(1)
     gap = values[:, -rank] - values[:, -rank - 1]
-    error, allowed = rounding_error(gram), allowed_loss(dropped, kept)
+    error, allowed = rounding_error(energy, gram), allowed_loss(dropped, kept)
     good = (dropped > error) & ((error <= allowed) | (error.square() <= allowed * gap))
     good |= gram.dtype != batch.dtype  # the Gram matrix is already the float64 one of float32 weights
     vanishing = values[:, -1] < skip_below**2
@@ -23,12 +23,13 @@ def decompose(batch: Batch, gram: Tensor, skip_below: float) -> Result:
     return Result(status, found.eigenvectors[:, :, -rank:], energy, kept)
 
 
-def decompose_precisely(batch: Batch, _: Tensor, skip_below: float) -> Result:
+def decompose_precisely(batch: Batch, gram: Tensor, energy: Tensor, skip_below: float) -> Result:
     """What resolves every spectrum down to the rounding of the weights: a float64 Gram matrix of float32 weights, the
     singular value decomposition of float64 ones."""
     if batch.dtype == torch.float64:
         return _svd(batch, skip_below)
-    return decompose(batch, make_grams([batch], torch.float64)[0], skip_below)
+    gram = make_grams([batch], torch.float64)[0]
+    return decompose(batch, gram, trace(gram), skip_below)
 
 
 def _svd(batch: Batch, skip_below: float) -> Result:

@@ -34,12 +34,12 @@ PROBES, SMALLEST_PROBE = 16, 0.6
 """The norm of 16 normally distributed numbers is under 0.6 with a probability of 3e-11."""
 
 
-def iterate(batch: Batch, gram: Tensor, skip_below: float) -> Result:
+def iterate(batch: Batch, gram: Tensor, energy: Tensor, skip_below: float) -> Result:
     """At most two steps, the second for what the first may not have brought close enough.
 
     A Cholesky factor that does not exist is NaN, and so is all that follows from it, which leaves the layer open.
     """
-    energy, least = trace(gram), batch.rank * skip_below**2
+    least = batch.rank * skip_below**2
     if not batch.warm:
         return Result(torch.zeros_like(energy, dtype=torch.int), gram[..., : batch.rank], energy, None)
     q, good = _step(gram, batch.basis(gram.dtype), energy, least, POWERS[0])
@@ -52,7 +52,7 @@ def iterate(batch: Batch, gram: Tensor, skip_below: float) -> Result:
 def _step(gram: Tensor, q: Tensor, energy: Tensor, least: float, power: int) -> tuple[Tensor, Tensor]:
     """The next Q, and bool [B]: it loses no more energy than is allowed, and keeps at least ``least``."""
     unit = energy / q.shape[2]  # all below is in this unit: powers must not overflow
-    error = rounding_error(gram) / unit
+    error = rounding_error(energy, gram) / unit
     product = (gram @ q).div_(_column(unit, gram))
     h = q.mT @ product
     kept = trace(h)
