@@ -52,6 +52,16 @@ def test_memory_is_measured_by_the_fastest_reader():
     assert memory.best(slower, measured) == measured._replace(copy=1e12)
 
 
+def test_placed_tensors_lie_in_the_buffer():
+    buffer, tensors = memory.make_buffer(4 * memory.COLUMNS, torch.device("cpu")), [torch.rand(3, 5), torch.rand(40)]
+    first, second = memory.place(tensors, buffer)
+    assert torch.equal(first, tensors[0])
+    assert torch.equal(second, tensors[1])
+    assert first.data_ptr() == buffer.data_ptr() == second.data_ptr() - 64
+    with pytest.raises(ValueError, match="too small for 1 tensors"):
+        memory.place([torch.rand(memory.COLUMNS + 1)], buffer)
+
+
 def test_last_level_cache_is_plausible():
     assert 1 << 18 <= memory.last_level_cache(torch.device("cpu")) < 1 << 32
 
