@@ -40,7 +40,7 @@ struct Pass {
 };
 
 // A tensor's elements cannot be counted before its range is known. So that they are still in a cache then, tensors
-// take turns in groups of about so many bytes: the ranges of one group, then the counts of the one before.
+// take turns in groups of about so many bytes: the ranges of a group, then its counts, the last slice first.
 constexpr std::int64_t kGroupBytes = 1 << 20;
 
 std::vector<Pass> in_groups(const Slices& slices, std::span<const std::int64_t> layer_bytes) {
@@ -55,9 +55,9 @@ std::vector<Pass> in_groups(const Slices& slices, std::span<const std::int64_t> 
     bytes = 0;
   }
   std::vector<Pass> passes;
-  for (std::size_t g = 1; g <= ends.size(); ++g) {
-    for (std::size_t i = ends[g - 1]; g < ends.size() && i < ends[g]; ++i) passes.push_back({i, false});
-    for (std::size_t i = ends[std::max<std::size_t>(g, 2) - 2]; i < ends[g - 1]; ++i) passes.push_back({i, true});
+  for (std::size_t g = 1; g < ends.size(); ++g) {
+    for (std::size_t i = ends[g - 1]; i < ends[g]; ++i) passes.push_back({i, false});
+    for (std::size_t i = ends[g]; i-- > ends[g - 1];) passes.push_back({i, true});
   }
   return passes;
 }
