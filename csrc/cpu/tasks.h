@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 #include <vector>
 
 #include "cpu/pool.h"
@@ -42,13 +41,9 @@ class Slices {
   std::size_t size() const { return slices_.size(); }
   const Slice& operator[](std::size_t number) const { return slices_[number]; }
 
-  // body(slice), or body(slice, its number).
   template <class F>
   void run(F&& body) const {
-    parallel_for(threads_, static_cast<std::uint32_t>(slices_.size()), [&](std::uint32_t i) {
-      if constexpr (std::is_invocable_v<F&, const Slice&, std::size_t>) body(slices_[i], std::size_t{i});
-      else body(slices_[i]);
-    });
+    parallel_for(threads_, static_cast<std::uint32_t>(slices_.size()), [&](std::uint32_t i) { body(slices_[i]); });
   }
 
  private:

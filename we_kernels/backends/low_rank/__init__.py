@@ -10,7 +10,8 @@ vouch for:
    singular values, so it loses what lies below the root of its precision.
 
 Energy factor, row scales and their inverse go into the small factors, so that the weights are read twice and written
-once. The host waits for the device before the first way and after each, to learn which layers are left.
+once. Each batch of layers goes through the ways on its own; the host waits for the device before and after every way,
+to learn which layers are left.
 """
 
 from __future__ import annotations
