@@ -208,9 +208,9 @@ def variants():
             yield Variant(kernel["bins_kernel"], chunked | {"BINS": count}, limited)
             yield Variant(kernel["filter_bins_kernel"], {"DTYPE": dtype, "INDEX": index, "BINS": count}, limited)
         for per_filter in (False, True):
-            yield Variant(
-                kernel["blend_kernel"], {"DTYPE": dtype, "PER_FILTER": per_filter, "SIZE": blend.BLEND_TILE}, plain
-            )
+            constants = {"DTYPE": dtype, "PER_FILTER": per_filter, "SIZE": blend.BLEND_TILE}
+            options = {"num_warps": 4, "maxnreg": blend.MAX_REGISTERS}
+            yield Variant(kernel["blend_kernel"], constants, options)
     for dtype in TRITON_DTYPES[:2]:
         constants = {"ACC": dtype, "TILE": overlap.OVERLAP_TILE, "DEPTH": overlap.OVERLAP_DEPTH}
         yield Variant(kernel["overlap_kernel"], constants, {"num_warps": 8, "maxnreg": None})

@@ -11,6 +11,8 @@ from .launch import kernel
 
 BLEND_TILE = 1024
 """Elements that one program takes, of every network."""
+MAX_REGISTERS = 160
+"""Of a thread. Without a limit the compiler of Triton 3.6 stops at 128 and spills two."""
 STRIDED_TILE = tl.constexpr(128)
 """Of these at a time where strides differ: their 64-bit offsets would take too many registers."""
 
@@ -81,7 +83,10 @@ def _blend(ways, start, end, PER_FILTER: tl.constexpr, WAY: tl.constexpr, DTYPE:
         at = coefficients + k.to(tl.int64) * columns
         share = (tl.load(at, mask=inside, other=0.0) if PER_FILTER else tl.load(at)).to(ACC)
         new = share * own + (1.0 - share) * neighbour
-        if DTYPE == tl.float16 or DTYPE == tl.bfloat16:
+        if DTYPE == tl.bfloat16:  # by its bits: the interpreter of Triton 3.6 has no bfloat16 constants
+            bits = tl.where(new != new, 0x7FC0, narrow(new, DTYPE).to(tl.int16, bitcast=True))
+            rounded = bits.to(tl.int16).to(DTYPE, bitcast=True)
+        elif DTYPE == tl.float16:
             rounded = tl.where(new != new, float("nan"), narrow(new, DTYPE))
         else:
             rounded = new

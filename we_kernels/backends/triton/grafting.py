@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ...layout import Layout
 from ...transfer import Place, upload
-from . import tables
+from . import blend, tables
 from .bins import BIN_COUNTS, CHUNK, LOWEST, MAX_REGISTERS, bins_kernel, filter_bins_kernel, range_kernel
-from .blend import BLEND_TILE, blend_kernel
 from .fields import TRITON_DTYPES
 from .launch import launch
 
@@ -62,9 +61,9 @@ def blend_(
     alike = all(layout is layouts[0] for layout in layouts)
     layers = layer_tables[0] if alike else torch.stack(layer_tables)
     runs = upload(tables.common_runs(layouts, per_filter), torch.int32, place)
-    for index, chunks in tables.chunks(layouts[0], BLEND_TILE, place).items():
+    for index, chunks in tables.chunks(layouts[0], blend.BLEND_TILE, place).items():
         launch(
-            blend_kernel,
+            blend.blend_kernel,
             len(chunks),
             place.device,
             addresses,
@@ -79,5 +78,6 @@ def blend_(
             len(coefficients),
             DTYPE=TRITON_DTYPES[index],
             PER_FILTER=per_filter,
-            SIZE=BLEND_TILE,
+            SIZE=blend.BLEND_TILE,
+            maxnreg=blend.MAX_REGISTERS,
         )
