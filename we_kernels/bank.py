@@ -173,7 +173,7 @@ def _check_dim(dim: int, weight: Tensor, name: str) -> int:
     dim %= weight.dim()
     if weight.shape[dim] > 0 and weight.numel() == 0:
         raise ValueError(f"{name} of shape {tuple(weight.shape)} has filters without elements")
-    if not torch.compiler.is_compiling() and weight.numel():
+    if not torch.compiler.is_compiling() and weight.numel() > MAX_COUNT:
         kernels = weight.shape[dim] * next((size for i, size in enumerate(weight.shape) if i != dim), 1)
         if weight.numel() // kernels > MAX_COUNT:
             raise ValueError(f"{name} of shape {tuple(weight.shape)} has kernels of more than {MAX_COUNT} elements")

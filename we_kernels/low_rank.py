@@ -109,11 +109,11 @@ def project_low_rank_(
         empty = torch.empty(0, dtype=torch.float64)
         return LowRankResult(empty, empty.clone(), empty.bool())
 
-    sides = [min(size, weight.numel() // max(size, 1)) for size, weight in zip(bank.sizes, bank.weights, strict=True)]
     kept = []
     if bases is not None:
-        pairs = zip(sides, rank_of, bank.weights, strict=True)
-        kept = [bases._for(i, n, min(r, n), weight) for i, (n, r, weight) in enumerate(pairs)]
+        for i, (weight, size, rank) in enumerate(zip(bank.weights, bank.sizes, rank_of, strict=True)):
+            n = min(size, weight.numel() // max(size, 1))
+            kept.append(bases._for(i, n, min(rank, n), weight))
     found = torch.ops.we_kernels.project_low_rank_(
         bank.weights, bank.filter_dims, rank_of, scale_of, kept, energy_transfer, skip_below
     )
@@ -160,6 +160,8 @@ def _check_row_scale(row_scale: Sequence[Tensor | None] | None, bank: FilterBank
 
 def _per_distinct(bank: FilterBank, values: list, name: str) -> list:  # type: ignore[type-arg]
     """One value per distinct tensor; those of a tensor given twice must agree."""
+    if len(bank.position) == len(bank):
+        return values
     chosen: dict[int, int] = {}
     for i, position in enumerate(bank.position):
         first = chosen.setdefault(position, i)
