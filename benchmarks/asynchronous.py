@@ -8,16 +8,13 @@ Nothing is timed before all have been shown to move the right filters to the rig
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-import environment
+import entry
 import memory
 import shapes
 import torch
@@ -203,40 +200,14 @@ def missed_bars(rows: list[Row]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """0, or 1 when a result is wrong or, with --check, a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=REPEATS, default=["mobilenetv2", "resnet50"])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="default: torch's")
-    parser.add_argument("--repeats", type=int, help=f"timed rounds; default {REPEATS}")
-    parser.add_argument("--check", action="store_true", help="fail when a bar (for two CPU threads) is missed")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/asynchronous_<cpu or gpu>_<date>.json")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    described = environment.describe(device)
-    rows: list[Row] = []
-    for name in options.models:
-        steps = Steps(name, device)
-        try:
-            steps.verify()
-        except WrongResultError as error:
-            print(f"{name}: a result is wrong, so nothing is reported: {error}", file=sys.stderr)
-            return 1
-        rows += measure(name, steps, device, options.repeats or REPEATS[name])
+    options = entry.make_parser(__doc__, "asynchronous", REPEATS, ["mobilenetv2", "resnet50"]).parse_args(arguments)
 
-    spreads = ("seconds", "ratio_plain", "ratio_loop")
-    fields = [asdict(row) | {key: getattr(row, key)._asdict() for key in spreads} for row in rows]
-    result = {"schema": 1, **described, "rate": RATE, **OPTIONS, "rows": fields}
-    kind = "gpu" if device.type == "cuda" else "cpu"
-    output = options.output or Path(__file__).parent / "results" / f"asynchronous_{kind}_{described['date']}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {output}", file=sys.stderr)
-    print(table(rows))
-    missed = missed_bars(rows) if options.check else []
-    print("".join(f"{line}\n" for line in missed), end="")
-    return 1 if missed else 0
+    def measure_model(name: str, device: torch.device, repeats: int) -> list[Row]:
+        steps = Steps(name, device)
+        steps.verify()
+        return measure(name, steps, device, repeats)
+
+    return entry.run(options, measure_model, table, lambda rows, _: missed_bars(rows), {"rate": RATE, **OPTIONS})
 
 
 if __name__ == "__main__":

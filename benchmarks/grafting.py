@@ -8,16 +8,14 @@ read bandwidth of the memory they lie in, measured in the same run. Prints a tab
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import environment
+import entry
 import memory
 import shapes
 import torch
@@ -210,47 +208,23 @@ def missed_bars(rows: list[Row], device: torch.device) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """0, or 1 when a result is wrong or, with --check, a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=REPEATS, default=["mobilenetv2", "resnet50"])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="default: torch's")
-    parser.add_argument("--repeats", type=int, help=f"timed rounds; default {REPEATS}")
+    parser = entry.make_parser(__doc__, "grafting", REPEATS, ["mobilenetv2", "resnet50"])
     parser.add_argument("--released", type=Path, metavar="PATH", help=f"a clone of {REPOSITORY}")
-    parser.add_argument("--check", action="store_true", help="fail when a bar is missed (they are for two threads)")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/grafting_<cpu or gpu>_<date>.json")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
     try:
-        program = ReleasedGraft(options.released) if options.released else None
+        released = ReleasedGraft(options.released) if options.released else None
     except NotAReleaseError as error:
         parser.error(str(error))
-    described = environment.describe(device)
-    rows: list[Row] = []
     bandwidths = {}
-    for model in options.models:
-        graft = Graft(model, device, program)
-        try:
-            graft.verify()
-        except WrongResultError as error:
-            print(f"{model}: a result is wrong, so nothing is reported: {error}", file=sys.stderr)
-            return 1
-        own, bandwidth = measure(model, graft, device, options.repeats or REPEATS[model])
-        rows += own
-        bandwidths[model] = bandwidth._asdict() | {"fits_in_cache": graft.in_cache, "weight_bytes": graft.num_bytes}
 
-    fields = [asdict(row) | {key: getattr(row, key)._asdict() for key in ("seconds", "ratio_pytorch")} for row in rows]
-    result = {"schema": 1, **described, "bandwidth": bandwidths, "rows": fields}
-    kind = "gpu" if device.type == "cuda" else "cpu"
-    output = options.output or Path(__file__).parent / "results" / f"grafting_{kind}_{described['date']}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {output}", file=sys.stderr)
-    print(table(rows))
-    missed = missed_bars(rows, device) if options.check else []
-    print("".join(f"{line}\n" for line in missed), end="")
-    return 1 if missed else 0
+    def measure_model(model: str, device: torch.device, repeats: int) -> list[Row]:
+        graft = Graft(model, device, released)
+        graft.verify()
+        rows, bandwidth = measure(model, graft, device, repeats)
+        bandwidths[model] = bandwidth._asdict() | {"fits_in_cache": graft.in_cache, "weight_bytes": graft.num_bytes}
+        return rows
+
+    return entry.run(options, measure_model, table, missed_bars, {"bandwidth": bandwidths})
 
 
 if __name__ == "__main__":

@@ -7,15 +7,12 @@ shown to be as close to the weights as the reference's SVD. Prints a table and w
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-import environment
+import entry
 import shapes
 import torch
 from timing import Contestant, Spread, clock_for, ratios, spread, take_turns
@@ -151,44 +148,20 @@ def missed_bars(rows: list[Row], device: torch.device) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """0, or 1 when a result is wrong or, with --check, a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=REPEATS, default=["resnet56", "resnet50"])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="default: torch's")
-    parser.add_argument("--repeats", type=int, help=f"timed rounds; default {REPEATS}")
+    parser = entry.make_parser(__doc__, "low_rank", REPEATS, ["resnet56", "resnet50"])
     parser.add_argument("--prune-ratio", type=float, default=0.6)
     parser.add_argument(
         "--drift", type=float, default=0.1, help="change since the last projection / norm (default 0.1)"
     )
-    parser.add_argument("--check", action="store_true", help="fail when a bar is missed")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/low_rank_<cpu or gpu>_<date>.json")
     options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    described = environment.describe(device)
-    rows: list[Row] = []
-    for model in options.models:
-        projection = Projection(model, options.prune_ratio, options.drift, device)
-        try:
-            projection.verify()
-        except WrongResultError as error:
-            print(f"{model}: a result is wrong, so nothing is reported: {error}", file=sys.stderr)
-            return 1
-        rows += measure(model, projection, device, options.repeats or REPEATS[model])
 
-    fields = [asdict(row) | {key: getattr(row, key)._asdict() for key in ("seconds", "ratio_svd")} for row in rows]
+    def measure_model(model: str, device: torch.device, repeats: int) -> list[Row]:
+        projection = Projection(model, options.prune_ratio, options.drift, device)
+        projection.verify()
+        return measure(model, projection, device, repeats)
+
     settings = {"prune_ratio": options.prune_ratio, "drift": options.drift}
-    result = {"schema": 1, **described, **settings, "rows": fields}
-    kind = "gpu" if device.type == "cuda" else "cpu"
-    output = options.output or Path(__file__).parent / "results" / f"low_rank_{kind}_{described['date']}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {output}", file=sys.stderr)
-    print(table(rows))
-    missed = missed_bars(rows, device) if options.check else []
-    print("".join(f"{line}\n" for line in missed), end="")
-    return 1 if missed else 0
+    return entry.run(options, measure_model, table, missed_bars, settings)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,16 @@
 """The benchmark of asynchronous updates runs, verifies before it times, and writes what it found."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    module = importlib.import_module("asynchronous")
+def bench(benchmark_script, monkeypatch):
+    module = benchmark_script("asynchronous")
     monkeypatch.setattr(module, "BANDWIDTH_BYTES", 1 << 20)
-    yield module
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == BENCHMARKS:
-            del sys.modules[name]
+    return module
 
 
 def test_rows_and_json(bench, tmp_path, capsys):

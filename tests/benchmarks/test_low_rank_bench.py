@@ -1,24 +1,14 @@
 """The low-rank benchmark runs, verifies before it times, and writes what it found."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def bench(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield importlib.import_module("low_rank")
-    for name in set(sys.modules) - before:
-        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == BENCHMARKS:
-            del sys.modules[name]
+def bench(benchmark_script):
+    return benchmark_script("low_rank")
 
 
 def test_rows_and_json(bench, tmp_path, capsys):
