@@ -40,26 +40,10 @@ LARGEST_FINITE_64 = tl.constexpr(0x7FEFFFFFFFFFFFFF)
 @kernel
 def range_kernel(pointers, layers, chunks, ranges, DTYPE: tl.constexpr, SIZE: tl.constexpr):
     """One program per chunk (layer, number): ranges[layer] becomes the largest key, and the largest complement."""
-    chunk = tl.program_id(0).to(tl.int64) * 2
-    layer = tl.load(chunks + chunk)
-    start = tl.load(chunks + chunk + 1).to(tl.int64) * SIZE
-    fields = layers + layer * WIDTH
-    base = tl.load(pointers + layer).to(tl.pointer_type(DTYPE))
-    run = tl.load(fields + RUN)
-    elements = tl.load(fields + FILTERS) * tl.load(fields + ROW)
-    end = tl.minimum(start + SIZE, elements)
-    ordered: tl.constexpr = tl.int64 if DTYPE == tl.float64 else tl.int32
-    lowest: tl.constexpr = -0x8000000000000000 if DTYPE == tl.float64 else -0x80000000
-    high = tl.full((TILE,), lowest, ordered)
-    low = tl.full((TILE,), lowest, ordered)
-    while start < end:
-        index = start + tl.arange(0, TILE)
-        key = _key(_load(base, fields, run, index, start, end, DTYPE), DTYPE)
-        high = tl.maximum(high, tl.where(index < end, key, lowest))
-        low = tl.maximum(low, tl.where(index < end, -1 - key, lowest))
-        start += TILE
-    tl.atomic_max(ranges + layer * 2, tl.max(high, axis=0).to(tl.int64))
-    tl.atomic_max(ranges + layer * 2 + 1, tl.max(low, axis=0).to(tl.int64))
+    layer, fields, base, run, start, end = _chunk(pointers, layers, chunks, DTYPE, SIZE)
+    high, low = _range(base, fields, run, start, end, DTYPE)
+    tl.atomic_max(ranges + layer * 2, high)
+    tl.atomic_max(ranges + layer * 2 + 1, low)
 
 
 @kernel
@@ -67,25 +51,12 @@ def bins_kernel(
     pointers, layers, chunks, ranges, bin_counts, bins, DTYPE: tl.constexpr, SIZE: tl.constexpr, BINS: tl.constexpr
 ):
     """One program per chunk: adds to bin_counts[layer], which was zero, or marks it by -1."""
-    chunk = tl.program_id(0).to(tl.int64) * 2
-    layer = tl.load(chunks + chunk)
-    start = tl.load(chunks + chunk + 1).to(tl.int64) * SIZE
-    fields = layers + layer * WIDTH
-    base = tl.load(pointers + layer).to(tl.pointer_type(DTYPE))
-    run = tl.load(fields + RUN)
-    elements = tl.load(fields + FILTERS) * tl.load(fields + ROW)
-    end = tl.minimum(start + SIZE, elements)
+    layer, fields, base, run, start, end = _chunk(pointers, layers, chunks, DTYPE, SIZE)
     row = bin_counts + layer.to(tl.int64) * bins
     high = tl.load(ranges + layer * 2)
     low = tl.load(ranges + layer * 2 + 1)
     if _is_finite(high, low, DTYPE):
-        first, width, part = _edges(high, low, bins, DTYPE)
-        total = tl.zeros((BINS,), tl.int32)
-        while start < end:
-            index = start + tl.arange(0, TILE)
-            x = _load(base, fields, run, index, start, end, DTYPE)
-            total += _histogram(x, index < end, first, width, part, bins, DTYPE, BINS)
-            start += TILE
+        total = _counts(base, fields, run, start, end, high, low, bins, DTYPE, BINS)
         bin = tl.arange(0, BINS)
         tl.atomic_add(row + bin, total.to(tl.int64), mask=(bin < bins) & (total > 0))
     else:
@@ -108,33 +79,57 @@ def filter_bins_kernel(
         base += run * number * tl.load(fields + FILTER_STRIDE)
         begin = (1 - run) * number * tl.load(fields + ROW)
         end = begin + tl.load(fields + ROW)
-        ordered: tl.constexpr = tl.int64 if DTYPE == tl.float64 else tl.int32
-        lowest: tl.constexpr = -0x8000000000000000 if DTYPE == tl.float64 else -0x80000000
-        highs = tl.full((TILE,), lowest, ordered)
-        lows = tl.full((TILE,), lowest, ordered)
-        start = begin
-        while start < end:
-            index = start + tl.arange(0, TILE)
-            key = _key(_load(base, fields, run, index, start, end, DTYPE), DTYPE)
-            highs = tl.maximum(highs, tl.where(index < end, key, lowest))
-            lows = tl.maximum(lows, tl.where(index < end, -1 - key, lowest))
-            start += TILE
-        high = tl.max(highs, axis=0).to(tl.int64)
-        low = tl.max(lows, axis=0).to(tl.int64)
+        high, low = _range(base, fields, run, begin, end, DTYPE)
         bin = tl.arange(0, BINS)
         row = bin_counts + filter * bins + bin
         if _is_finite(high, low, DTYPE):
-            first, width, part = _edges(high, low, bins, DTYPE)
-            total = tl.zeros((BINS,), tl.int32)
-            start = begin
-            while start < end:
-                index = start + tl.arange(0, TILE)
-                x = _load(base, fields, run, index, start, end, DTYPE)
-                total += _histogram(x, index < end, first, width, part, bins, DTYPE, BINS)
-                start += TILE
+            total = _counts(base, fields, run, begin, end, high, low, bins, DTYPE, BINS)
             tl.store(row, total.to(tl.int64), mask=bin < bins)
         else:
             tl.store(row, tl.full((BINS,), -1, tl.int64), mask=bin < bins)
+
+
+@triton.jit
+def _chunk(pointers, layers, chunks, DTYPE: tl.constexpr, SIZE: tl.constexpr):
+    """Of this program's chunk: layer, its fields, its weight, whether that is a run, first element and end."""
+    chunk = tl.program_id(0).to(tl.int64) * 2
+    layer = tl.load(chunks + chunk)
+    start = tl.load(chunks + chunk + 1).to(tl.int64) * SIZE
+    fields = layers + layer * WIDTH
+    base = tl.load(pointers + layer).to(tl.pointer_type(DTYPE))
+    elements = tl.load(fields + FILTERS) * tl.load(fields + ROW)
+    return layer, fields, base, tl.load(fields + RUN), start, tl.minimum(start + SIZE, elements)
+
+
+@triton.jit
+def _range(base, fields, run, begin, end, DTYPE: tl.constexpr):
+    """int64: the largest key of these elements, and the largest complement of one."""
+    ordered: tl.constexpr = tl.int64 if DTYPE == tl.float64 else tl.int32
+    lowest: tl.constexpr = -0x8000000000000000 if DTYPE == tl.float64 else -0x80000000
+    high = tl.full((TILE,), lowest, ordered)
+    low = tl.full((TILE,), lowest, ordered)
+    start = begin
+    while start < end:
+        index = start + tl.arange(0, TILE)
+        key = _key(_load(base, fields, run, index, start, end, DTYPE), DTYPE)
+        high = tl.maximum(high, tl.where(index < end, key, lowest))
+        low = tl.maximum(low, tl.where(index < end, -1 - key, lowest))
+        start += TILE
+    return tl.max(high, axis=0).to(tl.int64), tl.max(low, axis=0).to(tl.int64)
+
+
+@triton.jit
+def _counts(base, fields, run, begin, end, high, low, bins, DTYPE: tl.constexpr, BINS: tl.constexpr):
+    """int32 [BINS]: how many of these elements are in each bin of a finite range."""
+    first, width, part = _edges(high, low, bins, DTYPE)
+    total = tl.zeros((BINS,), tl.int32)
+    start = begin
+    while start < end:
+        index = start + tl.arange(0, TILE)
+        x = _load(base, fields, run, index, start, end, DTYPE)
+        total += _histogram(x, index < end, first, width, part, bins, DTYPE, BINS)
+        start += TILE
+    return total
 
 
 @triton.jit
