@@ -13,7 +13,7 @@ namespace {
 // q <- a q + (1 - a) p, a = |q|_1 / (|q|_1 + |p|_1). `count` elements, at most kLanes<T>.
 template <class T>
 inline void blend_vector(T* q, const T* p, typename Number<T>::Acc a) {
-  const Values<T> share = Values<T>{} + a;
+  const auto share = all_lanes<Values<T>>(a);
   store_finite(q, share * load(q) + (1 - share) * load(p));
 }
 
