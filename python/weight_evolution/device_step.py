@@ -114,10 +114,10 @@ class DeviceStep:
         self._send(tuple(rates), bank.device)
         if not self._cuda_graph or bank.device.type != "cuda":
             return self._evolve(bank)
-        if backends.choose(bank.device) is reference:
+        if backends.choose(bank.device, "evolve_") is reference:
             raise wk.BackendUnavailableError(
                 "cuda_graph=True needs a backend that does not wait for the device, and torch does; install Triton "
-                "(pip install 'weight-evolution[triton]') or leave it out"
+                "(pip install 'weight-evolution[triton]'), or build the extension with CUDA, or leave it out"
             )
         memory = bank, tuple(bias.data_ptr() for _, bias in self._biases())
         if self._recording is None or self._recording.made_for != memory:

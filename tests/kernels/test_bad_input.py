@@ -209,7 +209,7 @@ def test_forced_backend_that_cannot_run(monkeypatch):
 
 def test_forced_from_outside(monkeypatch):
     monkeypatch.setenv("WE_KERNELS_BACKEND", "torch")
-    assert backends.choose(torch.device("cpu")) is backends.load("torch")
+    assert backends.choose(torch.device("cpu"), "evolve_") is backends.load("torch")
     assert wk.info()["forced backend"] == "torch"
 
 

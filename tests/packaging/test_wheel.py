@@ -15,7 +15,7 @@ import torch, we_kernels as wk
 weight = torch.arange(24.0).view(4, 3, 1, 2)
 bank = wk.FilterBank([weight])
 donor = wk.evolve_(bank, rate=0.6, local_ratio=0.5)
-print(wk.backends.choose(torch.device("cpu")).__name__.rpartition(".")[2], donor.tolist())
+print(wk.backends.choose(torch.device("cpu"), "evolve_").__name__.rpartition(".")[2], donor.tolist())
 """
 
 

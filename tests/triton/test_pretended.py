@@ -2,6 +2,7 @@
 
 import copy
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from pretend_gpu import Graph, on_gpu, pretend_gpu
 from torch import nn
 
 import we_kernels as wk
+from we_kernels import backends
 from weight_evolution import NonFiniteWeightError, WeightEvolution
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -280,6 +282,23 @@ def test_a_graph_needs_a_backend_that_does_not_wait(gpu):
     with wk.use_backend("torch"), pytest.raises(wk.BackendUnavailableError, match="install Triton"):
         evolution_of(model, cuda_graph=True).step()
     assert same(values(model), before)
+
+
+def test_a_graph_with_the_native_backend_needs_no_triton(gpu, monkeypatch):
+    model = on_gpu(network(1))
+    kernels = backends.load("triton")  # in place of the extension's, which want a device
+    monkeypatch.setattr(backends, "unavailable", lambda name, device: "not here" if name == "triton" else None)
+    native = SimpleNamespace(
+        CUDA_OPERATORS=backends.load("native").CUDA_OPERATORS,
+        evolve_=kernels.evolve_,
+        filter_importance=kernels.filter_importance,
+    )
+    load = backends.load
+    monkeypatch.setattr(backends, "load", lambda name: native if name == "native" else load(name))
+    evolution = evolution_of(model, cuda_graph=True)
+    made = Graph.made
+    assert all(evolution.step().finite for _ in range(3))
+    assert Graph.made == made + 1
 
 
 def test_a_second_call_sends_and_makes_nothing_but_its_results(gpu):

@@ -73,7 +73,7 @@ def forced(device: torch.device) -> str | None:
     return name or None
 
 
-def choose(device: torch.device, operator: str = "") -> ModuleType:
+def choose(device: torch.device, operator: str) -> ModuleType:
     """The backend module for tensors of ``device``: the `forced` one, else the fastest that is available.
 
     Args:
@@ -95,7 +95,7 @@ def choose(device: torch.device, operator: str = "") -> ModuleType:
 
 def _lacks(name: str, device: torch.device, operator: str) -> str | None:
     if name == "native" and device.type == "cuda" and operator not in load(name).CUDA_OPERATORS:
-        return f"the native extension has no CUDA kernels for {operator or 'this operator'}"
+        return f"the native extension has no CUDA kernels for {operator}"
     return None
 
 

@@ -17,7 +17,7 @@ def _weight_entropy(weights: Sequence[Tensor], filter_dims: Sequence[int], bins:
     layout = layout_of(weights, filter_dims, [0] * len(weights))
     device = weights[0].device
     with torch.no_grad():
-        counts = backends.choose(device).count_bins(weights, filter_dims, layout, bins, per_filter)
+        counts = backends.choose(device, "count_bins").count_bins(weights, filter_dims, layout, bins, per_filter)
         # float64: its logarithms, rounded to float32 at the end, are the same on every device.
         shares = counts / layout.elements_on(device, per_filter)[:, None]
         entropy = torch.special.entr(shares).sum(1).float()
@@ -68,7 +68,7 @@ def _blend_networks(
 ) -> None:
     layouts = [layout_of(weights, filter_dims, [0] * len(weights)) for weights in networks]
     with torch.no_grad():
-        backends.choose(coefficients.device).blend_(networks, filter_dims, layouts, coefficients, per_filter)
+        backends.choose(coefficients.device, "blend_").blend_(networks, filter_dims, layouts, coefficients, per_filter)
 
 
 define(

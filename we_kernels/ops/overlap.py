@@ -15,7 +15,9 @@ from .library import count_filters, define
 def _filter_overlap(weights: Sequence[Tensor], filter_dims: Sequence[int]) -> tuple[Tensor, Tensor]:
     layout, device = layout_of(weights, filter_dims, [0] * len(weights)), weights[0].device
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        found: tuple[Tensor, Tensor] = backends.choose(device).filter_overlap(weights, filter_dims, layout)
+        found: tuple[Tensor, Tensor] = backends.choose(device, "filter_overlap").filter_overlap(
+            weights, filter_dims, layout
+        )
     return found
 
 
