@@ -39,6 +39,16 @@ def test_opcheck(backend, starved):
     opcheck(ops.evolve_.default, evolve_arguments())
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="torch 2.7 has no such tag")
+def test_no_operator_gets_into_a_graph_of_inductor():
+    """Their tables would lie in a memory pool that Inductor resets."""
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("we_kernels::")]
+    assert len(names) >= 12
+    for name in names:
+        operator = getattr(torch.ops.we_kernels, name.removeprefix("we_kernels::")).default
+        assert torch.Tag.cudagraph_unsafe in operator.tags, name
+
+
 def test_fakes_have_the_real_shapes():
     arguments = evolve_arguments()
     real = torch.ops.we_kernels.evolve_(*arguments)

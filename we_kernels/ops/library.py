@@ -10,11 +10,15 @@ from torch import Tensor
 
 _LIBRARY = torch.library.Library("we_kernels", "DEF")
 
+_TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
+"""Inductor leaves the operators out of its own CUDA graphs: tables and scratch made during its warm-up would lie in the
+memory pool of those graphs, which it resets. torch 2.7 has no such tag."""
+
 
 def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Register an operator: its schema, what runs on CPU and CUDA tensors, and what tracing runs instead."""
     name = schema[: schema.index("(")]
-    _LIBRARY.define(schema)
+    _LIBRARY.define(schema, tags=_TAGS)
     _LIBRARY.impl(name, implementation, "CPU")
     _LIBRARY.impl(name, implementation, "CUDA")
     torch.library.register_fake(f"we_kernels::{name}", fake, lib=_LIBRARY)
