@@ -4,6 +4,7 @@ import cuda_cases
 import matrix
 import pytest
 import torch
+from waiting import no_waiting
 
 import we_kernels as wk
 from we_kernels.layout import layout_of
@@ -121,15 +122,12 @@ def test_nothing_waits_for_the_device():
     options["rate"] = gpu_rates(0.5, 0.3)
     with wk.use_backend("native"):
         wk.evolve_(bank, **options)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting():
             wk.evolve_(bank, **options)
             donor = wk.match_filters(bank, wk.filter_importance(bank), **options)
             wk.crossover_(bank, donor, validate=False)
             cases[0].weight.data = cases[0].weight.clone()  # a moved parameter: the pointer table is sent again
             wk.filter_importance(bank)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @needs_gpu

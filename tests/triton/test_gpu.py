@@ -1,13 +1,12 @@
 """The cases of `matrix` with the compiled kernels on a GPU, CUDA graphs, streams and large offsets."""
 
 import os
-import warnings
-from contextlib import contextmanager
 
 import matrix
 import pytest
 import torch
 from torch import nn
+from waiting import no_waiting
 
 import we_kernels as wk
 from weight_evolution import WeightEvolution
@@ -76,18 +75,6 @@ def test_one_bad_weight_stops_the_step(value, layer):
 
 def on_gpu(seed=23):
     return matrix.on(matrix.make_cases(matrix.DTYPES, "contiguous", seed), DEVICE)
-
-
-@contextmanager
-def no_waiting():
-    """Calls that wait for the device raise."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the mode is a prototype, says torch
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_nothing_waits_for_the_device():
@@ -237,14 +224,22 @@ def test_whole_step_is_that_of_the_cpu():
     assert sum(found.inferior.values()) > 5
 
 
+def fill_memory_pools():
+    """With free blocks for what steps send, read back and return: the driver may wait when it allocates."""
+    pinned = [torch.empty(1 << bits, dtype=torch.uint8, pin_memory=True) for bits in range(4, 17) for _ in range(8)]
+    results = torch.empty(2**19, dtype=torch.uint8, device=DEVICE)
+    del pinned, results
+
+
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_whole_step_waits_for_nothing(cuda_graph):
     evolution = evolution_of(network(), cuda_graph=cuda_graph)
     for _ in range(3):
         evolution.step()
+    fill_memory_pools()
     torch.cuda.synchronize()
     with no_waiting():
-        torch.cuda._sleep(10**8)  # tens of milliseconds
+        torch.cuda._sleep(10**9)  # half a second at 2 GHz: the steps need milliseconds
         reports = [evolution.step(epoch=100 + i) for i in range(3)]
         assert not torch.cuda.current_stream().query(), "the step waited"
     assert all(report.finite for report in reports)
