@@ -6,7 +6,17 @@ from weight_evolution.training.trainer import Trainer
 def test_the_experiment(load_experiment, tmp_path, capsys, monkeypatch):
     """Every row of the table, from one seed of a quick run; a second call trains nothing."""
     experiment = load_experiment("asynchronous")
-    arguments = ["--quick", "--output", str(tmp_path / "out"), "--threads", "1", "--train-images", "64"]
+    arguments = [
+        "--quick",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "out"),
+        "--threads",
+        "1",
+        "--train-images",
+        "64",
+    ]
     arguments += ["--epochs", "1", "--batch-size", "16"]
     trained = []
     run_epoch = Trainer.run_epoch

@@ -6,7 +6,17 @@ from weight_evolution.training.trainer import Trainer
 def test_the_experiment(load_experiment, tmp_path, capsys, monkeypatch):
     """Every row of the table, from one seed of a quick run; a second call trains nothing."""
     experiment = load_experiment("grafting")
-    arguments = ["--quick", "--output", str(tmp_path / "out"), "--threads", "1", "--teacher-model", "resnet14"]
+    arguments = [
+        "--quick",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path / "out"),
+        "--threads",
+        "1",
+        "--teacher-model",
+        "resnet14",
+    ]
     epochs = []
     run_epoch = Trainer.run_epoch
 

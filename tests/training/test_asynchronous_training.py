@@ -15,7 +15,7 @@ from weight_evolution.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
-SMALL = ["--model", "resnet8", "--batch-size", "32", "--epochs", "2", "--quiet"]
+SMALL = ["--model", "resnet8", "--batch-size", "32", "--epochs", "2", "--device", "cpu", "--quiet"]
 OPTIONS = {"rate": 0.5, "select": "filters", "replacement": False, "rescale": False}
 
 

@@ -10,7 +10,7 @@ from training_runs import make_config
 from weight_evolution.training import cli, demo
 from weight_evolution.training.methods import method_options
 
-SMALL = ["--model", "resnet8", "--batch-size", "32", "--epochs", "2", "--quiet"]
+SMALL = ["--model", "resnet8", "--batch-size", "32", "--epochs", "2", "--device", "cpu", "--quiet"]
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +167,20 @@ def test_info_and_version(capsys):
 
 
 def test_demo_end_to_end(tmp_path, capsys):
-    arguments = ["--model", "resnet8", "--epochs", 3, "--seeds", 0, 1, "--no-progress", "--output", tmp_path]
+    arguments = [
+        "--model",
+        "resnet8",
+        "--epochs",
+        3,
+        "--seeds",
+        0,
+        1,
+        "--no-progress",
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path,
+    ]
     assert run("demo", *arguments) == 0
     out = capsys.readouterr().out
     for method in demo.METHODS:

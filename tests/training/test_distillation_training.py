@@ -107,7 +107,19 @@ def test_teachers_that_do_not_fit(digits, teachers, tmp_path):
 
 def test_one_switch(teachers, tmp_path, digits, monkeypatch, capsys):
     monkeypatch.setattr(cli, "load_data", lambda *_: digits)
-    small = ["train", "--model", "resnet8", "--batch-size", "32", "--epochs", "1", "--quiet", "--output"]
+    small = [
+        "train",
+        "--model",
+        "resnet8",
+        "--batch-size",
+        "32",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--output",
+    ]
     for method, expected in (("baseline", "distillation"), ("grafting", "grafting+distillation")):
         folder = tmp_path / method
         assert cli.main([*small, str(folder), "--method", method, "--teachers", *teachers]) == 0

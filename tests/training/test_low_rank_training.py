@@ -17,7 +17,7 @@ from weight_evolution.training.trainer import Trainer, evaluate
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
-SMALL = ["--model", "resnet8", "--batch-size", "32", "--epochs", "2", "--quiet"]
+SMALL = ["--model", "resnet8", "--batch-size", "32", "--epochs", "2", "--device", "cpu", "--quiet"]
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_compact_takes_the_ranks_of_the_run(digits, tmp_path):
     state = train(Trainer(config_of(), 0, digits, CPU), 1).state_dict()
     state["methods"]["low-rank"]["projection"]["ranks"]["layer2.0.conv2"] = 5
     save_checkpoint(state, tmp_path / "c.pt")
-    assert run("compact", tmp_path / "c.pt", "-o", tmp_path / "o.pt") == 0
+    assert run("compact", "--device", "cpu", tmp_path / "c.pt", "-o", tmp_path / "o.pt") == 0
     assert load_compact(tmp_path / "o.pt").layer2[0].conv2[0].out_channels == 5
 
 
@@ -232,7 +232,7 @@ def test_train_then_compact(few_digits, digits, tmp_path, capsys):
 
     checkpoint, out = tmp_path / "runs" / "seed-0" / "checkpoint.pt", tmp_path / "small.pt"
     before = torch.get_rng_state()
-    assert run("compact", checkpoint, "-o", out) == 0
+    assert run("compact", "--device", "cpu", checkpoint, "-o", out) == 0
     printed = capsys.readouterr().out
     compact = load_compact(out)
     state = read_checkpoint(checkpoint)["history"][-1]
@@ -249,11 +249,11 @@ def test_train_then_compact(few_digits, digits, tmp_path, capsys):
     assert torch.equal(torch.get_rng_state(), before)
 
     written = out.read_bytes()
-    assert run("compact", checkpoint, "-o", out) == 2
+    assert run("compact", "--device", "cpu", checkpoint, "-o", out) == 2
     assert "pass --force" in capsys.readouterr().err
     assert out.read_bytes() == written
     out.write_bytes(b"old")
-    assert run("compact", checkpoint, "-o", out, "--force") == 0
+    assert run("compact", "--device", "cpu", checkpoint, "-o", out, "--force") == 0
     assert_same(dict(load_compact(out).state_dict()), dict(compact.state_dict()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "small.pt"]
 
@@ -263,7 +263,7 @@ def test_linear_layers_take_part(few_digits, tmp_path, capsys):
     options = ["--method", "low-rank", "--prune-ratio", "0.5", "--linear", "--output", runs]
     assert run("train", *SMALL, *options) == 0
     capsys.readouterr()
-    assert run("compact", runs / "seed-0" / "checkpoint.pt", "-o", out) == 0
+    assert run("compact", "--device", "cpu", runs / "seed-0" / "checkpoint.pt", "-o", out) == 0
     assert "Linear" not in capsys.readouterr().out
     first, second = load_compact(out).fc
     assert (first.in_features, first.out_features, second.out_features) == (64, 5, 10)
@@ -277,7 +277,7 @@ def test_compact_without_the_data(digits, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(compacting, "load_data", missing)
     save_checkpoint(train(Trainer(config_of(), 0, digits, CPU), 1).state_dict(), tmp_path / "c.pt")
-    assert run("compact", tmp_path / "c.pt", "-o", tmp_path / "o.pt") == 0
+    assert run("compact", "--device", "cpu", tmp_path / "c.pt", "-o", tmp_path / "o.pt") == 0
     assert "test accuracy not measured: no files here" in capsys.readouterr().out
     load_compact(tmp_path / "o.pt")
 
@@ -299,7 +299,7 @@ def test_wrong_files_are_one_line_errors(digits, tmp_path, capsys):
         (good, tmp_path / "no" / "out.pt", "there is no folder"),
         (good, good, "is the checkpoint itself"),
     ]:
-        assert run("compact", checkpoint, "-o", output, "--force") == 2
+        assert run("compact", "--device", "cpu", checkpoint, "-o", output, "--force") == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
@@ -317,7 +317,7 @@ def test_load_compact_refuses_other_files(digits, tmp_path):
     save_checkpoint(train(Trainer(config_of(), 0, digits, CPU), 1).state_dict(), path)
     with pytest.raises(UserError, match="not a compact network; weight-evolution compact"):
         load_compact(path)
-    assert run("compact", path, "-o", tmp_path / "o.pt") == 0
+    assert run("compact", "--device", "cpu", path, "-o", tmp_path / "o.pt") == 0
     saved = torch.load(tmp_path / "o.pt", weights_only=True)
     for change, message in [
         ({"format": 2}, "has format 2"),

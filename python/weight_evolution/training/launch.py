@@ -18,21 +18,25 @@ def started_processes() -> int | None:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The GPU of this process on its machine; the CPU is everybody's."""
+    """The GPU of this process on its machine, one for several processes if there are too few; the CPU is everybody's."""
     if device.type != "cuda" or started_processes() is None:
         return device
-    own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    own = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     torch.cuda.set_device(own)
     return own
 
 
 @contextmanager
 def process_group(device: torch.device, seconds: float) -> Iterator[dist.ProcessGroup | None]:
-    """The group of all started processes (nccl for GPUs, else gloo), with this time-out; None without torchrun."""
+    """The group of all started processes, with this time-out; None without torchrun.
+
+    nccl where each process has a GPU of its own, which it insists on; else gloo.
+    """
     if started_processes() is None:
         yield None
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=seconds))
+    alone = device.type == "cuda" and int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count()
+    dist.init_process_group("nccl" if alone else "gloo", timeout=timedelta(seconds=seconds))
     try:
         yield dist.group.WORLD
     finally:
