@@ -18,7 +18,7 @@ def started_processes() -> int | None:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The GPU of this process on its machine, one for several processes if there are too few; the CPU is everybody's."""
+    """The GPU of this process on its machine, shared if there are too few; the CPU is everybody's."""
     if device.type != "cuda" or started_processes() is None:
         return device
     own = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
