@@ -1,0 +1,69 @@
+"""The checks of `methods` with the compiled kernels on a GPU; where there is none, in Triton's interpreter."""
+
+import os
+
+import matrix
+import methods
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if torch.cuda.is_available() == (os.environ.get("TRITON_INTERPRET") == "1"):
+    pytest.skip("needs a GPU, or Triton's interpreter where there is none", allow_module_level=True)
+
+DEVICE = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+mixes = pytest.mark.parametrize("mix", matrix.MIXES, ids=matrix.mix_id)
+pairs = pytest.mark.parametrize("pair", methods.PAIRS, ids=methods.pair_id)
+dtypes = pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
+sgd_options = pytest.mark.parametrize("options", methods.SGD_OPTIONS, ids=len)
+
+
+@mixes
+def test_overlap(mix):
+    methods.check_overlap(DEVICE, *mix)
+
+
+@pytest.mark.parametrize("selection", methods.SELECTIONS, ids=str)
+def test_selection(selection):
+    methods.check_selection(DEVICE, *selection)
+
+
+@mixes
+def test_snapshot(mix):
+    methods.check_snapshot(DEVICE, *mix)
+
+
+@sgd_options
+@pairs
+def test_sgd(pair, options):
+    methods.check_sgd(DEVICE, *pair, options)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="PyTorch rounds otherwise on a CPU")
+@sgd_options
+@dtypes
+def test_sgd_has_the_bits_of_foreach(dtype, options):
+    methods.check_sgd_is_foreach(DEVICE, dtype, options)
+
+
+@pytest.mark.parametrize("bins", [10, 100])
+@mixes
+def test_entropy(mix, bins):
+    methods.check_entropy(DEVICE, *mix, bins)
+
+
+@pytest.mark.parametrize("flavour", ["ties", "zeros", "tiny"])
+def test_entropy_of_awkward_values(flavour):
+    methods.check_entropy(DEVICE, matrix.DTYPES, "contiguous", 10, flavour)
+
+
+@pytest.mark.parametrize("per", ["tensor", "filter"])
+@pairs
+def test_blend(pair, per):
+    dtype, formats = pair
+    methods.check_blend(DEVICE, (dtype,), formats, 2, per)
+
+
+@pytest.mark.parametrize("networks", [3, 5])
+def test_ring_of_several_networks(networks):
+    methods.check_blend(DEVICE, matrix.DTYPES, ("contiguous",), networks, "filter")
