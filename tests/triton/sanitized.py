@@ -1,10 +1,12 @@
-"""Every kernel once, on small cases of `matrix`: for compute-sanitizer, which slows kernels a hundredfold.
+"""Every kernel once, on small cases of `matrix` and `methods`, for compute-sanitizer: it slows kernels a hundredfold.
 
 compute-sanitizer --tool memcheck python tests/triton/sanitized.py
 """
 
 import os
+import pkgutil
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -13,14 +15,17 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-def main():
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+def triton_kernels():
+    """Names of everything that is launched, from the modules of the backend."""
+    from we_kernels.backends import triton as backend
+
+    modules = [import_module(f"{backend.__name__}.{found.name}") for found in pkgutil.iter_modules(backend.__path__)]
+    return {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+
+
+def run_evolution(device):
     import matrix
 
-    import we_kernels as wk
-    from we_kernels import backends
-
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     for memory_format in ("shifted", "sliced"):
         matrix.check_importance(device, matrix.DTYPES, memory_format)
     for case in matrix.MATCHINGS[2::9]:
@@ -29,12 +34,47 @@ def main():
         matrix.check_crossover(device, matrix.DTYPES, "shifted", rule)
         matrix.check_evolution(device, matrix.DTYPES, "contiguous", rule)
     matrix.check_poison(device, float("nan"), 3)
+
+
+def run_methods(device):
+    import matrix
+    import methods
+
+    methods.check_overlap(device, matrix.DTYPES, "shifted")
+    for selection in methods.SELECTIONS[2:4]:
+        methods.check_selection(device, *selection)
+    methods.check_snapshot(device, matrix.DTYPES, "sliced")
+    for dtype, formats in methods.PAIRS[1::5]:
+        methods.check_sgd(device, dtype, formats, methods.SGD_OPTIONS[1])
+    methods.check_entropy(device, matrix.DTYPES, "shifted", 10)
+    for networks, per in ((2, "tensor"), (3, "filter")):
+        methods.check_blend(device, matrix.DTYPES, ("shifted", "sliced"), networks, per)
+
+
+def run_native(device):
+    import matrix
+
+    matrix.check_importance(device, matrix.DTYPES, "shifted", backend="native")
+    matrix.check_matching(device, *matrix.MATCHINGS[11], backend="native")
+    for rule in ("paper", "released"):
+        matrix.check_crossover(device, matrix.DTYPES, "sliced", rule, backend="native")
+        matrix.check_evolution(device, matrix.DTYPES, "shifted", rule, backend="native")
+
+
+def main():
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    from we_kernels import backends
+    from we_kernels.backends.triton import launch
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    launched = set()
+    launch.observers.append(lambda name, arguments, constants: launched.add(name))
+    run_evolution(device)
+    run_methods(device)
+    if missing := triton_kernels() - launched:
+        sys.exit(f"never launched: {', '.join(sorted(missing))}")
     if backends.unavailable("native", device) is None:
-        with wk.use_backend("native"):
-            bank = matrix.bank_of(matrix.on(matrix.make_cases(matrix.DTYPES, "shifted", 3), device), 2)
-            counter = torch.zeros(2, dtype=torch.int32, device=device)
-            options = {"rate": 0.5, "local_ratio": [0.6, None], "starvation": counter, "starvation_limit": 2.0}
-            assert int((wk.evolve_(bank, **options) >= 0).sum()) > 5
+        run_native(device)
     print("every kernel ran and was right")
 
 
