@@ -22,11 +22,6 @@ PAIRS = tuple(
 """Each dtype with formats of a tensor and of what is read with it: equal, unaligned, of other strides, with gaps."""
 
 
-def pair_id(pair):
-    dtype, formats = pair
-    return "-".join((str(dtype).removeprefix("torch."), *formats))
-
-
 def assert_same_bits(found, wanted):
     """Cases, guards included."""
     for ours, other in zip(found, wanted, strict=True):
