@@ -29,11 +29,16 @@ def assert_same_bits(found, wanted):
 
 
 def check_overlap(device, dtypes, memory_format, backend="triton"):
-    cases = make_cases(dtypes, memory_format, 3)
-    # More filters than a tile of the kernel, for both precisions.
-    cases += [
-        place(random_values((size, 3, 2, 2), dtypes[size % len(dtypes)], size), memory_format) for size in (65, 66)
-    ]
+    check_overlap_of(device, make_cases(dtypes, memory_format, 3), backend)
+
+
+def check_overlap_of_many_filters(device, backend="triton"):
+    """More than a tile of the kernel, in both of its precisions."""
+    layers = ((65, torch.float32), (66, torch.float64))
+    check_overlap_of(device, [place(random_values((n, 12), dtype, n), "shifted") for n, dtype in layers], backend)
+
+
+def check_overlap_of(device, cases, backend):
     moved = on(cases, device)
     with wk.use_backend("torch"):
         wanted = wk.filter_overlap(bank_of(cases))

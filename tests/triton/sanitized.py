@@ -40,7 +40,8 @@ def run_methods(device):
     import matrix
     import methods
 
-    methods.check_overlap(device, matrix.DTYPES, "shifted")
+    methods.check_overlap(device, matrix.DTYPES[2:], "shifted")
+    methods.check_overlap_of_many_filters(device)
     for selection in methods.SELECTIONS[2:4]:
         methods.check_selection(device, *selection)
     methods.check_snapshot(device, matrix.DTYPES, "sliced")
