@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test mutation bench gpu lint clean
+.PHONY: demo test mutation bench gpu-first lint clean
 
 demo: .venv/installed
 	# One thread: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -17,9 +17,10 @@ mutation: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py
 
-# With the Python, torch, Triton and nvcc that are installed: it needs a GPU, but no network.
-gpu:
-	$(PYTHON) benchmarks/gpu.py
+# With the Python, torch, Triton and nvcc that are installed: they need a GPU, but no network. OUTPUT: a folder.
+# COMMIT: of the tree, where git does not know it.
+gpu-first:
+	$(PYTHON) benchmarks/gpu.py first $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(COMMIT),--commit "$(COMMIT)")
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -42,6 +42,7 @@ class Case:
             self.weights = list(self.parameters.convs)
             self.groups = [0] * len(self.convs)
         self.rates = [rate, NORM_RATE, NORM_RATE] if norms else [rate]
+        self._rates_on_device = torch.tensor(self.rates, dtype=torch.float64, device=device)
         self.rule = rule
         self.bank = FilterBank(self.weights, groups=self.groups)
         self.starvation = torch.zeros(len(self.rates), dtype=torch.int32, device=device)
@@ -52,7 +53,7 @@ class Case:
     def selection_arguments(self) -> dict[str, object]:
         """Keyword arguments of `we_kernels.match_filters` and (with ``rule``) of `evolve_`."""
         return {
-            "rate": self.rates,
+            "rate": self._rates_on_device,
             "local_ratio": LOCAL_RATIO,
             "starvation": self.starvation,
             "starvation_limit": self.starvation_limit,

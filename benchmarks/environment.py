@@ -56,7 +56,12 @@ def driver_version() -> str:
 
 
 def commit() -> str:
-    """Of the working tree, "-dirty" when it differs from the commit; "unknown" outside of a repository."""
+    """Of the working tree, "-dirty" when it differs from the commit; "unknown" outside of a repository.
+
+    The environment variable WE_COMMIT comes first: a copy of the tree need not have the repository.
+    """
+    if given := os.environ.get("WE_COMMIT"):
+        return given
     command = ["git", "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

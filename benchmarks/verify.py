@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from baselines import Backend, Implementation
 from case import Case
@@ -26,6 +28,12 @@ def verify(implementation: Implementation, case: Case) -> None:
     Raises:
         WrongResultError: names the implementation and the operation.
     """
+    for check in checks(implementation, case).values():
+        check()
+
+
+def checks(implementation: Implementation, case: Case) -> dict[str, Callable[[], None]]:
+    """As `verify`, by operation: "importance", "match", "crossover" and "step"; each leaves the case restored."""
     reference = Backend("torch")
     with reference.active():
         case.restore()
@@ -33,26 +41,43 @@ def verify(implementation: Implementation, case: Case) -> None:
         donor = reference.match(case, importance)
         reference.crossover(case, donor)
     crossed = [weight.clone() for weight in case.weights]
-
     case.restore()
-    with implementation.active():
-        _close(implementation.importance(case), importance, implementation, "importance")
-        _equal(implementation.match(case, importance), donor, implementation, "match")
-        implementation.crossover(case, donor)
+
+    def check_importance() -> None:
+        with implementation.active():
+            _close(implementation.importance(case), importance, implementation, "importance")
+
+    def check_match() -> None:
+        with implementation.active():
+            _equal(implementation.match(case, importance), donor, implementation, "match")
+        case.restore()
+
+    def check_crossover() -> None:
+        with implementation.active():
+            implementation.crossover(case, donor)
         _weights_close(case, crossed, implementation, "crossover")
         case.restore()
-        own_importance, own_donor = implementation.step(case)
+
+    def check_step() -> None:
+        with implementation.active():
+            own_importance, own_donor = implementation.step(case)
         evolved = [weight.clone() for weight in case.weights]
         counters = case.starvation.clone()
+        case.restore()
+        with reference.active():
+            _close(own_importance, importance, implementation, "importance of the step")
+            _equal(own_donor, reference.match(case, own_importance), implementation, "donors of the step")
+            _equal(counters, case.starvation, implementation, "starvation counters of the step")
+            reference.crossover(case, own_donor)
+        _weights_close(case, evolved, implementation, "weights of the step")
+        case.restore()
 
-    case.restore()
-    with reference.active():
-        _close(own_importance, importance, implementation, "importance of the step")
-        _equal(own_donor, reference.match(case, own_importance), implementation, "donors of the step")
-        _equal(counters, case.starvation, implementation, "starvation counters of the step")
-        reference.crossover(case, own_donor)
-    _weights_close(case, evolved, implementation, "weights of the step")
-    case.restore()
+    return {
+        "importance": check_importance,
+        "match": check_match,
+        "crossover": check_crossover,
+        "step": check_step,
+    }
 
 
 def _close(result: Tensor, expected: Tensor, implementation: Implementation, what: str) -> None:

@@ -1,0 +1,123 @@
+"""What a campaign runs, in which order and within which time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import groups
+from phases import Phase, Runner
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+BUILD = "build/gpu"
+WORKERS = 6
+"""Test processes at a time, beside the compilers."""
+TESTS_SHARE = 0.46
+"""Of the first stage's time: the tests have ended by then."""
+GROUP_LIMIT = 130.0
+TEST_LIMIT = 60.0
+"""Seconds for a group of tests, and for one test."""
+
+
+@dataclass
+class Stage:
+    """What the plans need to know."""
+
+    runner: Runner
+    journal: Path
+    tests_log: Path
+    device: str
+    """"cuda"; "cpu" in a dry run without a GPU."""
+    capability: str
+    """Of the GPU, such as "90"."""
+    begin: float
+    dry: bool
+
+    @property
+    def deadline(self) -> float:
+        """`time.time()` at which everything ends."""
+        return self.runner.deadline
+
+    def first(self) -> None:
+        """Which kernels are right, and how long each takes."""
+        built = self.runner.in_background(self.build())
+        tests = [*self.tests("triton"), *self.tests("native")]
+        for phase in tests:
+            phase.needs = built if phase.name.startswith("native") else None
+        self.runner.together(tests, WORKERS, self.begin + TESTS_SHARE * (self.deadline - self.begin))
+        built()
+        self.runner.run(self.times("kernels", 50, ["kernels", "kernels in a graph"], ["triton", "native"]))
+        self.runner.run(self.times("operations", 150, ["operations"], ["triton", "native", "optimizers"]))
+        self.runner.run(self.sanitizer("memcheck", 90))
+
+    def build(self) -> Phase:
+        """Configures, builds and puts the extension into the package in one move, for the GPU at hand."""
+        nvcc = shutil.which("nvcc")
+        script = (
+            "set -e; "
+            f"cmake -S . -B {BUILD} -G Ninja -DWE_KERNELS_CUDA=on -DPython_EXECUTABLE={sys.executable}; "
+            f"cmake --build {BUILD}; cd {BUILD}; "
+            "for name in _native*.so; do cp $name $name.new; mv $name.new ../../we_kernels/$name; done"
+        )
+        skip = "" if nvcc else "nvcc is not on the PATH: the CUDA kernels are neither built nor tested"
+        environment = {"CUDAARCHS": f"{self.capability}-real"}
+        return Phase(
+            "build", ["bash", "-c", script], 200, environment=environment, skip="a dry run" if self.dry else skip
+        )
+
+    def tests(self, backend: str) -> list[Phase]:
+        """One phase for each group; in a dry run the first only."""
+        found = groups.groups(ROOT, backend)
+        names = list(found)[:1] if self.dry else list(found)
+        phases = []
+        for name in names:
+            options = ["--campaign-journal", self.journal, "--campaign-log", self.tests_log]
+            options += ["--campaign-group", name, "--campaign-limit", str(TEST_LIMIT)]
+            # No other plugins, whatever is installed, and no options of pyproject.toml: warnings of other versions'
+            # libraries are no errors here.
+            quiet = ["-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider", "-p", "no:warnings"]
+            command = [sys.executable, "-m", "pytest", "-q", "-s", "--tb=no", "--no-header", *quiet]
+            command += ["-p", "group_plugin", *options, *found[name]]
+            phases.append(Phase(name, list(map(str, command)), GROUP_LIMIT, resumes=True, environment=ONLY_OURS))
+        return phases
+
+    def times(self, name: str, limit: float, kinds: list[str], contestants: list[str], *more: str) -> Phase:
+        """A run of gpu_times.py."""
+        command = [sys.executable, str(BENCHMARKS / "gpu_times.py"), name, "--journal", str(self.journal)]
+        command += ["--device", self.device, "--kinds", *kinds, "--contestants", *contestants]
+        command += ["--until", f"{min(time.time() + limit, self.deadline) - 8:.0f}", *more]
+        if self.dry:
+            command += ["--models", "resnet20", "--dtypes", "float32", "--repeats", "2"]
+        return Phase(name, command, limit, resumes=True)
+
+    def sanitizer(self, tool: str, limit: float) -> Phase:
+        """compute-sanitizer over every kernel once. Errors of API calls are other libraries' business."""
+        program = shutil.which("compute-sanitizer")
+        command = [program or "", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+        command += ["--report-api-errors", "no"] if tool == "memcheck" else []
+        command += [sys.executable, "tests/triton/sanitized.py"]
+        skip = "" if program else "compute-sanitizer is not on the PATH"
+        # Without torch's pool of memory every tensor has bounds of its own.
+        own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        return Phase(tool, command, limit, environment=own, skip="a dry run" if self.dry else skip)
+
+
+ONLY_OURS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "OMP_NUM_THREADS": "2"}
+
+
+def environment_of_children() -> dict[str, str]:
+    """The package need not be installed, its tools need not be on the PATH, and what is compiled is shared."""
+    paths = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", ""), str(BENCHMARKS)]
+    caches = ROOT / BUILD / "caches"
+    return {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONUNBUFFERED": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "TRITON_CACHE_DIR": str(caches / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+    }
