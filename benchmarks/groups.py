@@ -1,4 +1,4 @@
-"""The GPU's tests by kernel: which group a test belongs to. A fault of one kernel ends the process of its group only."""
+"""The GPU's tests by kernel: which group a test belongs to. A fault of a kernel ends the process of its group only."""
 
 from __future__ import annotations
 

@@ -25,7 +25,17 @@ class Journal:
     def write(self, event: str, **values: Any) -> None:
         """Appends one line: ``event``, ``at`` (seconds since 1970) and the values."""
         line = json.dumps({"event": event, "at": round(time.time(), 2), **values}) + "\n"
+        if self._is_cut_off():
+            line = "\n" + line
         append(self.path, line, sync=True)
+
+    def _is_cut_off(self) -> bool:
+        """Whether a writer was killed within its line."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            return False
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
 
     def read(self, *events: str) -> list[dict[str, Any]]:
         """All lines, or those of some events. A line that was cut off when its writer was killed is left out."""

@@ -164,11 +164,11 @@ class Runner:
 
     def _copy(self, process: subprocess.Popen[bytes], name: str, tail: deque[str]) -> None:
         assert process.stdout
-        for line in process.stdout:
-            text = line.decode(errors="replace").rstrip()
-            if text:
-                tail.append(text[:300])
-                append(self.log, f"[{name}] {text}\n")
+        with process.stdout:
+            for line in process.stdout:
+                if text := line.decode(errors="replace").rstrip():
+                    tail.append(text[:300])
+                    append(self.log, f"[{name}] {text}\n")
 
     def _steps(self, phase: Phase) -> list[dict[str, Any]]:
         return [line for line in self.journal.read("step begins") if line["job"] == phase.name]

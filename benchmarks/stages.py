@@ -81,7 +81,7 @@ class Stage:
             # No other plugins, whatever is installed, and no options of pyproject.toml: warnings of other versions'
             # libraries are no errors here.
             quiet = ["-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider", "-p", "no:warnings"]
-            command = [sys.executable, "-m", "pytest", "-q", "-s", "--tb=no", "--no-header", *quiet]
+            command = [sys.executable, "-m", "pytest", "-q", "-s", "--tb=short", "--no-header", *quiet]
             command += ["-p", "group_plugin", *options, *found[name]]
             phases.append(Phase(name, list(map(str, command)), GROUP_LIMIT, resumes=True, environment=ONLY_OURS))
         return phases

@@ -1,0 +1,97 @@
+"""The stages of a campaign without a GPU: a dry run, one that is killed, and the way they are asked for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpu
+import pytest
+import torch
+from journal import Journal
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+FIRST = {"versions", "build", "triton-importance", "native-importance", "kernels", "operations", "memcheck"}
+
+
+def start(folder, *more):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, gpu.__file__, *more, "--output", str(folder), "--commit", "abc123"]
+    return subprocess.Popen(command, cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_dry_run_of_the_first_stage(tmp_path):
+    process = start(tmp_path / "out", "first", "--dry-run")
+    output = process.communicate(timeout=200)[0].decode()
+    assert process.returncode == 0, output
+    journal = Journal(tmp_path / "out/first.jsonl")
+    outcomes = {line["phase"]: line["outcome"] for line in journal.read("phase ends")}
+    assert set(outcomes) == FIRST
+    assert {outcomes[name] for name in ("triton-importance", "kernels", "operations")} == {"passed"}
+    (versions,) = journal.read("versions")
+    assert versions["commit"] == "abc123"
+    assert versions["versions"]["torch"] == torch.__version__
+    assert {"importance", "match", "crossover", "step"} <= {row["op"] for row in journal.read("row")}
+    assert "resnet20" in output
+    assert len(list((tmp_path / "out").iterdir())) <= 4
+    for line in (tmp_path / "out/first.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_what_was_found_before_it_was_killed_stays(tmp_path):
+    process = start(tmp_path / "out", "first", "--dry-run")
+    journal = Journal(tmp_path / "out/first.jsonl")
+    deadline = time.time() + 100
+    while not journal.read("tests found") and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [line["phase"] for line in journal.read("phase ends")][:2] == ["versions", "build"]
+    assert journal.read("versions")
+    assert journal.read("tests found")
+
+
+def test_a_terminated_campaign_leaves_no_process_behind(tmp_path):
+    process = start(tmp_path / "out", "first", "--dry-run")
+    deadline = time.time() + 60
+    while not Journal(tmp_path / "out/first.jsonl").read("phase begins") and time.time() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.terminate()
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    time.sleep(0.3)
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(path)]
+    assert not left
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@no_gpu
+def test_without_a_gpu_it_says_so(tmp_path):
+    process = start(tmp_path / "out", "first")
+    output = process.communicate(timeout=100)[0].decode()
+    assert process.returncode == 2
+    assert "needs an NVIDIA GPU" in output
+
+
+def test_results_are_not_overwritten(tmp_path, capsys):
+    (tmp_path / "first.jsonl").write_text("")
+    with pytest.raises(SystemExit):
+        gpu.main(["first", "--output", str(tmp_path)])
+    assert "first.jsonl is there already; name another folder" in capsys.readouterr().err
+
+
+def test_make_hands_its_variables_on(tmp_path):
+    command = ["make", "-n", "gpu-first", "PYTHON=python3", f"OUTPUT={tmp_path}", "COMMIT=abc"]
+    done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        *("python3", "benchmarks/gpu.py", "first", "--output", f'"{tmp_path}"', "--commit", '"abc"')
+    ]
