@@ -11,6 +11,10 @@ from typing import Any
 from journal import Journal
 
 Line = dict[str, Any]
+TIMES = (
+    *("network", "dtype", "by", "importance", "match", "crossover", "step", "step+norm"),
+    *("eager", "host", "copy", "of copy"),
+)
 FAILURES = 30
 """Failed tests that are shown."""
 
@@ -22,10 +26,9 @@ def report(journal: Journal) -> str:
         *(_headline(line) for line in lines if line["event"] == "versions"),
         table(("phase", "outcome", "s", "starts", ""), map(_phase, _of(lines, "phase ends"))),
         table(("group", "passed", "failed", "skipped", "not reached"), test_counts(lines)),
-        "\n".join(failures(lines)[:FAILURES]),
         table(("network", "dtype", "by", "kernels of a step in microseconds, in order"), kernel_lines(lines)),
-        table(("network", "dtype", "op", "by", "graph us", "eager us", "host us", "copy us", "of copy"), times(lines)),
-        "\n".join(wrong(lines)),
+        table(TIMES, times(lines)),
+        "\n".join([*failures(lines)[:FAILURES], *wrong(lines)]),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -94,16 +97,28 @@ def kernel_lines(lines: list[Line]) -> list[tuple[object, ...]]:
 
 
 def times(lines: list[Line]) -> list[tuple[object, ...]]:
-    """One line per row."""
+    """One line per network, dtype and contestant: microseconds of each operation in a graph (in brackets: eager, where
+    there is no graph), and of the step also eager, the host's part and a copy of as many bytes."""
+    found: dict[tuple[str, str, str], dict[str, Line]] = {}
+    for row in _of(lines, "row"):
+        op = row["op"].removeprefix("optimizer ")
+        found.setdefault((row["model"], row["dtype"], row["backend"]), {})[op] = row
     return [
-        (
-            *(row["model"], row["dtype"], row["op"], row["backend"]),
-            *(_microseconds(row[key] and row[key]["median"]) for key in ("graph", "seconds", "host")),
-            _microseconds(row["copy"]),
-            f"{row['floor_share']:.0%}",
-        )
-        for row in _of(lines, "row")
+        (*key, *(_best(rows.get(op)) for op in TIMES[3:8]), *_of_step(rows.get("step"))) for key, rows in found.items()
     ]
+
+
+def _best(row: Line | None) -> str:
+    if row is None:
+        return ""
+    return _microseconds(row["graph"]["median"]) if row["graph"] else f"({_microseconds(row['seconds']['median'])})"
+
+
+def _of_step(row: Line | None) -> tuple[str, ...]:
+    if row is None:
+        return ("", "", "", "")
+    values = row["seconds"]["median"], row["host"]["median"], row["copy"]
+    return *(_microseconds(value) for value in values), f"{row['floor_share']:.0%}"
 
 
 def wrong(lines: list[Line]) -> list[str]:

@@ -101,8 +101,8 @@ def units(
     """In order; kernels are profiled, and norms measured, for those that have kernels."""
     return [
         Unit(model, dtype, contestant, kind)
-        for kind in kinds
         for model, dtype in UNITS
+        for kind in kinds
         for contestant in contestants
         if (not models or model in models)
         and (not dtypes or dtype in dtypes)

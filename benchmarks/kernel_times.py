@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 LABEL = "weight-evolution campaign"
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+LAUNCHES = ("cuda_runtime", "cuda_driver")
 """Categories of a trace's events."""
 
 
@@ -55,8 +56,15 @@ def kernels_in(trace: dict[str, Any]) -> dict[str, Any]:
         for event in events
         if event.get("cat") == "user_annotation" and event["name"] == LABEL
     ]
+    launched = {
+        event["args"]["correlation"]: event["ts"]
+        for event in events
+        if event.get("cat") in LAUNCHES and "correlation" in event.get("args", {})
+    }
     work = sorted((event for event in events if event.get("cat") in DEVICE_WORK), key=lambda event: event["ts"])
-    calls = [[event for event in work if begin <= event["ts"] <= end] for begin, end in windows]
+    # The device's clock is not quite the host's, so the launch counts where it was recorded.
+    begun = [launched.get(event.get("args", {}).get("correlation"), event["ts"]) for event in work]
+    calls = [[event for event, at in zip(work, begun, strict=True) if begin <= at <= end] for begin, end in windows]
     sequences = Counter(tuple(event["name"] for event in call) for call in calls if call)
     if not sequences:
         return {"calls": 0, "kernels": []}

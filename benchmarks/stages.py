@@ -15,6 +15,8 @@ from phases import Phase, Runner
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 BUILD = "build/gpu"
+CUDA = "/usr/local/cuda/bin"
+"""Where the toolkit usually is."""
 WORKERS = 6
 """Test processes at a time, beside the compilers."""
 TESTS_SHARE = 0.46
@@ -117,7 +119,7 @@ def environment_of_children() -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "PYTHONUNBUFFERED": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), CUDA]),
         "TRITON_CACHE_DIR": str(caches / "triton"),
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
     }

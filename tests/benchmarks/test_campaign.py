@@ -20,12 +20,20 @@ FIRST = {"versions", "build", "triton-importance", "native-importance", "kernels
 def start(folder, *more):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, gpu.__file__, *more, "--output", str(folder), "--commit", "abc123"]
-    return subprocess.Popen(command, cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_suffix(".txt").open("wb") as output:
+        return subprocess.Popen(command, cwd="/", env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def finished(process, folder):
+    """What it printed."""
+    process.wait(timeout=200)
+    return folder.with_suffix(".txt").read_text()
 
 
 def test_dry_run_of_the_first_stage(tmp_path):
     process = start(tmp_path / "out", "first", "--dry-run")
-    output = process.communicate(timeout=200)[0].decode()
+    output = finished(process, tmp_path / "out")
     assert process.returncode == 0, output
     journal = Journal(tmp_path / "out/first.jsonl")
     outcomes = {line["phase"]: line["outcome"] for line in journal.read("phase ends")}
@@ -77,7 +85,7 @@ def _read(path):
 @no_gpu
 def test_without_a_gpu_it_says_so(tmp_path):
     process = start(tmp_path / "out", "first")
-    output = process.communicate(timeout=100)[0].decode()
+    output = finished(process, tmp_path / "out")
     assert process.returncode == 2
     assert "needs an NVIDIA GPU" in output
 

@@ -102,7 +102,12 @@ def test_rows(tmp_path, gpu):
         assert row["floor_share"] == pytest.approx(row["copy"] / row["graph"]["median"])
     assert journal.read("not measured")[0]["backend"] == "triton"
     assert not journal.read("wrong", "error")
-    assert len(gpu_report.times(journal.read())) == len(rows)
+    assert [line[:3] for line in gpu_report.times(journal.read())] == [
+        ("resnet20", "float32", backend) for backend in dict.fromkeys(backend for backend, _ in rows)
+    ]
+    (line,) = [line for line in gpu_report.times(journal.read()) if line[2] == "native"]
+    assert len(line) == len(gpu_report.TIMES)
+    assert all(line)
 
 
 def test_a_wrong_operation_is_reported_and_the_others_are_timed(tmp_path, gpu, monkeypatch):
@@ -166,10 +171,18 @@ def test_kernels_of_a_trace():
     events.append({"ph": "X", "cat": "user_annotation", "name": LABEL, "ts": 3000.0, "dur": 500.0})
     events.append({"ph": "X", "cat": "gpu_memcpy", "name": "once only", "ts": 3010.0, "dur": 1.0})
     events.append({"ph": "i", "name": "something"})
+    # The device's clock runs behind: the kernel seems to begin before the call that launched it.
+    early = {"ph": "X", "cat": "kernel", "name": "first_kernel", "ts": 3999.0, "dur": 22.0, "args": {"correlation": 7}}
+    late = {"ph": "X", "cat": "kernel", "name": "second_kernel", "ts": 4029.0, "dur": 5.0, "args": {"correlation": 8}}
+    events += [early, late, {"ph": "X", "cat": "user_annotation", "name": LABEL, "ts": 4000.0, "dur": 500.0}]
+    events += [
+        {"ph": "X", "cat": cat, "name": "launch", "ts": 4001.0, "dur": 1.0, "args": {"correlation": number}}
+        for cat, number in (("cuda_driver", 7), ("cuda_runtime", 8))
+    ]
     found = kernels_in({"traceEvents": events})
-    assert (found["calls"], found["span_us"], found["sum_us"]) == (3, 35.0, 26.0)
+    assert (found["calls"], found["span_us"], found["sum_us"]) == (4, 35.0, 26.5)
     assert found["kernels"] == [
-        {"name": "first_kernel", "us": 21.0, "least_us": 20.0, "grid": [7, 1, 1], "registers": 32},
+        {"name": "first_kernel", "us": 21.5, "least_us": 20.0, "grid": [7, 1, 1], "registers": 32},
         {"name": "second_kernel", "us": 5.0, "least_us": 5.0, "grid": [7, 1, 1], "registers": 32},
     ]
     assert kernels_in({"traceEvents": []}) == {"calls": 0, "kernels": []}

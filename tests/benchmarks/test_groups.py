@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gpu_report
@@ -45,8 +46,6 @@ def ended(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "TEST_LIMIT", 2.0)
     for name, value in stages.environment_of_children().items():
         monkeypatch.setenv(name, value)
-    import time
-
     runner = Runner(Journal(tmp_path / "results.jsonl"), tmp_path / "log", tmp_path, time.time() + 60)
     stage = stages.Stage(runner, runner.journal.path, tmp_path / "tests.log", "cuda", "90", time.time(), dry=False)
     phases = {phase.name: phase for phase in stage.tests("triton")}
@@ -55,7 +54,7 @@ def ended(tmp_path, monkeypatch):
 
 
 def test_a_group_survives_its_tests(ended):
-    runner, ending, folder = ended
+    runner, ending, _ = ended
     assert (ending.outcome, ending.starts) == ("failed", 3)
     lines = runner.journal.read()
     results = {test.split("::")[1]: what for (_, test), what in gpu_report.results_of_tests(lines).items()}
