@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test mutation bench gpu-first lint clean
+.PHONY: demo test mutation bench gpu gpu-first lint clean
 
 demo: .venv/installed
 	# One thread: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -19,8 +19,13 @@ bench: .venv/installed
 
 # With the Python, torch, Triton and nvcc that are installed: they need a GPU, but no network. OUTPUT: a folder.
 # COMMIT: of the tree, where git does not know it.
+gpu_options = $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(COMMIT),--commit "$(COMMIT)")
+
 gpu-first:
-	$(PYTHON) benchmarks/gpu.py first $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(COMMIT),--commit "$(COMMIT)")
+	$(PYTHON) benchmarks/gpu.py first $(gpu_options)
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py second --check $(gpu_options)
 
 lint: .venv/installed
 	$(BIN)/ruff check

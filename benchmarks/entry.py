@@ -12,6 +12,7 @@ from typing import Any
 
 import environment
 import torch
+from journal import Journal
 from timing import Spread
 from verify import WrongResultError
 
@@ -34,6 +35,7 @@ def make_parser(
     parser.add_argument("--repeats", type=int, help=f"timed rounds; default {repeats}")
     parser.add_argument("--check", action="store_true", help="fail when a bar is missed (a CPU's are for two threads)")
     parser.add_argument("--output", type=Path, help=f"default: benchmarks/results/{name}_<cpu or gpu>_<date>.json")
+    parser.add_argument("--journal", type=Path, help="also append each network's rows there, as soon as it is measured")
     parser.set_defaults(name=name, rounds=repeats)
     return parser
 
@@ -61,7 +63,11 @@ def run(
     rows: list[Any] = []
     try:
         for model in options.models:
-            rows += measure(model, device, options.repeats or options.rounds[model])
+            found = measure(model, device, options.repeats or options.rounds[model])
+            rows += found
+            if options.journal:
+                for row in found:
+                    Journal(options.journal).write("row of a method", method=options.name, **_as_fields(row))
     except WrongResultError as error:
         print(f"{model}: a result is wrong, so nothing is reported: {error}", file=sys.stderr)
         return 1

@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from journal import Journal
+from results import Bar, Row, gpu_bars
 
 Line = dict[str, Any]
 TIMES = (
     *("network", "dtype", "by", "importance", "match", "crossover", "step", "step+norm"),
     *("eager", "host", "copy", "of copy"),
 )
+METHOD_KEYS = ("event", "method", "model")
+VOIDED = {
+    "importance": ("importance", "step", "step+norm"),
+    "matching": ("match", "step", "step+norm"),
+    "crossover": ("crossover", "step", "step+norm"),
+    "evolution": ("step", "step+norm"),
+    "steps": ("step", "step+norm"),
+}
+"""Group of tests -> the operations whose times count for nothing when it is red."""
 FAILURES = 30
 """Failed tests that are shown."""
 
@@ -28,6 +38,8 @@ def report(journal: Journal) -> str:
         table(("group", "passed", "failed", "skipped", "not reached"), test_counts(lines)),
         table(("network", "dtype", "by", "kernels of a step in microseconds, in order"), kernel_lines(lines)),
         table(TIMES, times(lines)),
+        table(("network", "method", "rows as they were measured"), methods(lines)),
+        "\n".join(f"{backend:<7} {bar}" for backend, of_one in bars(lines).items() for bar in of_one if bar.measured),
         "\n".join([*failures(lines)[:FAILURES], *wrong(lines)]),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -108,6 +120,20 @@ def times(lines: list[Line]) -> list[tuple[object, ...]]:
     ]
 
 
+def methods(lines: list[Line]) -> list[tuple[object, ...]]:
+    """One line per row of another method: the fields that say what it is, and its median times in microseconds."""
+    rows = []
+    for line in _of(lines, "row of a method"):
+        words = [str(value) for key, value in line.items() if isinstance(value, str) and key not in METHOD_KEYS]
+        medians = [
+            f"{key} {_microseconds(value['median'])} us"
+            for key, value in line.items()
+            if isinstance(value, dict) and "median" in value and "ratio" not in key
+        ]
+        rows.append((line.get("model", ""), line["method"], ", ".join([*words, *medians])))
+    return rows
+
+
 def _best(row: Line | None) -> str:
     if row is None:
         return ""
@@ -119,6 +145,30 @@ def _of_step(row: Line | None) -> tuple[str, ...]:
         return ("", "", "", "")
     values = row["seconds"]["median"], row["host"]["median"], row["copy"]
     return *(_microseconds(value) for value in values), f"{row['floor_share']:.0%}"
+
+
+def void_operations(lines: list[Line]) -> set[tuple[str, str]]:
+    """Backend and operation whose kernels failed a test."""
+    red = {job for (job, _), (outcome, _) in results_of_tests(lines).items() if outcome == "failed"}
+    red |= {line["phase"] for line in _of(lines, "process died")}
+    return {tuple(group.split("-", 1)[:1]) + (op,) for group in red for op in VOIDED.get(group.split("-", 1)[-1], ())}
+
+
+def bars(lines: list[Line]) -> dict[str, list[Bar]]:
+    """By backend; a row whose kernels failed a test counts as not measured."""
+    void, fields = void_operations(lines), Row.__dataclass_fields__
+    rows = [
+        Row.from_json({key: value for key, value in line.items() if key in fields})
+        for line in _of(lines, "row")
+        if (line["backend"], line["op"]) not in void
+    ]
+    return {backend: gpu_bars(rows, backend) for backend in ("triton", "native")}
+
+
+def missed_bars(journal: Journal) -> list[Bar]:
+    """Bars that no backend meets, as the last one measured them."""
+    both = zip(*bars(journal.read()).values(), strict=True)
+    return [same[-1] for same in both if not any(bar.met for bar in same)]
 
 
 def wrong(lines: list[Line]) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import groups
@@ -21,6 +21,9 @@ WORKERS = 6
 """Test processes at a time, beside the compilers."""
 TESTS_SHARE = 0.46
 """Of the first stage's time: the tests have ended by then."""
+KERNELS = ("-importance", "-matching", "-crossover", "-evolution")
+"""Ends of the names of groups that the second stage runs again: about the kernels whose times it takes."""
+METHODS = ("grafting", "asynchronous", "low_rank")
 GROUP_LIMIT = 130.0
 TEST_LIMIT = 60.0
 """Seconds for a group of tests, and for one test."""
@@ -48,14 +51,38 @@ class Stage:
     def first(self) -> None:
         """Which kernels are right, and how long each takes."""
         built = self.runner.in_background(self.build())
-        tests = [*self.tests("triton"), *self.tests("native")]
-        for phase in tests:
-            phase.needs = built if phase.name.startswith("native") else None
-        self.runner.together(tests, WORKERS, self.begin + TESTS_SHARE * (self.deadline - self.begin))
+        native = [replace(phase, needs=built) for phase in self.tests("native")]
+        until = self.begin + TESTS_SHARE * (self.deadline - self.begin)
+        self.runner.together([*self.tests("triton"), *native], WORKERS, until)
         built()
         self.runner.run(self.times("kernels", 50, ["kernels", "kernels in a graph"], ["triton", "native"]))
         self.runner.run(self.times("operations", 150, ["operations"], ["triton", "native", "optimizers"]))
         self.runner.run(self.sanitizer("memcheck", 90))
+
+    def second(self) -> None:
+        """Races, uninitialized memory, the bars, the other methods, and what it all is compared with."""
+        built = self.runner.in_background(self.build())
+        until = self.begin + TESTS_SHARE * (self.deadline - self.begin)
+        self.runner.together(self._tests_of_kernels("triton"), WORKERS, until)
+        built()
+        checks = [self.sanitizer("racecheck", 120), self.sanitizer("initcheck", 120)]
+        native = [replace(phase, needs=built) for phase in self._tests_of_kernels("native")]
+        self.runner.together([*checks, *native], WORKERS, until)
+        self.runner.run(self.times("operations", 90, ["operations"], ["triton", "native", "optimizers"]))
+        self.runner.run(self.times("norms", 30, ["norms"], ["triton", "native"], "--models", "resnet50", "resnet20"))
+        for name in METHODS:
+            self.runner.run(self.method(name))
+        baselines = ["per_layer", "torch", *([] if self.dry else ["per_layer compiled"])]
+        self.runner.run(self.times("baselines", 90, ["operations"], baselines, "--models", "resnet50"))
+
+    def _tests_of_kernels(self, backend: str) -> list[Phase]:
+        return [phase for phase in self.tests(backend) if phase.name.endswith(KERNELS)]
+
+    def method(self, name: str) -> Phase:
+        """A benchmark of a single method, whose rows go into the journal."""
+        command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--device", self.device]
+        command += ["--journal", str(self.journal), "--output", str(ROOT / BUILD / f"{name}.json")]
+        return Phase(name, command + (["--models", "resnet20", "--repeats", "1"] if self.dry else []), 45)
 
     def build(self) -> Phase:
         """Configures, builds and puts the extension into the package in one move, for the GPU at hand."""

@@ -27,7 +27,7 @@ def start(folder, *more):
 
 def finished(process, folder):
     """What it printed."""
-    process.wait(timeout=200)
+    process.wait(timeout=300)
     return folder.with_suffix(".txt").read_text()
 
 
@@ -47,6 +47,25 @@ def test_dry_run_of_the_first_stage(tmp_path):
     assert len(list((tmp_path / "out").iterdir())) <= 4
     for line in (tmp_path / "out/first.jsonl").read_text().splitlines():
         json.loads(line)
+
+
+def test_dry_run_of_the_second_stage(tmp_path):
+    process = start(tmp_path / "out", "second", "--dry-run")
+    output = finished(process, tmp_path / "out")
+    assert process.returncode == 0, output
+    journal = Journal(tmp_path / "out/second.jsonl")
+    outcomes = {line["phase"]: line["outcome"] for line in journal.read("phase ends")}
+    ours = ("triton-importance", "operations", "norms", "grafting", "asynchronous", "low_rank", "baselines")
+    assert {outcomes[name] for name in ours} == {"passed"}
+    assert set(outcomes) == {"versions", "build", "native-importance", "racecheck", "initcheck", *ours}
+    assert {row["backend"] for row in journal.read("row")} >= {"per_layer", "torch"}
+    assert {row["method"] for row in journal.read("row of a method")} == {"grafting", "asynchronous", "low_rank"}
+
+
+def test_a_missed_bar_is_a_failure_when_they_are_checked(tmp_path):
+    process = start(tmp_path / "out", "second", "--dry-run", "--check", "--budget", "1")
+    assert "by every backend: MISSED  resnet50" in finished(process, tmp_path / "out")
+    assert process.returncode == 1
 
 
 def test_what_was_found_before_it_was_killed_stays(tmp_path):
@@ -97,9 +116,9 @@ def test_results_are_not_overwritten(tmp_path, capsys):
     assert "first.jsonl is there already; name another folder" in capsys.readouterr().err
 
 
-def test_make_hands_its_variables_on(tmp_path):
-    command = ["make", "-n", "gpu-first", "PYTHON=python3", f"OUTPUT={tmp_path}", "COMMIT=abc"]
+@pytest.mark.parametrize(("target", "stage"), [("gpu-first", ["first"]), ("gpu", ["second", "--check"])])
+def test_make_hands_its_variables_on(tmp_path, target, stage):
+    command = ["make", "-n", target, "PYTHON=python3", f"OUTPUT={tmp_path}", "COMMIT=abc"]
     done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [
-        *("python3", "benchmarks/gpu.py", "first", "--output", f'"{tmp_path}"', "--commit", '"abc"')
-    ]
+    wanted = ["python3", "benchmarks/gpu.py", *stage, "--output", f'"{tmp_path}"', "--commit", '"abc"']
+    assert done.stdout.split() == wanted
