@@ -26,6 +26,12 @@ TYPES = {
     "members": "*i32",
     "group_starts": "*i32",
     "rates": "*fp64",
+    "keys": "*i32",
+    "candidates": "*i32",
+    "larger": "*i32",
+    "poisoned": "*i32",
+    "finished": "*i32",
+    "num_tiles": "i32",
     "threshold": "*fp32",
     "segments": "*i64",
     "ratios": "*fp32",
@@ -111,6 +117,8 @@ class Row(NamedTuple):
     stack: int
     spills: int
     shared: int
+    instructions: int
+    barriers: int
     vector_loads: int
     flushes: int
     contractions: int
@@ -137,7 +145,6 @@ def kernels():
         select,
         sgd,
         snapshot,
-        starvation,
         threshold,
     )
 
@@ -146,7 +153,6 @@ def kernels():
         threshold.threshold_kernel,
         rank.rank_kernel,
         rank.donor_kernel,
-        starvation.starvation_kernel,
         crossover.crossover_kernel,
         crossover.match_and_cross_kernel,
         overlap.unit_rows_kernel,
@@ -180,18 +186,19 @@ def variants():
         overlap,
         rank,
         sgd,
+        threshold,
     )
     from we_kernels.backends.triton.fields import TRITON_DTYPES
 
     kernel, plain = kernels(), {"num_warps": 4, "maxnreg": None}
-    tiles = [(*tile, True) for tile in operators.THRESHOLD_TILES.items()] + [(*operators.THRESHOLD_LOOP, False)]
-    for tile, warps, single in tiles:
-        constants = {"TILE": tile, "SINGLE": single}
-        yield Variant(kernel["threshold_kernel"], constants, {"num_warps": warps, "maxnreg": None})
-    yield Variant(kernel["rank_kernel"], {"ROWS": rank.RANK_ROWS, "KEYS": 128, "SCAN": 1024}, plain)
-    yield Variant(kernel["donor_kernel"], {"BLOCK": 256}, plain)
+    constants = {"CHUNK": threshold.CHUNK, "PIVOTS": threshold.PIVOTS}
+    constants |= {"LANES": operators.THRESHOLD_LANES, "ITEMS": operators.THRESHOLD_ITEMS}
+    constants |= {"CANDIDATES": operators.THRESHOLD_CANDIDATES}
+    yield Variant(kernel["threshold_kernel"], constants, {"num_warps": 8, "maxnreg": None})
     for starves in (True, False):
-        yield Variant(kernel["starvation_kernel"], {"STARVES": starves, "TILE": operators.STARVATION_TILE}, plain)
+        constants = {"ROWS": rank.RANK_ROWS, "KEYS": 128, "SCAN": 1024, "STARVES": starves}
+        yield Variant(kernel["rank_kernel"], constants | {"LAYERS": operators.STARVATION_TILE}, plain)
+    yield Variant(kernel["donor_kernel"], {"BLOCK": 256}, plain)
     limited = {"num_warps": 4, "maxnreg": crossover.MAX_REGISTERS}
     for index, dtype in enumerate(TRITON_DTYPES):
         yield Variant(kernel["importance_kernel"], {"DTYPE": dtype, "SHORT": importance.SHORT_ROW}, plain)
@@ -251,6 +258,8 @@ def compile_for(variant, capability):
         stack=int(stack),
         spills=len(re.findall(r"\b(?:STL|LDL)\b", code)),
         shared=compiled.metadata.shared,
+        instructions=len(re.findall(r"^\s+/\*[0-9a-f]+\*/ ", code, re.MULTILINE)),
+        barriers=len(re.findall(r"\bBAR\.", code)),
         vector_loads=len(re.findall(r"ld\.global[.\w]*\.v[248]\.", ptx)),
         flushes=ptx.count(".ftz"),
         contractions=len(re.findall(r"\bfma\.", ptx)) + len(re.findall(r"\bmad\.\w*\.?f", ptx)),

@@ -70,8 +70,9 @@ def test_counters_of_any_value(start):
 
 
 def test_threshold_of_a_group_larger_than_a_tile(monkeypatch):
-    monkeypatch.setattr(operators, "THRESHOLD_TILES", {32: 4})
-    monkeypatch.setattr(operators, "THRESHOLD_LOOP", (128, 4))
+    monkeypatch.setattr(operators, "THRESHOLD_ITEMS", 1)
+    monkeypatch.setattr(operators, "THRESHOLD_LANES", 64)
+    monkeypatch.setattr(operators, "THRESHOLD_CANDIDATES", 8)
     for flavour in ("normal", "zeros"):
         matrix.check_matching("cpu", flavour, [0.37, 0.8], [0.1, None], [i % 2 for i in range(20)], None, None)
 
@@ -224,20 +225,19 @@ def evolve(weights, **options):
 
 
 @pytest.mark.parametrize("layers", [2, 3, 40])
-def test_five_launches_whatever_the_number_of_layers(launches, layers):
+def test_four_launches_whatever_the_number_of_layers(launches, layers):
     evolve([torch.randn(3 + i % 4, 2, 3, 3) for i in range(layers)])
     assert [name for name, *_ in launches] == [
         "importance_kernel",
         "threshold_kernel",
         "rank_kernel",
-        "starvation_kernel",
         "match_and_cross_kernel",
     ]
 
 
 def test_two_more_launches_for_each_further_dtype(launches):
     evolve([torch.randn(5, 2, 3, 3).to(dtype) for dtype in matrix.DTYPES[:3] * 2])
-    assert len(launches) == 5 + 2 * 2
+    assert len(launches) == 4 + 2 * 2
 
 
 def test_tables_and_scratch_are_made_once(launches, monkeypatch):
@@ -249,10 +249,10 @@ def test_tables_and_scratch_are_made_once(launches, monkeypatch):
     monkeypatch.setattr(tables, "_tiles", None)
     evolve(weights)
     assert len(made) == 4  # importance, donor, threshold, inferior
-    first, second = launches[:5], launches[5:]
+    first, second = launches[:4], launches[4:]
     for (_, before, _), (_, after, _) in zip(first, second, strict=True):
         assert len(before) == len(after)
-    assert first[2][1][6].data_ptr() == second[2][1][6].data_ptr()  # counts
+    assert first[2][1][12].data_ptr() == second[2][1][12].data_ptr()  # counts
 
 
 def test_every_launch_is_compiled_ahead_of_time(launches):
@@ -279,8 +279,8 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
     elsewhere = ("select_kernel", "snapshot_kernel", "sgd_kernel")  # test_asynchronous_interpreted.py
     listed = {variant.key() for variant in aot_table.variants() if variant.kernel.__name__ not in elsewhere}
     for name, arguments, constants in launches:
-        if name == "starvation_kernel":
-            constants = constants | {"TILE": operators.STARVATION_TILE}
+        if name == "rank_kernel":
+            constants = constants | {"LAYERS": operators.STARVATION_TILE}
         assert aot_table.key(name, constants) in listed
         types = [aot_table.type_of(argument) for argument in arguments]
         assert types == aot_table.signature(name), name

@@ -17,7 +17,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("the interpreter is off (test_gpu.py runs on the GPU itself)", allow_module_level=True)
 pytest.importorskip("triton")
 
-STEP = ["importance_kernel", "threshold_kernel", "rank_kernel", "starvation_kernel", "match_and_cross_kernel"]
+STEP = ["importance_kernel", "threshold_kernel", "rank_kernel", "match_and_cross_kernel"]
 
 
 @pytest.fixture

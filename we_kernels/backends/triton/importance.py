@@ -58,17 +58,20 @@ def importance_kernel(
     length = tl.load(fields + ROW)
     stride = tl.load(fields + FILTER_STRIDE)
     out = importance + tl.load(fields + FIRST_FILTER)
+    # Nothing is known about an address from a table: vector loads only where it and all rows are 16-byte aligned.
+    size: tl.constexpr = 8 if DTYPE == tl.float64 else (4 if DTYPE == tl.float32 else 2)
+    aligned = (address | (length * size) | (stride * size)) % 16 == 0
     if tl.load(fields + DENSE) == 0:
         _strided(address, fields, row, out, DTYPE, ACC)
     elif length < SHORT:
-        _dense(address, fields, row, length, stride, out, DTYPE, ACC, SHORT_ROWS, SHORT_COLUMNS, 1)
-    else:
-        # Nothing is known about an address from a table: vector loads only where it and all rows are 16-byte aligned.
-        size: tl.constexpr = 8 if DTYPE == tl.float64 else (4 if DTYPE == tl.float32 else 2)
-        if (address | (length * size) | (stride * size)) % 16 == 0:
-            _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, 16 // size)
+        if aligned:
+            _dense(address, fields, row, length, stride, out, DTYPE, ACC, SHORT_ROWS, SHORT_COLUMNS, 16 // size)
         else:
-            _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, 1)
+            _dense(address, fields, row, length, stride, out, DTYPE, ACC, SHORT_ROWS, SHORT_COLUMNS, 1)
+    elif aligned:
+        _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, 16 // size)
+    else:
+        _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, 1)
 
 
 @triton.jit

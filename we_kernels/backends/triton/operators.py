@@ -16,15 +16,11 @@ from .fields import TRITON_DTYPES
 from .importance import SHORT_ROW, importance_kernel
 from .launch import launch
 from .rank import RANK_ROWS, donor_kernel, rank_kernel
-from .starvation import starvation_kernel
 from .tables import Scratch
-from .threshold import threshold_kernel
+from .threshold import CHUNK, PIVOTS, threshold_kernel
 
-THRESHOLD_TILES = {1024: 4, 8192: 8, 32768: 32}
-"""Keys that one block holds in registers: its number of warps."""
-
-THRESHOLD_LOOP = (16384, 16)
-"""Tile and warps for larger groups, whose keys are read again for every bit."""
+THRESHOLD_LANES, THRESHOLD_ITEMS, THRESHOLD_CANDIDATES = 256, 32, 1024
+"""Threads of a block, keys of each at a time, and possible thresholds that they hold."""
 
 STARVATION_TILE = 256
 """Layers at a time (16 under the interpreter, whose scans are slow)."""
@@ -151,61 +147,60 @@ def _launch_selection(
     device, groups = place.device, len(local_ratios)
     static = tables.matching_tables(segments, groups, place)
     ratios = upload(tuple(local_ratios), torch.float32, place)
-    work = tables.scratch(segments, place)
+    work = tables.scratch(segments, groups, place)
     donor = torch.empty(segments.num_filters, dtype=torch.int32, device=device)
     threshold = torch.empty(groups, dtype=torch.float32, device=device)
     inferior = torch.empty(segments.num_layers, dtype=torch.int32, device=device)
-
-    fitting = [tile for tile in THRESHOLD_TILES.items() if tile[0] >= static.largest_group]
-    tile, warps = fitting[0] if fitting else THRESHOLD_LOOP
     launch(
         threshold_kernel,
-        groups,
+        static.chunks.shape[0],
         device,
         importance,
         static.members,
         static.group_starts,
+        static.chunks,
         rates,
+        work.keys,
+        work.candidates,
+        work.progress.larger,
+        work.progress.poisoned,
+        work.progress.counted,
         threshold,
-        num_warps=warps,
-        TILE=tile,
-        SINGLE=bool(fitting),
+        num_warps=8,
+        CHUNK=CHUNK,
+        PIVOTS=PIVOTS,
+        LANES=THRESHOLD_LANES,
+        ITEMS=THRESHOLD_ITEMS,
+        CANDIDATES=THRESHOLD_CANDIDATES,
     )
+    tiles = static.tiles.shape[0]
     launch(
         rank_kernel,
-        static.tiles.shape[0],
+        max(tiles, 1),
         device,
         importance,
         static.segments,
         static.tiles,
+        tiles,
+        static.slots,
+        static.slot_starts,
+        segments.num_layers,
         threshold,
         ratios,
         groups,
+        min(math.ceil(min(starvation_limit, NEVER)), NEVER),
+        inferior if starvation is None else starvation,
         work.counts,
         work.order,
+        work.progress.ranked,
         donor,
+        inferior,
+        work.first_match,
         ROWS=RANK_ROWS,
         KEYS=128,
         SCAN=1024,
-    )
-    limit = min(math.ceil(min(starvation_limit, NEVER)), NEVER)
-    launch(
-        starvation_kernel,
-        1,
-        device,
-        static.segments,
-        static.slots,
-        static.slot_starts,
-        work.counts,
-        ratios,
-        groups,
-        limit,
-        threshold,
-        inferior if starvation is None else starvation,
-        inferior,
-        work.first_match,
         STARVES=starvation is not None,
-        TILE=16 if device.type == "cpu" else STARVATION_TILE,
+        LAYERS=16 if device.type == "cpu" else STARVATION_TILE,
     )
     return donor, threshold, inferior, work
 

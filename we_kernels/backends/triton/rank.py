@@ -1,18 +1,73 @@
-"""Order of the filters in their layers by counting larger keys, and the counts that selection needs."""
+"""Order of the filters in their layers by counting larger ones, and how many each layer gives up."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
+import triton
 import triton.language as tl
 
-from .fields import any_poisoned, sort_key
+from .fields import any_poisoned, is_larger, sort_key
 from .launch import kernel
+from .starvation import count_inferior
 
-RANK_ROWS = 16
+RANK_ROWS = 32
 """Filters that one program ranks."""
 
 
 @kernel
 def rank_kernel(
+    importance,
+    segments,
+    tiles,
+    num_tiles,
+    slots,
+    slot_starts,
+    num_layers,
+    threshold,
+    ratios,
+    groups,
+    limit,
+    starvation,
+    counts,
+    order,
+    finished,
+    donor,
+    inferior,
+    first_match,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    SCAN: tl.constexpr,
+    STARVES: tl.constexpr,
+    LAYERS: tl.constexpr,
+):
+    """One program per tile (layer, first row) of ROWS filters, at least one; the last to finish does `count_inferior`.
+
+    ``finished`` is zero before and after.
+    """
+    if tl.program_id(0) < num_tiles:
+        _rank_tile(importance, segments, tiles, threshold, ratios, groups, counts, order, donor, ROWS, KEYS, SCAN)
+    tl.debug_barrier()  # all threads' writes come before the count of this program
+    if tl.atomic_add(finished, 1) == tl.num_programs(0) - 1:
+        tl.store(finished, 0)
+        count_inferior(
+            segments,
+            slots,
+            slot_starts,
+            num_layers,
+            counts,
+            ratios,
+            groups,
+            limit,
+            threshold,
+            starvation,
+            inferior,
+            first_match,
+            STARVES,
+            LAYERS,
+        )
+
+
+@triton.jit
+def _rank_tile(
     importance,
     segments,
     tiles,
@@ -26,9 +81,7 @@ def rank_kernel(
     KEYS: tl.constexpr,
     SCAN: tl.constexpr,
 ):
-    """One program per tile (layer, first row) of ROWS filters.
-
-    Writes donor = -1 for its filters; for the layer counts[layer] = (filters that global selection allows,
+    """Writes donor = -1 for its filters; for the layer counts[layer] = (filters that global selection allows,
     locally inferior filters); and, where global selection allows any, order[start + rank] = row: descending
     importance, equals by row. Whether the starvation rule raises a count is not known yet, so the second count
     must not decide.
@@ -78,16 +131,27 @@ def rank_kernel(
     if allowed > 0:
         mine = sort_key(tl.load(importance + row, mask=row < filters, other=0.0))
         larger = tl.zeros((ROWS, KEYS), tl.int32)
+        # An equal key counts when it comes first: before the tile of keys that holds these rows, not after it.
+        own_tile = first_row // KEYS * KEYS
         scan = filters * 0
+        while scan < own_tile:
+            larger += is_larger(_keys(importance, scan, filters, KEYS)[None, :], mine[:, None] - 1)
+            scan += KEYS
+        first = (scan + tl.arange(0, KEYS))[None, :] < row[:, None]
+        larger += is_larger(_keys(importance, scan, filters, KEYS)[None, :], mine[:, None] - first.to(tl.int32))
+        scan += KEYS
         while scan < filters:
-            index = scan + tl.arange(0, KEYS)
-            key = sort_key(tl.load(importance + index, mask=index < filters, other=0.0))
-            key = tl.where(index < filters, key, -1)
-            # An equal key counts when it comes first.
-            bar = mine[:, None] - (index[None, :] < row[:, None]).to(tl.int32)
-            larger += (key[None, :] > bar).to(tl.int32)
+            larger += is_larger(_keys(importance, scan, filters, KEYS)[None, :], mine[:, None])
             scan += KEYS
         tl.store(order + tl.sum(larger, axis=1), row, mask=row < filters)
+
+
+@triton.jit
+def _keys(importance, first, filters, KEYS: tl.constexpr):
+    """-1, which is less than all, past the end."""
+    index = first + tl.arange(0, KEYS)
+    key = sort_key(tl.load(importance + index, mask=index < filters, other=0.0))
+    return tl.where(index < filters, key, -1)
 
 
 @kernel

@@ -17,6 +17,7 @@ from ...transfer import Place, keep_for_graph, refuse_capture, upload
 from .fields import EXTRA_FIELDS
 from .importance import rows_per_program
 from .rank import RANK_ROWS
+from .threshold import CHUNK, PIVOTS
 
 __all__ = [
     "LayerTables",
@@ -35,7 +36,8 @@ __all__ = [
 _matching: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], MatchingTables]] = WeakKeyDictionary()
 _layers: WeakKeyDictionary[Layout, dict[torch.device, LayerTables]] = WeakKeyDictionary()
 _chunks: WeakKeyDictionary[Layout, dict[tuple[torch.device, int], dict[int, Tensor]]] = WeakKeyDictionary()
-_scratch: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], Scratch]] = WeakKeyDictionary()
+_scratch: WeakKeyDictionary[Segments, dict[tuple[torch.device, int, int], Scratch]] = WeakKeyDictionary()
+_spare: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], Progress]] = WeakKeyDictionary()
 
 
 class MatchingTables(NamedTuple):
@@ -44,7 +46,7 @@ class MatchingTables(NamedTuple):
     segments: Tensor
     """int64 [L, 3]: filters, first filter, group."""
     tiles: Tensor
-    """int32 [T, 2]: layer and first row of every rank tile."""
+    """int32 [T, 2]: layer and first row of every rank tile, those of large layers first."""
     members: Tensor
     """int32 [F]: the filters, group by group."""
     group_starts: Tensor
@@ -53,8 +55,8 @@ class MatchingTables(NamedTuple):
     """int32 [L]: the layers, group by group."""
     slot_starts: Tensor
     """int32 [G + 1]: each group's part of `slots`."""
-    largest_group: int
-    """Filters in it."""
+    chunks: Tensor
+    """int32 [C, 2]: group and first member of every threshold chunk, at least one per group."""
 
 
 class LayerTables(NamedTuple):
@@ -65,7 +67,8 @@ class LayerTables(NamedTuple):
     layer_of_filter: Tensor
     """int32 [F]."""
     tiles: dict[int, Tensor]
-    """For each dtype in the bank (its index in `DTYPES`): int32 [T, 2], layer and first row of each importance tile."""
+    """For each dtype in the bank (its index in `DTYPES`): int32 [T, 2], layer and first row of each importance tile,
+    those with long rows first."""
     most_matches: int
     """At most half of a layer's filters get a donor."""
 
@@ -79,6 +82,24 @@ class Scratch(NamedTuple):
     """int32 [F]: each layer's rows, by descending importance."""
     first_match: Tensor
     """int32 [L + 1]: matched filters in the slots before each slot, and in all."""
+    keys: Tensor
+    """int32 [F]: the importances as integers, group by group."""
+    candidates: Tensor
+    """int32 [F]: those of them that a threshold may be."""
+    progress: Progress
+
+
+class Progress(NamedTuple):
+    """Zero between calls: the last program to finish sets it back, since a launch that does would cost more."""
+
+    larger: Tensor
+    """int32 [G, PIVOTS]: filters counted so far that are larger than each pivot of the group."""
+    poisoned: Tensor
+    """int32 [G]: programs that saw an importance that is not finite or negative."""
+    counted: Tensor
+    """int32 [G]: threshold programs that are through."""
+    ranked: Tensor
+    """int32 [1]: rank programs that are through."""
 
 
 def matching_tables(segments: Segments, groups: int, where: Place | torch.device) -> MatchingTables:
@@ -92,14 +113,15 @@ def matching_tables(segments: Segments, groups: int, where: Place | torch.device
         sizes, group_of_layer = segments.table[:, 0], segments.table[:, 2]
         group_of_filter = group_of_layer.repeat_interleave(sizes)
         per_group = torch.bincount(group_of_filter, minlength=groups)
+        by_size = sorted(range(segments.num_layers), key=lambda i: -segments.sizes[i])
         tables = cache[device, groups] = MatchingTables(
             segments.table.to(device),
-            _tiles(range(segments.num_layers), segments.sizes, [RANK_ROWS] * segments.num_layers).to(device),
+            _tiles(by_size, [segments.sizes[i] for i in by_size], [RANK_ROWS] * len(by_size)).to(device),
             group_of_filter.argsort(stable=True).int().to(device),
             _starts(per_group).to(device),
             group_of_layer.argsort(stable=True).int().to(device),
             _starts(torch.bincount(group_of_layer, minlength=groups)).to(device),
-            int(per_group.max()),
+            _tiles(range(groups), per_group.clamp(min=1).tolist(), [CHUNK] * groups).to(device),
         )
     keep_for_graph(segments, place)
     return tables
@@ -114,6 +136,7 @@ def layer_tables(layout: Layout, where: Place | torch.device) -> LayerTables:
     if tables is None:
         refuse_capture(place)
         rows = [(layer.channels * layer.kernel, _is_dense(layer), is_run(layer)) for layer in layout.layers]
+        by_row = sorted(range(len(rows)), key=lambda i: -rows[i][0])
         extra = torch.tensor(rows, dtype=torch.int64).reshape(-1, len(EXTRA_FIELDS))
         tables = cache[device] = LayerTables(
             torch.cat([layout.table, extra], dim=1).to(device),
@@ -123,9 +146,9 @@ def layer_tables(layout: Layout, where: Place | torch.device) -> LayerTables:
                 for dtype in range(len(DTYPES))
                 if (
                     part := [
-                        (index, layer.filters, rows_per_program(*row[:2]))
-                        for index, (layer, row) in enumerate(zip(layout.layers, rows, strict=True))
-                        if layer.dtype == dtype and layer.filters
+                        (i, layout.layers[i].filters, rows_per_program(*rows[i][:2]))
+                        for i in by_row
+                        if layout.layers[i].dtype == dtype and layout.layers[i].filters
                     ]
                 )
             },
@@ -168,23 +191,36 @@ def _mixes_filters(layer: Layer) -> bool:
     return layer.filters > 1 and layer.filter_stride != layer.channels * layer.kernel
 
 
-def scratch(segments: Segments, where: Place | torch.device) -> Scratch:
+def scratch(segments: Segments, groups: int, where: Place | torch.device) -> Scratch:
     """Memory for one call on the current stream, reused by the next; under capture it belongs to the graph."""
     place = Place.of(where)
     if place.capturing:
-        return _new_scratch(segments, place.device)
+        spare = _spare.get(segments, {}).pop((place.device, groups), None)
+        progress = spare or _new_progress(groups, place.device)
+        keep_for_graph(progress, place)
+        return _new_scratch(segments, progress, place.device)
     cache = _scratch.setdefault(segments, {})
-    key = (place.device, place.stream)
+    key = (place.device, place.stream, groups)
     if key not in cache:
-        cache[key] = _new_scratch(segments, place.device)
+        cache[key] = _new_scratch(segments, _new_progress(groups, place.device), place.device)
+    # Zeros made under capture would be written again at every replay, by a launch.
+    if (spares := _spare.setdefault(segments, {})).get(key[::2]) is None:
+        spares[key[::2]] = _new_progress(groups, place.device)
     return cache[key]
 
 
-def _new_scratch(segments: Segments, device: torch.device) -> Scratch:
+def _new_scratch(segments: Segments, progress: Progress, device: torch.device) -> Scratch:
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
 
-    return Scratch(empty(segments.num_layers, 2), empty(segments.num_filters), empty(segments.num_layers + 1))
+    filters, layers = segments.num_filters, segments.num_layers
+    return Scratch(empty(layers, 2), empty(filters), empty(layers + 1), empty(filters), empty(filters), progress)
+
+
+def _new_progress(groups: int, device: torch.device) -> Progress:
+    zeros = torch.zeros(groups * (PIVOTS + 2) + 1, dtype=torch.int32, device=device)
+    larger, poisoned, counted, ranked = zeros.split([groups * PIVOTS, groups, groups, 1])
+    return Progress(larger, poisoned, counted, ranked)
 
 
 def _tiles(layers: Iterable[int], sizes: Sequence[int], rows: Sequence[int]) -> Tensor:
