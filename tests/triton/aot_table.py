@@ -200,12 +200,13 @@ def variants():
         yield Variant(kernel["rank_kernel"], constants | {"LAYERS": operators.STARVATION_TILE}, plain)
     yield Variant(kernel["donor_kernel"], {"BLOCK": 256}, plain)
     limited = {"num_warps": 4, "maxnreg": crossover.MAX_REGISTERS}
+    one_warp = {"num_warps": crossover.WARPS, "maxnreg": crossover.MAX_REGISTERS}
     for index, dtype in enumerate(TRITON_DTYPES):
         yield Variant(kernel["importance_kernel"], {"DTYPE": dtype, "SHORT": importance.SHORT_ROW}, plain)
         for released in (False, True):
             constants = {"DTYPE": dtype, "INDEX": index, "RELEASED": released}
-            yield Variant(kernel["crossover_kernel"], constants, limited)
-            yield Variant(kernel["match_and_cross_kernel"], constants | {"SEARCH": 512}, limited)
+            yield Variant(kernel["crossover_kernel"], constants, one_warp)
+            yield Variant(kernel["match_and_cross_kernel"], constants | {"SEARCH": crossover.SEARCH}, one_warp)
         constants = {"DTYPE": dtype, "INDEX": index, "DEPTH": overlap.OVERLAP_DEPTH, "BLOCK": 256}
         yield Variant(kernel["unit_rows_kernel"], constants, plain)
         chunked = {"DTYPE": dtype, "SIZE": bins.CHUNK}

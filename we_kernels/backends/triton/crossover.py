@@ -19,6 +19,9 @@ from .fields import (
     KERNEL1,
     KERNEL2,
     ROW,
+    STRIDE0,
+    STRIDE1,
+    STRIDE2,
     WIDTH,
     divide,
     kernel_offsets,
@@ -28,16 +31,28 @@ from .fields import (
 )
 from .launch import kernel
 
-PROGRAMS = 2048
-"""Programs of one launch, each of which takes several filters in turn: 16 on each of 128 multiprocessors."""
+PROGRAMS = 4096
+"""Programs of one launch, each of which takes several filters in turn: 32 on each of 128 multiprocessors."""
+
+WARPS = 1
+"""Of a program: what lanes find is then combined by shuffles, without shared memory and barriers."""
 
 MAX_REGISTERS = 128
-"""Left to itself, ptxas spills a few registers to fit one more block on a multiprocessor."""
 
-TILE_CHANNELS, TILE_ELEMENTS = tl.constexpr(32), tl.constexpr(16)
-RUN = tl.constexpr(1024)
+SEARCH = 256
+"""Layers looked at together for a match's."""
+
+LANES = tl.constexpr(32)
+"""Of a warp; each takes a kernel of its own."""
+UNROLL = tl.constexpr(9)
+"""Elements that a lane loads before it compares them: a 3x3 kernel."""
+ROW_AT_ONCE = tl.constexpr(1024)
+"""Filters up to this length (half of it for float64) are blended with one read of every element."""
+UNALIGNED = tl.constexpr(256)
+"""Elements at a time of longer filters that no vector fits."""
+TILE_CHANNELS, TILE_ELEMENTS = tl.constexpr(32), tl.constexpr(8)
 LAST = tl.constexpr(0x7FFFFFFF)
-"""Code of lanes past the end of a kernel."""
+"""Larger than every number of a match."""
 
 
 @kernel
@@ -79,10 +94,11 @@ def match_and_cross_kernel(
     RELEASED: tl.constexpr,
     SEARCH: tl.constexpr,
 ):
-    """For matches still to be read off the ranking: program i takes matches i, i + programs, ... and writes donor."""
-    match = tl.program_id(0)
-    end = tl.load(first_match + num_layers)
-    while match < end:
+    """For matches still to be read off the ranking: program i takes matches i, i + programs, ..., counted
+    from the last, and writes donor."""
+    # From the last match: the deeper layers of a network have the larger filters, which had better start first.
+    match = tl.load(first_match + num_layers) - 1 - tl.program_id(0)
+    while match >= 0:
         slot = _slot_of(match, first_match, num_layers, SEARCH)
         layer = tl.load(slots + slot)
         fields = layers + layer * WIDTH
@@ -94,7 +110,7 @@ def match_and_cross_kernel(
             row = tl.load(order + start + dominant + k).to(tl.int64)
             tl.store(donor + start + row, source)
             _cross(tl.load(pointers + layer), fields, row, source, DTYPE, RELEASED)
-        match += tl.num_programs(0)
+        match -= tl.num_programs(0)
 
 
 @triton.jit
@@ -112,37 +128,86 @@ def _slot_of(match, first_match, num_layers, SEARCH: tl.constexpr):
 
 @triton.jit
 def _cross(address, fields, row, source, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
-    base = address.to(tl.pointer_type(DTYPE))
-    stride = tl.load(fields + FILTER_STRIDE)
-    q = base + row * stride
-    p = base + source.to(tl.int64) * stride
+    size: tl.constexpr = DTYPE.primitive_bitwidth // 8
+    stride = tl.load(fields + FILTER_STRIDE) * size
+    q = address + row * stride
+    p = address + source.to(tl.int64) * stride
     if tl.load(fields + BLEND) == 0:
         _elements(q, p, fields, DTYPE, RELEASED)
     elif tl.load(fields + DENSE) == 1:
         _blend_run(q, p, tl.load(fields + ROW), DTYPE)
     else:
-        _blend_strided(q, p, fields, DTYPE)
+        _blend_strided(q.to(tl.pointer_type(DTYPE)), p.to(tl.pointer_type(DTYPE)), fields, DTYPE)
 
 
 @triton.jit
 def _blend_run(q, p, length, DTYPE: tl.constexpr):
-    """Blend filters that fill runs of memory, in whatever order."""
+    """Blend filters (addresses) that fill runs of memory, in whatever order."""
+    size: tl.constexpr = DTYPE.primitive_bitwidth // 8
+    vector: tl.constexpr = 16 // size
+    at_once: tl.constexpr = ROW_AT_ONCE // 2 if DTYPE == tl.float64 else ROW_AT_ONCE
+    if (q | p | (length * size)) % 16 == 0:
+        if length <= LANES * vector:
+            _blend_at_once(q, p, length, LANES * vector, vector, DTYPE)
+        elif length <= at_once:
+            _blend_at_once(q, p, length, at_once, vector, DTYPE)
+        else:
+            _blend_twice(q, p, length, at_once, vector, DTYPE)
+    elif length <= LANES:
+        _blend_at_once(q, p, length, LANES, 1, DTYPE)
+    else:
+        _blend_twice(q, p, length, UNALIGNED, 1, DTYPE)
+
+
+@triton.jit
+def _run(address, length, VECTOR: tl.constexpr, DTYPE: tl.constexpr):
+    """The run's pointer and length; with ``VECTOR`` the compiler knows that the address is a multiple of 16 bytes."""
+    base = address.to(tl.pointer_type(DTYPE))
+    if VECTOR > 1:
+        # Dividing and multiplying tells the compiler; a hint on the loaded value would reach the other branch, too.
+        base = tl.multiple_of(base, 16)
+        length = length // VECTOR * VECTOR
+    return base, length
+
+
+@triton.jit
+def _blend_at_once(q, p, length, SIZE: tl.constexpr, VECTOR: tl.constexpr, DTYPE: tl.constexpr):
+    """Both rows stay in registers between the norms and the blend."""
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
-    norm_q = tl.zeros((RUN,), ACC)
-    norm_p = tl.zeros((RUN,), ACC)
+    q, length = _run(q, length, VECTOR, DTYPE)
+    p, _ = _run(p, length, VECTOR, DTYPE)
+    index = length * 0 + tl.arange(0, SIZE)
+    own = tl.load(q + index, mask=index < length, other=0.0)
+    other = tl.load(p + index, mask=index < length, other=0.0)
+    norm = tl.sum(magnitude(widen(own, DTYPE), DTYPE), axis=0)
+    a = divide(norm, norm + tl.sum(magnitude(widen(other, DTYPE), DTYPE), axis=0), ACC)
+    tl.store(q + index, _blended(own, other, a, DTYPE), mask=index < length)
+
+
+@triton.jit
+def _blend_twice(q, p, length, SIZE: tl.constexpr, VECTOR: tl.constexpr, DTYPE: tl.constexpr):
+    """Both rows are read for the norms, and again for the blend."""
+    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
+    q, length = _run(q, length, VECTOR, DTYPE)
+    p, _ = _run(p, length, VECTOR, DTYPE)
+    own = length.to(ACC) * 0
+    other = length.to(ACC) * 0
     start = length * 0
-    while start < length:
-        index = start + tl.arange(0, RUN)
-        norm_q += magnitude(widen(tl.load(q + index, mask=index < length, other=0.0), DTYPE), DTYPE)
-        norm_p += magnitude(widen(tl.load(p + index, mask=index < length, other=0.0), DTYPE), DTYPE)
-        start += RUN
-    own = tl.sum(norm_q, axis=0)
-    a = divide(own, own + tl.sum(norm_p, axis=0), ACC)
+    while start * SIZE < length:
+        index = start * SIZE + tl.arange(0, SIZE)
+        x = tl.load(q + index, mask=index < length, other=0.0)
+        y = tl.load(p + index, mask=index < length, other=0.0)
+        own += tl.sum(magnitude(widen(x, DTYPE), DTYPE), axis=0)
+        other += tl.sum(magnitude(widen(y, DTYPE), DTYPE), axis=0)
+        start += 1
+    a = divide(own, own + other, ACC)
     start = length * 0
-    while start < length:
-        index = start + tl.arange(0, RUN)
-        _blend_tile(q + index, p + index, index < length, a, DTYPE)
-        start += RUN
+    while start * SIZE < length:
+        index = start * SIZE + tl.arange(0, SIZE)
+        x = tl.load(q + index, mask=index < length, other=0.0)
+        y = tl.load(p + index, mask=index < length, other=0.0)
+        tl.store(q + index, _blended(x, y, a, DTYPE), mask=index < length)
+        start += 1
 
 
 @triton.jit
@@ -175,96 +240,146 @@ def _blend_strided(q, p, fields, DTYPE: tl.constexpr):
             element = start + tl.arange(0, TILE_ELEMENTS)
             offset = (channel * channel_stride)[:, None] + kernel_offsets(fields, element)[None, :]
             mask = (channel < channels)[:, None] & (element < elements)[None, :]
-            _blend_tile(q + offset, p + offset, mask, a, DTYPE)
+            x = tl.load(q + offset, mask=mask, other=0.0)
+            y = tl.load(p + offset, mask=mask, other=0.0)
+            tl.store(q + offset, _blended(x, y, a, DTYPE), mask=mask)
             start += TILE_ELEMENTS
         first += TILE_CHANNELS
 
 
 @triton.jit
-def _blend_tile(q, p, mask, a, DTYPE: tl.constexpr):
-    own = widen(tl.load(q, mask=mask, other=0.0), DTYPE)
-    other = widen(tl.load(p, mask=mask, other=0.0), DTYPE)
-    _store_finite(q, a * own + (1.0 - a) * other, mask, DTYPE)
+def _blended(own, other, a, DTYPE: tl.constexpr):
+    """In the weights' dtype. An element is kept by writing its own bits: a store masked by element is no vector's."""
+    new = a * widen(own, DTYPE) + (1.0 - a) * widen(other, DTYPE)
+    rounded = narrow(new, DTYPE)
+    return tl.where(_finite(new, rounded, DTYPE), rounded, own)
 
 
 @triton.jit
-def _store_finite(pointer, new, mask, DTYPE: tl.constexpr):
+def _finite(new, rounded, DTYPE: tl.constexpr):
     """A value that is not finite in the weights' dtype is dropped, so the element keeps its own."""
-    rounded = narrow(new, DTYPE)
-    finite = (magnitude(new, DTYPE) < float("inf")) & (magnitude(widen(rounded, DTYPE), DTYPE) < float("inf"))
-    tl.store(pointer, rounded, mask=mask & finite)
+    return (magnitude(new, DTYPE) < float("inf")) & (magnitude(widen(rounded, DTYPE), DTYPE) < float("inf"))
 
 
 @triton.jit
 def _elements(q, p, fields, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
-    """Element crossover, TILE_CHANNELS kernels at a time.
+    """Element crossover: every lane searches a kernel of its own, one element after the other.
 
-    The smallest and the largest magnitude are found on the integer bits, which order like the values; then the first
-    element that has them, packed with its sign, so that nothing is read again after a write.
+    Lanes then compare only what is in their registers. Their loads are a kernel apart, but the sectors that the first
+    touches are used up by those after it, from the cache.
     """
+    if (tl.load(fields + KERNEL0) * tl.load(fields + KERNEL1) == 1) & (tl.load(fields + STRIDE2) == 1):
+        _kernels(q, p, fields, True, DTYPE, RELEASED)
+    else:
+        _kernels(q, p, fields, False, DTYPE, RELEASED)
+
+
+@triton.jit
+def _kernels(q, p, fields, CONTIGUOUS: tl.constexpr, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
-    BITS: tl.constexpr = tl.int64 if DTYPE == tl.float64 else tl.int32
-    SIGN: tl.constexpr = 63 if DTYPE == tl.float64 else 31
-    TOP: tl.constexpr = 0x7FFFFFFFFFFFFFFF if DTYPE == tl.float64 else 0x7FFFFFFF
     channels = tl.load(fields + CHANNELS)
     channel_stride = tl.load(fields + CHANNEL_STRIDE)
-    elements = _kernel_size(fields)
     first = channels * 0
     while first < channels:
-        channel = first + tl.arange(0, TILE_CHANNELS)
+        channel = first + tl.arange(0, LANES)
         inside = channel < channels
-        small = tl.full((TILE_CHANNELS,), TOP, BITS)
-        large = tl.full((TILE_CHANNELS,), -1, BITS)
-        small_code = tl.zeros((TILE_CHANNELS,), tl.int32)
-        large_code = tl.zeros((TILE_CHANNELS,), tl.int32)
-        start = elements * 0
-        while start < elements:
-            element = start + tl.arange(0, TILE_ELEMENTS)
-            offset = (channel * channel_stride)[:, None] + kernel_offsets(fields, element)[None, :]
-            mask = inside[:, None] & (element < elements)[None, :]
-            own = widen(tl.load(q + offset, mask=mask, other=0.0), DTYPE)
-            other = widen(tl.load(p + offset, mask=mask, other=0.0), DTYPE)
-
-            own_bits = own.to(BITS, bitcast=True)
-            code = element[None, :] * 2 + (own_bits < 0).to(tl.int32)
-            # As in the reference, a NaN is the smallest of its kernel (and the largest, which its bits are).
-            size = tl.where(own == own, own_bits & TOP, -1)
-            size = tl.where(mask, size, TOP)
-            least = tl.min(size, axis=1)
-            least_code = tl.min(tl.where(size == least[:, None], code, LAST), axis=1)
-            small_code = tl.where(least < small, least_code, small_code)
-            small = tl.minimum(least, small)
-
-            other_bits = other.to(BITS, bitcast=True)
-            code = element[None, :] * 2 + (other_bits < 0).to(tl.int32)
-            size = tl.where(mask, other_bits & TOP, -1)
-            most = tl.max(size, axis=1)
-            most_code = tl.min(tl.where(size == most[:, None], code, LAST), axis=1)
-            large_code = tl.where(most > large, most_code, large_code)
-            large = tl.maximum(most, large)
-            start += TILE_ELEMENTS
-
-        # Signs by their bits: in Triton 3.6 minus is 0 - x, which loses the sign of zero.
-        s = (small | ((small_code % 2).to(BITS) << SIGN)).to(ACC, bitcast=True)
-        l = (large | ((large_code % 2).to(BITS) << SIGN)).to(ACC, bitcast=True)  # noqa: E741  (the paper's name)
+        own = q.to(tl.pointer_type(DTYPE)) + channel * channel_stride
+        other = p.to(tl.pointer_type(DTYPE)) + channel * channel_stride
+        s, at, l = _extremes(own, other, inside, fields, CONTIGUOUS, DTYPE)  # noqa: E741  (the paper's name)
         if RELEASED:
             a = divide(s, s + l, ACC)
-            new = a * l + (1.0 - a) * s
-            start = elements * 0
-            while start < elements:
-                element = start + tl.arange(0, TILE_ELEMENTS)
-                offset = (channel * channel_stride)[:, None] + kernel_offsets(fields, element)[None, :]
-                mask = inside[:, None] & (element < elements)[None, :]
-                own = widen(tl.load(q + offset, mask=mask, other=0.0), DTYPE)
-                equal = mask & (own == s[:, None])
-                _store_finite(q + offset, tl.broadcast_to(new[:, None], equal.shape), equal, DTYPE)
-                start += TILE_ELEMENTS
+            _replace_equals(own, s, a * l + (1.0 - a) * s, inside, fields, CONTIGUOUS, DTYPE)
         else:
             a = divide(magnitude(s, DTYPE), magnitude(s, DTYPE) + magnitude(l, DTYPE), ACC)
             new = a * s + (1.0 - a) * l
-            target = q + channel * channel_stride + kernel_offsets(fields, small_code // 2)
-            _store_finite(target, new, inside, DTYPE)
-        first += TILE_CHANNELS
+            rounded = narrow(new, DTYPE)
+            tl.store(own + at.to(tl.int64), rounded, mask=inside & _finite(new, rounded, DTYPE))
+        first += LANES
+
+
+@triton.jit
+def _extremes(own, other, inside, fields, CONTIGUOUS: tl.constexpr, DTYPE: tl.constexpr):
+    """For each kernel: the first element of least magnitude of ``own``, its offset, the first of largest of ``other``.
+
+    Magnitudes are compared by their integer bits, which order like the values.
+    """
+    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
+    BITS: tl.constexpr = tl.int64 if DTYPE == tl.float64 else tl.int32
+    TOP: tl.constexpr = 0x7FFFFFFFFFFFFFFF if DTYPE == tl.float64 else 0x7FFFFFFF
+    rows, length, stride = _rows_of_kernel(fields, CONTIGUOUS)
+    end = tl.where(inside, length, 0)
+    least = tl.full((LANES,), TOP, BITS)
+    most = tl.full((LANES,), -1, BITS)
+    s = tl.zeros((LANES,), ACC)
+    l = tl.zeros((LANES,), ACC)  # noqa: E741
+    at = tl.zeros((LANES,), tl.int32 if CONTIGUOUS else tl.int64)
+    row = rows * 0
+    while row < rows:
+        row_offset = _row_offset(fields, row, CONTIGUOUS)
+        start = length * 0
+        while start < length:
+            for step in tl.static_range(UNROLL):
+                offset = row_offset + (start + step) * stride
+                mask = start + step < end
+                x = widen(tl.load(own + offset, mask=mask), DTYPE)
+                # As in the reference, a NaN is the smallest of its kernel (and the largest, which its bits are).
+                size = tl.where(x == x, x.to(BITS, bitcast=True) & TOP, -1)
+                better = mask & (size < least)
+                least = tl.where(better, size, least)
+                s = tl.where(better, x, s)
+                at = tl.where(better, start + step if CONTIGUOUS else offset, at)
+
+                y = widen(tl.load(other + offset, mask=mask), DTYPE)
+                size = y.to(BITS, bitcast=True) & TOP
+                better = mask & (size > most)
+                most = tl.where(better, size, most)
+                l = tl.where(better, y, l)  # noqa: E741
+            start += UNROLL
+        row += 1
+    return s, at, l
+
+
+@triton.jit
+def _replace_equals(own, s, new, inside, fields, CONTIGUOUS: tl.constexpr, DTYPE: tl.constexpr):
+    """The released rule: every element equal to ``s`` becomes ``new``."""
+    rounded = narrow(new, DTYPE)
+    rows, length, stride = _rows_of_kernel(fields, CONTIGUOUS)
+    end = tl.where(inside & _finite(new, rounded, DTYPE), length, 0)
+    row = rows * 0
+    while row < rows:
+        row_offset = _row_offset(fields, row, CONTIGUOUS)
+        start = length * 0
+        while start < length:
+            for step in tl.static_range(UNROLL):
+                place = own + (row_offset + (start + step) * stride)
+                mask = start + step < end
+                x = widen(tl.load(place, mask=mask), DTYPE)
+                tl.store(place, rounded, mask=mask & (x == s))
+            start += UNROLL
+        row += 1
+
+
+@triton.jit
+def _rows_of_kernel(fields, CONTIGUOUS: tl.constexpr):
+    """A kernel's rows, their length (both int32), and the one stride (int64) from element to element of a row."""
+    length = tl.load(fields + KERNEL2).to(tl.int32)
+    rows = length * 0 + 1
+    stride = tl.full((), 1, tl.int64)
+    if not CONTIGUOUS:
+        rows = (tl.load(fields + KERNEL0) * tl.load(fields + KERNEL1)).to(tl.int32)
+        stride = tl.load(fields + STRIDE2)
+    return rows, length, stride
+
+
+@triton.jit
+def _row_offset(fields, row, CONTIGUOUS: tl.constexpr):
+    """int64."""
+    offset = row.to(tl.int64)
+    if not CONTIGUOUS:
+        size1 = tl.load(fields + KERNEL1).to(tl.int32)
+        offset = (row // size1).to(tl.int64) * tl.load(fields + STRIDE0)
+        offset += (row % size1).to(tl.int64) * tl.load(fields + STRIDE1)
+    return offset
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...layout import Layout, Segments
 from ...transfer import Place, upload
 from . import tables
-from .crossover import MAX_REGISTERS, PROGRAMS, crossover_kernel, match_and_cross_kernel
+from .crossover import MAX_REGISTERS, PROGRAMS, SEARCH, WARPS, crossover_kernel, match_and_cross_kernel
 from .fields import TRITON_DTYPES
 from .importance import SHORT_ROW, importance_kernel
 from .launch import launch
@@ -72,6 +72,7 @@ def crossover_(weights: Sequence[Tensor], layout: Layout, donor: Tensor, rule: s
             donor,
             DTYPE=TRITON_DTYPES[index],
             INDEX=index,
+            num_warps=WARPS,
             maxnreg=MAX_REGISTERS,
             RELEASED=rule == "released",
         )
@@ -111,9 +112,10 @@ def evolve_(
             donor,
             DTYPE=TRITON_DTYPES[index],
             INDEX=index,
+            num_warps=WARPS,
             maxnreg=MAX_REGISTERS,
             RELEASED=rule == "released",
-            SEARCH=512,
+            SEARCH=SEARCH,
         )
     return donor, importance, threshold, inferior
 
