@@ -19,7 +19,7 @@ from .rank import RANK_ROWS, donor_kernel, rank_kernel
 from .tables import Scratch
 from .threshold import CHUNK, PIVOTS, threshold_kernel
 
-THRESHOLD_LANES, THRESHOLD_ITEMS, THRESHOLD_CANDIDATES = 256, 32, 1024
+THRESHOLD_LANES, THRESHOLD_ITEMS, THRESHOLD_CANDIDATES = 256, 16, 1024
 """Threads of a block, keys of each at a time, and possible thresholds that they hold."""
 
 STARVATION_TILE = 256

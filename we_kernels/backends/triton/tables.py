@@ -194,18 +194,19 @@ def _mixes_filters(layer: Layer) -> bool:
 def scratch(segments: Segments, groups: int, where: Place | torch.device) -> Scratch:
     """Memory for one call on the current stream, reused by the next; under capture it belongs to the graph."""
     place = Place.of(where)
+    cache, spares = _scratch.setdefault(segments, {}), _spare.setdefault(segments, {})
+    kind = (place.device, groups)
     if place.capturing:
-        spare = _spare.get(segments, {}).pop((place.device, groups), None)
-        progress = spare or _new_progress(groups, place.device)
-        keep_for_graph(progress, place)
-        return _new_scratch(segments, progress, place.device)
-    cache = _scratch.setdefault(segments, {})
-    key = (place.device, place.stream, groups)
+        progress = spares.pop(kind, None)
+        if progress:
+            keep_for_graph(progress, place)
+        return _new_scratch(segments, progress or _new_progress(groups, place.device), place.device)
+    key = (*kind, place.stream)
     if key not in cache:
         cache[key] = _new_scratch(segments, _new_progress(groups, place.device), place.device)
-    # Zeros made under capture would be written again at every replay, by a launch.
-    if (spares := _spare.setdefault(segments, {})).get(key[::2]) is None:
-        spares[key[::2]] = _new_progress(groups, place.device)
+    if kind not in spares:
+        # For the next graph: zeros made while it is captured would be written again, by a launch, at every replay.
+        spares[kind] = _new_progress(groups, place.device)
     return cache[key]
 
 
