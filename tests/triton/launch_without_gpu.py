@@ -16,6 +16,7 @@ from triton.backends.compiler import GPUTarget
 
 import we_kernels as wk
 from we_kernels.backends import triton as backend
+from we_kernels.backends.triton import launch
 
 launched = []
 
@@ -25,6 +26,8 @@ class Launcher:
         self.name = metadata.name
 
     def __call__(self, x, y, z, stream, function, packed_metadata, launch_metadata, enter, leave, *arguments):
+        if enter is not None:
+            enter(launch_metadata)
         launched.append((self.name, (x, y, z), stream, function, packed_metadata, arguments))
 
 
@@ -54,26 +57,50 @@ class Driver:
         return GPUTarget("cuda", 90, 32)
 
 
-def described(launch):
-    """Tensors by dtype and shape: their addresses are new in every step."""
+def described(launch, given):
+    """Tensors, whether passed as such or by address, by dtype and shape: their addresses are new in every step."""
     *asked, arguments = launch
-    return asked, [(a.dtype, a.shape) if isinstance(a, torch.Tensor) else a for a in arguments]
+    described = []
+    for i, argument in enumerate(arguments):
+        tensor = given[i] if i < len(given) and isinstance(given[i], torch.Tensor) else None
+        if tensor is not None:
+            assert argument is tensor or argument == tensor.data_ptr()
+        described.append(argument if tensor is None else (tensor.dtype, tensor.shape))
+    return asked, described
 
 
 def compare_launches():
     bank = wk.FilterBank([torch.randn(20, 3, 3, 3), torch.randn(9, 4, 1, 1)], groups=[0, 1])
     counter, rates = torch.zeros(2, dtype=torch.int32), torch.tensor([0.5, 0.3], dtype=torch.float64)
-    looked_up = []
+    looked_up, given, hooked = [], [], []
     run = triton.runtime.jit.JITFunction.run
     triton.runtime.jit.JITFunction.run = lambda self, *args, **kw: looked_up.append(self) or run(self, *args, **kw)
-    for _ in range(2):
+    launch.observers.append(lambda name, arguments, constants: given.append(arguments))
+    for step in range(3):
+        if step == 2:
+            set_hook(hooked.append)
         wk.evolve_(bank, rate=rates, starvation=counter, starvation_limit=1.0)
+    set_hook(None)
+    launch.observers.clear()
     triton.runtime.jit.JITFunction.run = run
-    first, second = launched[:4], launched[4:]
-    assert len(first) == len(second) == len(looked_up) == 4, (len(launched), len(looked_up))
-    for one, two in zip(map(described, first), map(described, second), strict=True):
-        assert one == two, f"{one}\n{two}"
-    print("4 kernels, launched alike with and without Triton's look-up")
+    assert len(looked_up) == 4, len(looked_up)
+    assert len(launched) == len(given) == 12, (len(launched), len(given))
+    steps = [list(map(described, launched[i : i + 4], given[i : i + 4])) for i in (0, 4, 8)]
+    for one, two, three in zip(*steps, strict=True):
+        assert one == two == three, f"{one}\n{two}\n{three}"
+    assert all(isinstance(a, int) for a in launched[4][-1][:4]), "addresses, no tensors"
+    assert [metadata.get()["name"] for metadata in hooked] == [name for name, *_ in launched[8:]]
+    print("4 kernels, launched alike with and without Triton's look-up, and for a hook")
+
+
+def set_hook(hook):
+    """Has ``hook`` called before every launch; None: nothing."""
+    if not hasattr(triton, "knobs"):
+        triton.compiler.CompiledKernel.launch_enter_hook = hook
+    elif hasattr(triton.knobs.runtime.launch_enter_hook, "calls"):
+        triton.knobs.runtime.launch_enter_hook.calls[:] = [hook] if hook else []
+    else:
+        triton.knobs.runtime.launch_enter_hook = hook
 
 
 def print_host_time(steps):
