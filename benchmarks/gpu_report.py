@@ -115,8 +115,14 @@ def times(lines: list[Line]) -> list[tuple[object, ...]]:
     for row in _of(lines, "row"):
         op = row["op"].removeprefix("optimizer ")
         found.setdefault((row["model"], row["dtype"], row["backend"]), {})[op] = row
+    void = void_operations(lines)
     return [
-        (*key, *(_best(rows.get(op)) for op in TIMES[3:8]), *_of_step(rows.get("step"))) for key, rows in found.items()
+        (
+            *key,
+            *("void" if (key[2], op) in void else _best(rows.get(op)) for op in TIMES[3:8]),
+            *_of_step(rows.get("step")),
+        )
+        for key, rows in found.items()
     ]
 
 
@@ -151,7 +157,8 @@ def void_operations(lines: list[Line]) -> set[tuple[str, str]]:
     """Backend and operation whose kernels failed a test."""
     red = {job for (job, _), (outcome, _) in results_of_tests(lines).items() if outcome == "failed"}
     red |= {line["phase"] for line in _of(lines, "process died")}
-    return {tuple(group.split("-", 1)[:1]) + (op,) for group in red for op in VOIDED.get(group.split("-", 1)[-1], ())}
+    groups = [group.split("-", 1) for group in red if "-" in group]
+    return {(backend, op) for backend, kernel in groups for op in VOIDED.get(kernel, ())}
 
 
 def bars(lines: list[Line]) -> dict[str, list[Bar]]:
