@@ -9,7 +9,7 @@ from pathlib import Path
 FILES = {"triton": "tests/triton/test_gpu*.py", "native": "tests/cuda/test_native*.py"}
 """Where tests that need a GPU are."""
 MAIN = ("test_gpu", "test_native_cuda")
-"""Files that are divided; every other one is a group of its own."""
+"""Files that are divided by `RULES`; others by the first word of their tests' names."""
 RULES = (
     ("compiled", r"compiled"),
     ("large", r"huge|offsets|65535"),
@@ -34,7 +34,8 @@ def group_of(path: Path, function: str) -> str:
     """
     backend = "native" if path.stem.startswith("test_native") else "triton"
     if path.stem not in MAIN:
-        return f"{backend}-{re.sub('^test_(gpu|native)_', '', path.stem)}"
+        file = re.sub("^test_(gpu|native)_", "", path.stem)
+        return f"{backend}-{file}-{function.split('_')[1]}"
     return f"{backend}-{next((group for group, pattern in RULES if re.search(pattern, function)), 'rest')}"
 
 

@@ -17,7 +17,7 @@ BENCHMARKS = ROOT / "benchmarks"
 BUILD = "build/gpu"
 CUDA = "/usr/local/cuda/bin"
 """Where the toolkit usually is."""
-WORKERS = 6
+WORKERS = 8
 """Test processes at a time, beside the compilers."""
 TESTS_SHARE = 0.46
 """Of the first stage's time: the tests have ended by then."""

@@ -119,9 +119,9 @@ def test_every_test_of_the_real_files_is_in_one_group_that_runs(tmp_path):
         ("test_gpu.py", "test_thresholds_of_large_groups", "triton-matching"),
         ("test_gpu.py", "test_whole_step_in_a_graph_is_that_without", "triton-steps"),
         ("test_gpu.py", "test_something_new", "triton-rest"),
-        ("test_gpu_methods.py", "test_importance", "triton-methods"),
+        ("test_gpu_methods.py", "test_overlap_of_many_filters", "triton-methods-overlap"),
         ("test_native_cuda.py", "test_crossover", "native-crossover"),
-        ("test_native_more.py", "test_crossover", "native-more"),
+        ("test_native_more.py", "test_crossover", "native-more-crossover"),
     ],
 )
 def test_group_of(path, function, group):
