@@ -42,17 +42,15 @@ class Bench:
         self.implementations, self.skipped = implementations(device)
         self.models: dict[str, dict[str, Any]] = {}
 
-    def run(
-        self, model: str, program: released.ReleasedProgram | None, dtype: torch.dtype = torch.float32
-    ) -> Iterator[Row]:
-        """Verifies, then times, every operation on one network; ``dtype`` is for subclasses.
+    def run(self, model: str, program: released.ReleasedProgram | None) -> Iterator[Row]:
+        """Verifies, then times, every operation on one network.
 
         Raises:
             WrongResultError: an implementation differs from the reference.
         """
         case = Case(model, device=self.device)
-        # Restoring leaves both the weights and their copy in the cache. A GPU's is always swept.
-        in_cache = self.device.type == "cpu" and 2 * case.weight_bytes <= self.cache
+        # Restoring leaves both the weights and their copy in the cache.
+        in_cache = 2 * case.weight_bytes <= self.cache
         self.models[model] = {
             "convs": len(case.convs),
             "filters": case.bank.num_filters,
@@ -126,9 +124,6 @@ class Bench:
     ) -> list[Row]:
         def prepare() -> None:
             case.restore()
-            if self.device.type == "cuda":
-                self.buffer.fill_(1.0)
-                return
             if not in_cache:
                 self.buffer.amax()
             _stay_busy(PAUSE)
@@ -136,7 +131,7 @@ class Bench:
         @contextmanager
         def active(implementation: Implementation) -> Iterator[None]:
             with implementation.active():
-                if in_cache and self.device.type == "cpu":
+                if in_cache:
                     # Warm: code and weights in the cache, as in any loop that times one function.
                     call(implementation)
                     threads = torch.get_num_threads()

@@ -1,20 +1,22 @@
-"""Draws a result of gpu.py: whole steps against a copy of the same bytes and against the optimizers."""
+"""Draws the journal of a campaign, whole steps beside optimizers: ``plot_gpu.py JOURNAL PICTURE``."""
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from pathlib import Path
 
+from journal import Journal
 from matplotlib.figure import Figure
 
-COLORS = {"copy": "#c5ccd3", "triton": "#edae49", "native": "#d1495b", "AdamW(fused=True)": "#5b8db8"}
+COLORS = {"triton": "#edae49", "native": "#d1495b", "AdamW(fused=True)": "#5b8db8"}
 COLORS["SGD(foreach=True)"] = "#9aa5b1"
 
 
-def draw_gpu(result: dict[str, Any]) -> Figure:
+def draw_gpu(journal: Journal) -> Figure:
     """A panel for each dtype: median microseconds by network, in a graph where there is one, on a log axis."""
-    rows = [row for row in result["rows"] if row["op"] in ("step", "optimizer step") and row["backend"] in COLORS]
+    rows = [row for row in journal.read("row") if row["op"].endswith("step") and row["backend"] in COLORS]
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
-    models = list(result["models"])
+    models = list(dict.fromkeys(row["model"] for row in rows))
     figure = Figure(figsize=(max(4.0, 1.3 * len(models)) * len(dtypes), 3.8), layout="constrained")
     for axes, dtype in zip(figure.subplots(1, len(dtypes), squeeze=False, sharey=True)[0], dtypes, strict=True):
         shown = [name for name in COLORS if any(r["backend"] == name and r["dtype"] == dtype for r in rows)]
@@ -32,5 +34,10 @@ def draw_gpu(result: dict[str, Any]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("microseconds")
     figure.axes[0].legend(frameon=False, fontsize="small")
-    figure.suptitle(f"{result.get('gpu') or result['cpu']}; torch {result['versions']['torch']}", fontsize="small")
+    for line in journal.read("versions"):
+        figure.suptitle(f"{line.get('gpu', line['cpu'])}; torch {line['versions']['torch']}", fontsize="small")
     return figure
+
+
+if __name__ == "__main__":
+    draw_gpu(Journal(Path(sys.argv[1]))).savefig(sys.argv[2], dpi=150)

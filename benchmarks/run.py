@@ -1,10 +1,12 @@
-"""Times every backend on the weights of real networks, prints one table and writes it as JSON. See README.md here."""
+"""Times every backend on a CPU on the weights of real networks, prints one table and writes it as JSON.
+
+See README.md here. A GPU is measured by gpu.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,10 @@ import results
 import shapes
 import torch
 from bench import Bench
-from gpu_bench import GpuBench
 from results import Row
 from verify import WrongResultError
 
 MODELS = ("resnet56", "mobilenetv2", "resnet50")
-GPU_MODELS = ("resnet20", "resnet56", "resnet110", "mobilenetv2", "resnet50", "convnext_l", "stack_1b")
-DTYPES = ("float32", "bfloat16")
 QUICK_MODELS = ("resnet20", "resnet56")
 BUSY = 0.5
 """Load average above which the output says so."""
@@ -31,27 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
     """0, or 1 when an implementation is wrong or a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=shapes.MODELS, help=f"default: {' '.join(MODELS)}")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    parser.add_argument("--suite", choices=("cpu", "gpu"), help="what is measured; default: the device's")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="GPU's suite; default: both, with --quick float32")
-    parser.add_argument(
-        "--compiled", nargs="*", default=[], choices=shapes.MODELS, help="GPU's suite: networks for torch.compile, too"
-    )
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--repeats", type=int, help="timed rounds; default 30, with --quick 5")
     parser.add_argument("--quick", action="store_true", help="small networks, a small buffer: to try it out")
     parser.add_argument("--check", action="store_true", help="fail when a backend misses a bar")
     parser.add_argument("--released", type=Path, metavar="PATH", help=f"a clone of {released.REPOSITORY}")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/<cpu or GPU>_<date>.json")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/cpu_<date>.json")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch.cuda.is_available() is False")
-    suite = options.suite or ("gpu" if device.type == "cuda" else "cpu")
-    if options.check and (options.quick or suite != ("gpu" if device.type == "cuda" else "cpu")):
-        parser.error("--check: the bars are for the full run of the device's own suite; leave out --quick and --suite")
-    if suite == "cpu" and (options.dtypes or options.compiled):
-        parser.error("--dtypes, --compiled: only in the GPU's suite; add --suite gpu")
+    if options.check and options.quick:
+        parser.error("--check: the bars are for the full run; leave out --quick")
     repeats = options.repeats if options.repeats is not None else 5 if options.quick else 30
     for name, value in (("--repeats", repeats), ("--threads", options.threads)):
         if value is not None and value < 1:
@@ -63,24 +50,19 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
 
+    device = torch.device("cpu")
     described = environment.describe(device)
     if described["load_average"] > BUSY:
         load = described["load_average"]
         print(f"load average {load:.1f}: other programs run; trust neither times nor ratios", file=sys.stderr)
-    bench: Bench
-    if suite == "gpu":
-        bench = GpuBench(device, repeats, options.quick, options.compiled)
-    else:
-        bench = Bench(device, repeats, options.quick)
-    models = options.models or (QUICK_MODELS if options.quick else GPU_MODELS if suite == "gpu" else MODELS)
-    dtypes = options.dtypes or (DTYPES if suite == "gpu" and not options.quick else DTYPES[:1])
+    bench = Bench(device, repeats, options.quick)
+    models = options.models or (QUICK_MODELS if options.quick else MODELS)
     for name, reason in bench.skipped.items():
         print(f"not timed: {name}: {reason}", file=sys.stderr)
     rows: list[Row] = []
     try:
         for model in models:
-            for dtype in dtypes:
-                rows += bench.run(model, program, getattr(torch, dtype))
+            rows += bench.run(model, program)
     except WrongResultError as error:
         print(f"a result is wrong, so nothing is reported: {error}", file=sys.stderr)
         return 1
@@ -88,7 +70,6 @@ def main(arguments: list[str] | None = None) -> int:
     result = {
         "schema": results.SCHEMA,
         **described,
-        "suite": suite,
         "quick": options.quick,
         "not_timed": {name: environment.without_paths(reason) for name, reason in bench.skipped.items()},
         "models": bench.models,
@@ -98,15 +79,14 @@ def main(arguments: list[str] | None = None) -> int:
     print(results.headline(result))
     print(results.table(rows))
     print("".join(results.released_ratios(rows)), end="")
-    return report_bars(results.gpu_bars(rows) if suite == "gpu" else results.bars(rows)) if options.check else 0
+    return report_bars(results.bars(rows)) if options.check else 0
 
 
 def write(result: dict[str, Any], output: Path | None) -> None:
-    """As JSON, to ``output`` or under results/ by device and date."""
+    """As JSON, to ``output`` or under results/ by date."""
     if output is None:
-        kind = re.sub("[^a-z0-9]+", "-", result["gpu"].lower()) if result["device"] == "cuda" else "cpu"
         suffix = "_quick" if result["quick"] else ""
-        output = Path(__file__).parent / "results" / f"{kind}_{result['date']}{suffix}.json"
+        output = Path(__file__).parent / "results" / f"cpu_{result['date']}{suffix}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written: {output}", file=sys.stderr)

@@ -25,7 +25,7 @@ KERNELS = ("-importance", "-matching", "-crossover", "-evolution")
 """Ends of the names of groups that the second stage runs again: about the kernels whose times it takes."""
 METHODS = ("grafting", "asynchronous", "low_rank")
 GROUP_LIMIT = 130.0
-TEST_LIMIT = 60.0
+TEST_LIMIT = 90.0
 """Seconds for a group of tests, and for one test."""
 
 

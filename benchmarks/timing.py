@@ -49,34 +49,6 @@ def _cuda_seconds(call: Callable[[], object]) -> float:
     return float(start.elapsed_time(end)) * 1e-3
 
 
-def queued_seconds(call: Callable[[], object]) -> float:
-    """Time on a GPU of what is queued behind its present work, so that the host's part does not show."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1e-3
-
-
-def host_seconds(call: Callable[[], object]) -> float:
-    """Time until ``call`` returns, whatever it has queued on the device."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return _cpu_seconds(call)
-
-
-def in_graph(call: Callable[[], object], device: torch.device) -> Callable[[], object] | None:
-    """``call`` as a CUDA graph, after one call as a warm-up; None on a CPU, which has none."""
-    if device.type != "cuda":
-        return None
-    call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = call()
-    return lambda: (graph.replay(), results)  # which keeps the graph's results
-
-
 def take_turns(
     contestants: Sequence[Contestant], prepare: Callable[[], object], clock: Clock, repeats: int
 ) -> dict[str, list[float]]:

@@ -1,6 +1,7 @@
 """Tables and bars of a campaign, from its journal."""
 
 import gpu_report
+import plot_gpu
 import pytest
 import results
 from journal import Journal
@@ -86,3 +87,8 @@ def test_rows_of_other_methods(journal):
     seconds = {"median": 2e-6, "p20": 1e-6, "p80": 3e-6}
     journal.write("row of a method", method="grafting", model="resnet50", op="blend", layers=3, seconds=seconds)
     assert gpu_report.methods(journal.read()) == [("resnet50", "grafting", "blend, seconds 2.0 us")]
+
+
+def test_figure(measured):
+    figure = plot_gpu.draw_gpu(measured)
+    assert [axes.get_title() for axes in figure.axes] == ["float32", "bfloat16"]

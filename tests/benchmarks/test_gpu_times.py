@@ -1,10 +1,12 @@
 """Timing of operations and kernels on a GPU, as far as it goes without one: a GPU whose calls do nothing."""
 
 import time
+from contextlib import nullcontext
 
 import gpu_report
 import gpu_times
 import gpu_timing
+import journal as journal_module
 import pytest
 import torch
 from baselines import Backend
@@ -40,8 +42,6 @@ class Graph:
 @pytest.fixture
 def gpu(monkeypatch):
     """CPU tensors, timed as on a GPU."""
-    from contextlib import nullcontext
-
     for name, value in {
         "Event": Event,
         "CUDAGraph": Graph,
@@ -143,6 +143,28 @@ def test_what_cannot_be_captured_is_timed_without(tmp_path, gpu, monkeypatch):
     journal = run(tmp_path, "--kinds", "operations", "--contestants", "native")
     assert [row["graph"] for row in journal.read("row")] == [None] * 4
     assert {line["op"] for line in journal.read("error")} == {f"{op} in a graph" for op in gpu_times.OPERATIONS}
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_process_whose_device_is_broken_leaves(tmp_path, monkeypatch, broken):
+    class Left(Exception):
+        pass
+
+    def leave(status):
+        raise Left(status)
+
+    def synchronize():
+        if broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(journal_module.os, "_exit", leave)
+    steps = Steps(Journal(tmp_path / "results.jsonl"), "job", 5.0)
+    with pytest.raises(Left, match=str(journal_module.BROKEN)) if broken else nullcontext():
+        journal_module.leave_if_broken(steps)
+    errors = [line["error"] for line in steps.journal.read("device broken")]
+    assert errors == (["CUDA error: an illegal memory access was encountered"] if broken else [])
 
 
 def test_steps_that_were_begun_are_not_done_again(tmp_path):

@@ -40,7 +40,6 @@ TOP = {
     "load_average",
     "last_level_cache_bytes",
     "versions",
-    "suite",
     "quick",
     "not_timed",
     "models",
@@ -53,7 +52,7 @@ def finished(tmp_path_factory):
     """The script as a user starts it, and the file it wrote."""
     output = tmp_path_factory.mktemp("bench") / "new" / "result.json"
     script = Path(run.__file__)
-    arguments = ["--quick", "--models", "resnet20", "--repeats", "2", "--device", "cpu", "--output", str(output)]
+    arguments = ["--quick", "--models", "resnet20", "--repeats", "2", "--output", str(output)]
     command = [sys.executable, str(script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -117,7 +116,7 @@ def test_a_wrong_result_voids_the_run(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr("bench.verify", wrong)
     output = tmp_path / "result.json"
-    arguments = ["--quick", "--models", "resnet20", "--repeats", "1", "--device", "cpu", "--output", str(output)]
+    arguments = ["--quick", "--models", "resnet20", "--repeats", "1", "--output", str(output)]
     assert run.main(arguments) == 1
     printed = capsys.readouterr()
     assert "native: match: 3 differ" in printed.err
@@ -133,8 +132,6 @@ def test_a_wrong_result_voids_the_run(monkeypatch, tmp_path, capsys):
         (["--threads", "-1"], "--threads must be positive"),
         (["--released", "nowhere"], "give a clone of"),
         (["--models", "alexnet"], "alexnet"),
-        (["--device", "cpu", "--dtypes", "bfloat16"], "add --suite gpu"),
-        (["--device", "cpu", "--suite", "gpu", "--check"], "the device's own suite"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
