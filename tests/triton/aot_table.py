@@ -60,7 +60,7 @@ TYPES = {
     "selected": "*u8",
     "places": "*i64",
     "restore": "i32",
-    "params": "*i64",
+    "parameters": "*i64",
     "grads": "*i64",
     "buffers": "*i64",
     "layouts": "*i64",

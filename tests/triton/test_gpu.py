@@ -83,6 +83,7 @@ def test_nothing_waits_for_the_device():
     rates = torch.tensor([0.5, 0.3], dtype=torch.float64, device=DEVICE)
     options = {"rate": rates, "local_ratio": [0.5, None], "starvation": counter, "starvation_limit": 2.0}
     wk.evolve_(bank, **options)
+    wk.filter_importance(bank)  # its tables know no groups
     with no_waiting():
         wk.evolve_(bank, **options)
         donor = wk.match_filters(bank, wk.filter_importance(bank), **options)

@@ -62,6 +62,14 @@ def test_a_grid_beyond_cuda_s_limit_is_refused(current):
     assert seen == []
 
 
+def test_a_parameter_that_triton_s_launch_overwrites_is_refused():
+    def some_kernel(params, SIZE):
+        pass
+
+    with pytest.raises(ValueError, match=r"some_kernel: rename the parameters \['params'\]"):
+        launch.kernel(some_kernel)
+
+
 def test_only_the_helper_launches():
     """``kernel[grid](...)`` is written nowhere else."""
     found = {

@@ -24,12 +24,21 @@ _hooks = triton.knobs.runtime if hasattr(triton, "knobs") else triton.compiler.C
 """Where a profiler puts what it wants called before and after every launch; Triton 3.3 has no knobs."""
 
 
+_TRITONS_OWN = {"params", "specialization", "options", "backend"}
+"""Variables of the function that Triton generates to bind a launch's arguments: none for a parameter."""
+
+
 def kernel(function: Callable[..., None]) -> Any:
     """``triton.jit`` without specialisation on argument values.
 
     A kernel is then compiled once per set of constants, so that no new size compiles anew (inside a capture, say).
+
+    Raises:
+        ValueError: a parameter's name cannot be launched.
     """
     names = inspect.signature(function).parameters
+    if taken := _TRITONS_OWN.intersection(names):
+        raise ValueError(f"{function.__name__}: rename the parameters {sorted(taken)}, which Triton overwrites")
     return triton.jit(function, do_not_specialize=[name for name in names if name not in function.__annotations__])
 
 

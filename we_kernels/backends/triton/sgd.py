@@ -29,7 +29,7 @@ BUFFER = tl.constexpr(len(FIELDS) + 2 * len(Layer._fields))
 
 @kernel
 def sgd_kernel(
-    params,
+    parameters,
     grads,
     buffers,
     layouts,
@@ -55,7 +55,7 @@ def sgd_kernel(
     start = tl.load(tiles + tile + 1) * BLOCK
     fields = layouts + tensor * WIDTH
     total = tl.load(fields + TOTAL).to(tl.int32)
-    param, grad, buffer = tl.load(params + tensor), tl.load(grads + tensor), tl.load(buffers + tensor)
+    param, grad, buffer = tl.load(parameters + tensor), tl.load(grads + tensor), tl.load(buffers + tensor)
     p = param.to(tl.pointer_type(DTYPE))
     g = grad.to(tl.pointer_type(DTYPE))
     m = buffer.to(tl.pointer_type(DTYPE))
