@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.update(environment_of_children())
     if options.commit:
         os.environ["WE_COMMIT"] = options.commit
-    runner = Runner(Journal(results), log, ROOT, begin + (options.budget or BUDGETS[options.stage]))
+    budget = options.budget or BUDGETS[options.stage] * (3 if options.dry_run else 1)
+    runner = Runner(Journal(results), log, ROOT, begin + budget)
     signal.signal(signal.SIGTERM, lambda *_: _leave(runner))
     signal.signal(signal.SIGINT, lambda *_: _leave(runner))
     print(f"results: {folder}", flush=True)

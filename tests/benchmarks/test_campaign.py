@@ -27,7 +27,7 @@ def start(folder, *more):
 
 def finished(process, folder):
     """What it printed."""
-    process.wait(timeout=300)
+    process.wait(timeout=900)
     return folder.with_suffix(".txt").read_text()
 
 
