@@ -74,7 +74,6 @@ class Runner:
         self.log = log
         self.folder = folder
         self.deadline = deadline
-        self.endings: list[Ending] = []
         self._running: set[int] = set()
 
     def kill(self) -> None:
@@ -109,7 +108,6 @@ class Runner:
             self.journal.write("phase begins", phase=phase.name, limit=round(end - begin, 1))
             ending = self._run(phase, end)
             ending.seconds = round(time.time() - begin, 1)
-        self.endings.append(ending)
         self.journal.write("phase ends", **asdict(ending))
         print(ending, flush=True)
         return ending

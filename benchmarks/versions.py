@@ -29,9 +29,7 @@ def main() -> int:
         described["multiprocessors"] = properties.multi_processor_count
         described["memory_bytes"] = properties.total_memory
         described["capability"] = "".join(map(str, torch.cuda.get_device_capability()))
-    tools = {
-        name: shutil.which(name) is not None for name in ("nvcc", "cmake", "ninja", "compute-sanitizer", "setpriv")
-    }
+    tools = {name: shutil.which(name) is not None for name in ("nvcc", "cmake", "ninja", "compute-sanitizer")}
     journal.write("versions", **described, kernel=platform.release(), tools=tools)
     return 0 if gpu else NO_GPU
 
