@@ -22,6 +22,7 @@ TYPES = {
     "pointers": "*i64",
     "layers": "*i64",
     "tiles": "*i32",
+    "row_tiles": "*i64",
     "importance": "*fp32",
     "members": "*i32",
     "group_starts": "*i32",
@@ -181,7 +182,6 @@ def variants():
         bins,
         blend,
         crossover,
-        importance,
         operators,
         overlap,
         rank,
@@ -202,7 +202,7 @@ def variants():
     limited = {"num_warps": 4, "maxnreg": crossover.MAX_REGISTERS}
     one_warp = {"num_warps": crossover.WARPS, "maxnreg": crossover.MAX_REGISTERS}
     for index, dtype in enumerate(TRITON_DTYPES):
-        yield Variant(kernel["importance_kernel"], {"DTYPE": dtype, "SHORT": importance.SHORT_ROW}, plain)
+        yield Variant(kernel["importance_kernel"], {"DTYPE": dtype}, plain)
         for released in (False, True):
             constants = {"DTYPE": dtype, "INDEX": index, "RELEASED": released}
             yield Variant(kernel["crossover_kernel"], constants, one_warp)
@@ -227,7 +227,7 @@ def variants():
         constants = {"ROWS": rank.RANK_ROWS, "KEYS": 128, "REPLACEMENT": replacement}
         yield Variant(kernel["select_kernel"], constants, plain)
     for bits in dict.fromkeys(asynchronous.BITS):
-        yield Variant(kernel["snapshot_kernel"], {"DTYPE": bits, "SHORT": importance.SHORT_ROW}, plain)
+        yield Variant(kernel["snapshot_kernel"], {"DTYPE": bits}, plain)
     for dtype in TRITON_DTYPES:
         yield Variant(
             kernel["sgd_kernel"], {"DTYPE": dtype, "BLOCK": sgd.BLOCK}, {"num_warps": sgd.WARPS, "maxnreg": None}

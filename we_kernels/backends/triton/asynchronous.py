@@ -14,7 +14,6 @@ from torch import Tensor
 from ...layout import DTYPES, Layout, Segments, layout_of
 from . import sgd, tables
 from .fields import TRITON_DTYPES
-from .importance import SHORT_ROW
 from .launch import launch
 from .rank import RANK_ROWS
 from .select import select_kernel
@@ -67,7 +66,6 @@ def copy_unselected(weights: Sequence[Tensor], layout: Layout, selected: Tensor,
             selected.view(torch.uint8),
             int(restore),
             DTYPE=BITS[index],
-            SHORT=SHORT_ROW,
         )
 
 

@@ -9,14 +9,10 @@ import triton.language as tl
 from .fields import (
     CHANNEL_STRIDE,
     CHANNELS,
-    DENSE,
     FILTER_STRIDE,
-    FILTERS,
-    FIRST_FILTER,
     KERNEL0,
     KERNEL1,
     KERNEL2,
-    ROW,
     WIDTH,
     divide,
     kernel_offsets,
@@ -25,60 +21,77 @@ from .fields import (
 )
 from .launch import kernel
 
-SHORT_ROW = 256
-"""Filters of fewer elements are taken many at a time."""
-LONG_ROWS, LONG_COLUMNS = tl.constexpr(4), tl.constexpr(512)
+TILE_FIELDS = ("layer", "row", "filters", "length", "stride", "first_filter", "channels", "kind")
+"""Columns of the table of tiles: all that a program needs before it can read weights, so that it waits for one line of
+memory. ``length`` and ``stride``: of a filter, in elements; ``kind``: see `kind_of`."""
+
+
+def _column(name: str) -> tl.constexpr:
+    return tl.constexpr(TILE_FIELDS.index(name))
+
+
+TILE_WIDTH = tl.constexpr(len(TILE_FIELDS))
+TILE_LAYER, TILE_ROW, TILE_FILTERS, TILE_LENGTH = map(_column, ("layer", "row", "filters", "length"))
+TILE_STRIDE, TILE_FIRST, TILE_CHANNELS, TILE_KIND = map(_column, ("stride", "first_filter", "channels", "kind"))
+
+STRIDED, SHORT, MEDIUM, LONG = (tl.constexpr(kind) for kind in range(4))
+"""Kinds of filters: with gaps, and gapless ones by their number of elements."""
+MEDIUM_FROM, LONG_FROM = 256, 1024
 SHORT_ROWS, SHORT_COLUMNS = tl.constexpr(64), tl.constexpr(32)
+MEDIUM_ROWS, MEDIUM_COLUMNS = tl.constexpr(16), tl.constexpr(256)
+LONG_ROWS, LONG_COLUMNS = tl.constexpr(4), tl.constexpr(1024)
 STRIDED_CHANNELS, STRIDED_ELEMENTS = tl.constexpr(64), tl.constexpr(16)
 
 
-def rows_per_program(row: int, dense: bool) -> int:
-    """How many filters of ``row`` elements one program takes; the kernel branches the same way."""
+def kind_of(length: int, dense: bool) -> int:
+    """How filters of so many elements are read."""
     if not dense:
-        return 1
-    return int((SHORT_ROWS if row < SHORT_ROW else LONG_ROWS).value)
+        return int(STRIDED.value)
+    return int((SHORT if length < MEDIUM_FROM else MEDIUM if length < LONG_FROM else LONG).value)
+
+
+def rows_per_program(kind: int) -> int:
+    """How many filters of a kind one program takes."""
+    return int((1, SHORT_ROWS.value, MEDIUM_ROWS.value, LONG_ROWS.value)[kind])
 
 
 @kernel
-def importance_kernel(
-    pointers,
-    layers,
-    tiles,
-    importance,
-    DTYPE: tl.constexpr,
-    SHORT: tl.constexpr,
-):
-    """One program per tile (layer, first row); writes importance[first_filter + row]."""
+def importance_kernel(pointers, layers, row_tiles, importance, DTYPE: tl.constexpr):
+    """One program per tile; writes importance[first_filter + row]."""
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
-    tile = tl.program_id(0).to(tl.int64) * 2
-    layer = tl.load(tiles + tile)
-    row = tl.load(tiles + tile + 1)
-    fields = layers + layer * WIDTH
+    tile = row_tiles + tl.program_id(0).to(tl.int64) * TILE_WIDTH
+    layer = tl.load(tile + TILE_LAYER)
+    length = tl.load(tile + TILE_LENGTH)
+    stride = tl.load(tile + TILE_STRIDE)
+    kind = tl.load(tile + TILE_KIND)
+    out = importance + tl.load(tile + TILE_FIRST)
     address = tl.load(pointers + layer)
-    length = tl.load(fields + ROW)
-    stride = tl.load(fields + FILTER_STRIDE)
-    out = importance + tl.load(fields + FIRST_FILTER)
     # Nothing is known about an address from a table: vector loads only where it and all rows are 16-byte aligned.
     size: tl.constexpr = 8 if DTYPE == tl.float64 else (4 if DTYPE == tl.float32 else 2)
+    vector: tl.constexpr = 16 // size
     aligned = (address | (length * size) | (stride * size)) % 16 == 0
-    if tl.load(fields + DENSE) == 0:
-        _strided(address, fields, row, out, DTYPE, ACC)
-    elif length < SHORT:
+    if kind == STRIDED:
+        _strided(address, layers + layer * WIDTH, tl.load(tile + TILE_ROW), out, DTYPE, ACC)
+    elif kind == SHORT:
         if aligned:
-            _dense(address, fields, row, length, stride, out, DTYPE, ACC, SHORT_ROWS, SHORT_COLUMNS, 16 // size)
+            _dense(address, tile, length, stride, out, DTYPE, ACC, SHORT_ROWS, SHORT_COLUMNS, vector)
         else:
-            _dense(address, fields, row, length, stride, out, DTYPE, ACC, SHORT_ROWS, SHORT_COLUMNS, 1)
+            _dense(address, tile, length, stride, out, DTYPE, ACC, SHORT_ROWS, SHORT_COLUMNS, 1)
     elif aligned:
-        _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, 16 // size)
+        if kind == MEDIUM:
+            _dense(address, tile, length, stride, out, DTYPE, ACC, MEDIUM_ROWS, MEDIUM_COLUMNS, vector)
+        else:
+            _dense(address, tile, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, vector)
+    elif kind == MEDIUM:
+        _dense(address, tile, length, stride, out, DTYPE, ACC, MEDIUM_ROWS, MEDIUM_COLUMNS, 1)
     else:
-        _dense(address, fields, row, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, 1)
+        _dense(address, tile, length, stride, out, DTYPE, ACC, LONG_ROWS, LONG_COLUMNS, 1)
 
 
 @triton.jit
 def _dense(
     address,
-    fields,
-    row,
+    tile,
     length,
     stride,
     out,
@@ -92,15 +105,15 @@ def _dense(
 
     ``VECTOR``: the address is known to be 16-byte aligned, length and stride to be multiples of VECTOR.
     """
-    rows = row + tl.arange(0, ROWS)
-    inside = rows < tl.load(fields + FILTERS)
+    rows = tl.load(tile + TILE_ROW) + tl.arange(0, ROWS)
+    inside = rows < tl.load(tile + TILE_FILTERS)
     base = address.to(tl.pointer_type(DTYPE))
     if VECTOR > 1:
         # Dividing and multiplying tells the compiler; a hint on the loaded values would reach the other branch, too.
         base = tl.multiple_of(base, 16)
         length = length // VECTOR * VECTOR
         stride = stride // VECTOR * VECTOR
-    base += rows.to(tl.int64)[:, None] * stride
+    base += rows[:, None] * stride
     total = tl.zeros((ROWS, COLUMNS), ACC)
     step = length * 0
     while step * COLUMNS < length:
@@ -108,14 +121,14 @@ def _dense(
         mask = inside[:, None] & (column < length)[None, :]
         total += magnitude(widen(tl.load(base + column[None, :], mask=mask, other=0.0), DTYPE), DTYPE)
         step += 1
-    mean = divide(tl.sum(total, axis=1), tl.load(fields + CHANNELS).to(ACC), ACC)
+    mean = divide(tl.sum(total, axis=1), tl.load(tile + TILE_CHANNELS).to(ACC), ACC)
     tl.store(out + rows, mean.to(tl.float32), mask=inside)
 
 
 @triton.jit
 def _strided(address, fields, row, out, DTYPE: tl.constexpr, ACC: tl.constexpr):
     """One filter with gaps between its elements: a tile of channels x kernel elements at a time."""
-    base = address.to(tl.pointer_type(DTYPE)) + row.to(tl.int64) * tl.load(fields + FILTER_STRIDE)
+    base = address.to(tl.pointer_type(DTYPE)) + row * tl.load(fields + FILTER_STRIDE)
     channels = tl.load(fields + CHANNELS)
     channel_stride = tl.load(fields + CHANNEL_STRIDE)
     elements = (tl.load(fields + KERNEL0) * tl.load(fields + KERNEL1) * tl.load(fields + KERNEL2)).to(tl.int32)

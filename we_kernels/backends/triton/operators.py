@@ -13,7 +13,7 @@ from ...transfer import Place, upload
 from . import tables
 from .crossover import MAX_REGISTERS, PROGRAMS, SEARCH, WARPS, crossover_kernel, match_and_cross_kernel
 from .fields import TRITON_DTYPES
-from .importance import SHORT_ROW, importance_kernel
+from .importance import importance_kernel
 from .launch import launch
 from .rank import RANK_ROWS, donor_kernel, rank_kernel
 from .tables import Scratch
@@ -132,7 +132,6 @@ def _launch_importance(addresses: Tensor, layout: Layout, importance: Tensor, pl
             tiles,
             importance,
             DTYPE=TRITON_DTYPES[index],
-            SHORT=SHORT_ROW,
         )
 
 

@@ -5,68 +5,69 @@
 import triton
 import triton.language as tl
 
-from .fields import CHANNEL_STRIDE, CHANNELS, DENSE, FILTER_STRIDE, FILTERS, FIRST_FILTER, ROW, WIDTH, kernel_offsets
-from .importance import LONG_COLUMNS, LONG_ROWS, SHORT_COLUMNS, SHORT_ROWS
+from .fields import CHANNEL_STRIDE, CHANNELS, WIDTH, kernel_offsets
+from .importance import (
+    LONG_COLUMNS,
+    LONG_ROWS,
+    MEDIUM,
+    MEDIUM_COLUMNS,
+    MEDIUM_ROWS,
+    SHORT,
+    SHORT_COLUMNS,
+    SHORT_ROWS,
+    STRIDED,
+    TILE_FILTERS,
+    TILE_FIRST,
+    TILE_KIND,
+    TILE_LAYER,
+    TILE_LENGTH,
+    TILE_ROW,
+    TILE_STRIDE,
+    TILE_WIDTH,
+)
 from .launch import kernel
 
 STRIDED_BLOCK = tl.constexpr(1024)
 
 
 @kernel
-def snapshot_kernel(
-    pointers,
-    layers,
-    tiles,
-    places,
-    selected,
-    restore,
-    DTYPE: tl.constexpr,
-    SHORT: tl.constexpr,
-):
-    """One program per tile (layer, first row) of `importance_kernel`; ``places``: where each layer is in the buffer.
+def snapshot_kernel(pointers, layers, row_tiles, places, selected, restore, DTYPE: tl.constexpr):
+    """One program per tile of `importance_kernel`; ``places``: where each layer is in the buffer.
 
     ``DTYPE`` is the integer as wide as the weights' dtype: only bits are moved.
     """
-    tile = tl.program_id(0).to(tl.int64) * 2
-    layer = tl.load(tiles + tile)
-    row = tl.load(tiles + tile + 1)
-    fields = layers + layer * WIDTH
+    tile = row_tiles + tl.program_id(0).to(tl.int64) * TILE_WIDTH
+    layer = tl.load(tile + TILE_LAYER)
     weight, place = tl.load(pointers + layer), tl.load(places + layer)
-    length = tl.load(fields + ROW)
-    stride = tl.load(fields + FILTER_STRIDE)
-    chosen = selected + tl.load(fields + FIRST_FILTER)
-    if tl.load(fields + DENSE) == 0:
-        _strided(weight, place, fields, row, length, stride, chosen, restore, DTYPE)
-    elif length < SHORT:
-        _dense(weight, place, fields, row, length, stride, chosen, restore, DTYPE, SHORT_ROWS, SHORT_COLUMNS, 1)
-    else:
-        size: tl.constexpr = 8 if tl.int64 == DTYPE else (4 if tl.int32 == DTYPE else 2)
-        if (weight | place | (length * size) | (stride * size)) % 16 == 0:
-            _dense(
-                weight, place, fields, row, length, stride, chosen, restore, DTYPE, LONG_ROWS, LONG_COLUMNS, 16 // size
-            )
+    length = tl.load(tile + TILE_LENGTH)
+    stride = tl.load(tile + TILE_STRIDE)
+    kind = tl.load(tile + TILE_KIND)
+    chosen = selected + tl.load(tile + TILE_FIRST)
+    size: tl.constexpr = 8 if tl.int64 == DTYPE else (4 if tl.int32 == DTYPE else 2)
+    vector: tl.constexpr = 16 // size
+    aligned = (weight | place | (length * size) | (stride * size)) % 16 == 0
+    ways = (weight, place, tile, length, stride, chosen, restore)
+    if kind == STRIDED:
+        _strided(ways, layers + layer * WIDTH, DTYPE)
+    elif kind == SHORT:
+        _dense(ways, DTYPE, SHORT_ROWS, SHORT_COLUMNS, 1)
+    elif aligned:
+        if kind == MEDIUM:
+            _dense(ways, DTYPE, MEDIUM_ROWS, MEDIUM_COLUMNS, vector)
         else:
-            _dense(weight, place, fields, row, length, stride, chosen, restore, DTYPE, LONG_ROWS, LONG_COLUMNS, 1)
+            _dense(ways, DTYPE, LONG_ROWS, LONG_COLUMNS, vector)
+    elif kind == MEDIUM:
+        _dense(ways, DTYPE, MEDIUM_ROWS, MEDIUM_COLUMNS, 1)
+    else:
+        _dense(ways, DTYPE, LONG_ROWS, LONG_COLUMNS, 1)
 
 
 @triton.jit
-def _dense(
-    weight,
-    place,
-    fields,
-    row,
-    length,
-    stride,
-    chosen,
-    restore,
-    DTYPE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    VECTOR: tl.constexpr,
-):
+def _dense(ways, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, VECTOR: tl.constexpr):
     """``VECTOR``: both addresses are 16-byte aligned, length and stride multiples of VECTOR."""
-    rows = row + tl.arange(0, ROWS)
-    inside = rows < tl.load(fields + FILTERS)
+    weight, place, tile, length, stride, chosen, restore = ways
+    rows = tl.load(tile + TILE_ROW) + tl.arange(0, ROWS)
+    inside = rows < tl.load(tile + TILE_FILTERS)
     inside = inside & (tl.load(chosen + rows, mask=inside, other=1) == 0)
     base = weight.to(tl.pointer_type(DTYPE))
     kept = place.to(tl.pointer_type(DTYPE))
@@ -75,8 +76,8 @@ def _dense(
         kept = tl.multiple_of(kept, 16)
         length = length // VECTOR * VECTOR
         stride = stride // VECTOR * VECTOR
-    base += rows.to(tl.int64)[:, None] * stride
-    kept += rows.to(tl.int64)[:, None] * length
+    base += rows[:, None] * stride
+    kept += rows[:, None] * length
     step = length * 0
     while step * COLUMNS < length:
         column = step * COLUMNS + tl.arange(0, COLUMNS)
@@ -85,11 +86,13 @@ def _dense(
 
 
 @triton.jit
-def _strided(weight, place, fields, row, length, stride, chosen, restore, DTYPE: tl.constexpr):
+def _strided(ways, fields, DTYPE: tl.constexpr):
     """One filter with gaps between its elements."""
+    weight, place, tile, length, stride, chosen, restore = ways
+    row = tl.load(tile + TILE_ROW)
     if tl.load(chosen + row) == 0:
-        base = weight.to(tl.pointer_type(DTYPE)) + row.to(tl.int64) * stride
-        kept = place.to(tl.pointer_type(DTYPE)) + row.to(tl.int64) * length
+        base = weight.to(tl.pointer_type(DTYPE)) + row * stride
+        kept = place.to(tl.pointer_type(DTYPE)) + row * length
         elements = (length // tl.load(fields + CHANNELS)).to(tl.int32)
         channel_stride = tl.load(fields + CHANNEL_STRIDE)
         start = length * 0

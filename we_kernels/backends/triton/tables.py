@@ -15,7 +15,7 @@ from torch import Tensor
 from ...layout import DTYPES, Layer, Layout, Segments
 from ...transfer import Place, keep_for_graph, refuse_capture, upload
 from .fields import EXTRA_FIELDS
-from .importance import rows_per_program
+from .importance import kind_of, rows_per_program
 from .rank import RANK_ROWS
 from .threshold import CHUNK, PIVOTS
 
@@ -67,8 +67,8 @@ class LayerTables(NamedTuple):
     layer_of_filter: Tensor
     """int32 [F]."""
     tiles: dict[int, Tensor]
-    """For each dtype in the bank (its index in `DTYPES`): int32 [T, 2], layer and first row of each importance tile,
-    those with long rows first."""
+    """For each dtype in the bank (its index in `DTYPES`): int64 [T, 8], `TILE_FIELDS` of each importance tile, those
+    with long rows first."""
     most_matches: int
     """At most half of a layer's filters get a donor."""
 
@@ -142,15 +142,8 @@ def layer_tables(layout: Layout, where: Place | torch.device) -> LayerTables:
             torch.cat([layout.table, extra], dim=1).to(device),
             layout.segments.layer_of_filter(torch.device("cpu")).int().to(device),
             {
-                dtype: _tiles(*zip(*part, strict=True)).to(device)
-                for dtype in range(len(DTYPES))
-                if (
-                    part := [
-                        (i, layout.layers[i].filters, rows_per_program(*rows[i][:2]))
-                        for i in by_row
-                        if layout.layers[i].dtype == dtype and layout.layers[i].filters
-                    ]
-                )
+                dtype: _row_tiles([i for i in by_row if layout.layers[i].dtype == dtype], layout, rows).to(device)
+                for dtype in {layer.dtype for layer in layout.layers if layer.filters}
             },
             sum(size // 2 for size in layout.segments.sizes),
         )
@@ -231,6 +224,19 @@ def _tiles(layers: Iterable[int], sizes: Sequence[int], rows: Sequence[int]) -> 
     layer = torch.tensor(list(layers), dtype=torch.int64).repeat_interleave(count)
     tile_in_layer = torch.arange(len(layer)) - (count.cumsum(0) - count).repeat_interleave(count)
     return torch.stack([layer, tile_in_layer * step.repeat_interleave(count)], dim=1).int().contiguous()
+
+
+def _row_tiles(indices: Sequence[int], layout: Layout, rows: Sequence[tuple[int, bool, int]]) -> Tensor:
+    """int64 [T, 8]: `TILE_FIELDS` of what each program of the importances takes, in the order of ``indices``."""
+    layers = [layout.layers[i] for i in indices]
+    kinds = [kind_of(*rows[i][:2]) for i in indices]
+    tiles = _tiles(range(len(layers)), [layer.filters for layer in layers], [rows_per_program(kind) for kind in kinds])
+    of_layers = [
+        (i, layer.filters, rows[i][0], layer.filter_stride, layer.first_filter, layer.channels, kind)
+        for i, layer, kind in zip(indices, layers, kinds, strict=True)
+    ]
+    of_tiles = torch.tensor(of_layers, dtype=torch.int64)[tiles[:, 0].long()]
+    return torch.cat([of_tiles[:, :1], tiles[:, 1:].long(), of_tiles[:, 1:]], dim=1).contiguous()
 
 
 def _starts(counts: Tensor) -> Tensor:
