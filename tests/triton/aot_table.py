@@ -185,6 +185,7 @@ def variants():
         operators,
         overlap,
         rank,
+        select,
         sgd,
         threshold,
     )
@@ -225,7 +226,7 @@ def variants():
     yield Variant(kernel["overlap_mean_kernel"], {"BLOCK": 256}, plain)
     for replacement in (False, True):
         constants = {"ROWS": rank.RANK_ROWS, "KEYS": 128, "REPLACEMENT": replacement}
-        yield Variant(kernel["select_kernel"], constants, plain)
+        yield Variant(kernel["select_kernel"], constants, {"num_warps": 4, "maxnreg": select.MAX_REGISTERS})
     for bits in dict.fromkeys(asynchronous.BITS):
         yield Variant(kernel["snapshot_kernel"], {"DTYPE": bits}, plain)
     for dtype in TRITON_DTYPES:

@@ -77,6 +77,60 @@ def test_threshold_of_a_group_larger_than_a_tile(monkeypatch):
         matrix.check_matching("cpu", flavour, [0.37, 0.8], [0.1, None], [i % 2 for i in range(20)], None, None)
 
 
+def thresholds(values, rates):
+    """Of one group in one layer, by the kernel alone; what counts its programs is left as it was found."""
+    segments = wk.layout.segments_of((len(values),), (0,))
+    where = torch.device("cpu")
+    found = []
+    for rate in rates:
+        _, threshold, _ = operators.match_filters(values, segments, torch.tensor([rate]).double(), [0.0], None, 2.0)
+        found.append(threshold.item())
+    assert not any(counter.any() for counter in tables.scratch(segments, 1, where).progress)
+    return found
+
+
+AWKWARD = {
+    "all equal": lambda n: torch.ones(n),
+    "half equal": lambda n: torch.where(torch.arange(n) % 2 == 0, 0.5, torch.linspace(0.0, 1.0, n)),
+    "every pivot is small": lambda n: (torch.arange(n) * 128 % n >= 128) * torch.linspace(1.0, 2.0, n),
+    "neighbours in float32": lambda n: (0x3F800000 + torch.arange(n).flip(0) // 3).int().view(torch.float32),
+    "zeros of both signs": lambda n: torch.where(torch.arange(n) % 3 == 0, -0.0, 0.0),
+    "largest and smallest": lambda n: torch.where(torch.arange(n) % 5 == 0, 3.4028234663852886e38, 1e-45),
+}
+
+
+@pytest.mark.parametrize("values", AWKWARD)
+@pytest.mark.parametrize("filters", [1, 129, 300])
+def test_threshold_of_awkward_values(values, filters):
+    importance = AWKWARD[values](filters)
+    rates = (0.0, 0.37, 0.999)
+    wanted = [importance.sort().values[int(filters * rate)].item() for rate in rates]
+    assert thresholds(importance, rates) == wanted
+
+
+def test_threshold_among_more_candidates_than_a_block_holds(monkeypatch):
+    monkeypatch.setattr(operators, "THRESHOLD_CANDIDATES", 8)
+    monkeypatch.setattr(operators, "THRESHOLD_LANES", 64)
+    monkeypatch.setattr(operators, "THRESHOLD_ITEMS", 1)
+    importance = AWKWARD["every pivot is small"](700)
+    assert thresholds(importance, [0.5]) == [importance.sort().values[350].item()]
+
+
+def test_counts_start_at_zero_after_a_poisoned_step():
+    values = AWKWARD["half equal"](300)
+    values[299] = float("nan")
+    assert torch.tensor(thresholds(values, [0.5])).isnan().all()
+
+
+def test_large_layers_and_long_rows_come_first():
+    weights = [torch.zeros(n, c, 1, 1) for n, c in ((20, 8), (100, 2), (3, 600), (0, 5), (40, 300))]
+    layout = wk.layout.layout_of(weights, [0] * 5, [0, 1, 0, 0, 1])
+    where = Place.current(torch.device("cpu"))
+    ranked = tables.matching_tables(layout.segments, 2, where).tiles[:, 0].unique_consecutive()
+    assert ranked.tolist() == [1, 4, 0, 2]
+    assert tables.layer_tables(layout, where).tiles[0][:, 0].unique_consecutive().tolist() == [2, 4, 0, 1]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1.0, -1e-45])
 @pytest.mark.parametrize("where", [0, 150, -1])
 def test_bad_importance_stops_the_step(value, where):
@@ -165,9 +219,10 @@ def test_one_bad_weight_stops_the_step(value, layer):
     matrix.check_poison("cpu", value, layer)
 
 
-def test_vector_guard_is_exercised():
-    """A long row that may and one that may not be read in vectors give the same sums."""
-    values = random_values((6, 40, 3, 3), torch.float32, 1)
+@pytest.mark.parametrize("channels", [40, 4])
+def test_vector_guard_is_exercised(channels):
+    """Rows that may and that may not be read in vectors give the same sums."""
+    values = random_values((6, channels, 3, 3), torch.float32, 1)
     aligned = torch.empty(values.numel() + 8)
     start = -(aligned.data_ptr() // 4) % 4
     weights = [aligned[start + shift :][: values.numel()].view_as(values) for shift in (0, 1)]
@@ -178,7 +233,7 @@ def test_vector_guard_is_exercised():
         with wk.use_backend("triton"):
             found.append(wk.filter_importance(wk.FilterBank([weight])))
     assert torch.equal(*found)
-    torch.testing.assert_close(found[0], values.abs().sum((1, 2, 3)) / 40)
+    torch.testing.assert_close(found[0], values.abs().sum((1, 2, 3)) / channels)
 
 
 def test_dense_rows_are_recognised():

@@ -17,6 +17,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("the interpreter is off (test_gpu.py runs on the GPU itself)", allow_module_level=True)
 pytest.importorskip("triton")
 
+from we_kernels.backends.triton import tables
+
 STEP = ["importance_kernel", "threshold_kernel", "rank_kernel", "match_and_cross_kernel"]
 
 
@@ -315,6 +317,26 @@ def test_a_second_call_sends_and_makes_nothing_but_its_results(gpu):
     gpu.events.clear()
     wk.evolve_(bank, rate=0.5)
     assert [event for event in gpu.events if event[0] in ("upload", "wait")] == [("upload", 2)], "addresses only"
+
+
+def test_a_graph_sets_no_memory_to_zero(gpu, monkeypatch):
+    """The counts of programs that are through are zero before it; where another graph took them, it makes its own."""
+    models = [on_gpu(network(2)) for _ in range(2)]
+    eager, graphed = (wk.FilterBank([p for p in model.parameters() if p.dim() > 1]) for model in models)
+    wk.evolve_(eager, rate=0.5)
+    wk.evolve_(graphed, rate=0.5)
+    made, new = [], tables._new_progress
+    monkeypatch.setattr(tables, "_new_progress", lambda *options: made.append(gpu.graph) or new(*options))
+    graphs = [torch.cuda.CUDAGraph() for _ in range(2)]
+    for graph in graphs:
+        with torch.cuda.graph(graph):
+            wk.evolve_(graphed, rate=0.5)
+    assert made == [graphs[1]]
+    for graph in graphs * 2:
+        graph.replay()
+        wk.evolve_(eager, rate=0.5)
+    assert made == [graphs[1], None], "for the next graph"
+    assert same(values(models[1]), values(models[0]))
 
 
 def test_a_model_on_several_gpus_is_refused(gpu):

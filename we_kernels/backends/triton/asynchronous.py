@@ -16,7 +16,7 @@ from . import sgd, tables
 from .fields import TRITON_DTYPES
 from .launch import launch
 from .rank import RANK_ROWS
-from .select import select_kernel
+from .select import MAX_REGISTERS, select_kernel
 from .sgd import sgd_kernel
 from .snapshot import snapshot_kernel
 
@@ -41,6 +41,7 @@ def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, re
         tables.upload((seed,), torch.int64, device),
         step,
         selected.view(torch.uint8),
+        maxnreg=MAX_REGISTERS,
         ROWS=RANK_ROWS,
         KEYS=128,
         REPLACEMENT=replacement,

@@ -7,6 +7,9 @@ import triton.language as tl
 
 from .launch import kernel
 
+MAX_REGISTERS = 168
+"""Left to itself, ptxas spills a few to fit more blocks on a multiprocessor."""
+
 
 @kernel
 def select_kernel(

@@ -14,6 +14,9 @@ CHUNK = 256
 PIVOTS = 128
 """Members of the group that all its filters are compared with."""
 
+WAYS = tl.constexpr(8)
+"""Values between two bounds that are tried at once."""
+
 
 @kernel
 def threshold_kernel(
@@ -117,16 +120,17 @@ def _search(
     index = tl.arange(0, CANDIDATES)
     held = tl.load(candidates + index, mask=index < count, other=-1)
     while high - low > 1:
-        middle = low + (high - low) // 2
-        beyond = (held > middle).to(tl.int32)
+        step = (high - low + WAYS - 1) // WAYS
+        value = tl.minimum(low + step * (1 + tl.arange(0, WAYS)), high)
+        beyond = is_larger(held[:, None], value[None, :])
         tile = count * 0 + CANDIDATES
         while tile < count:
-            index = tile + tl.arange(0, CANDIDATES)
-            beyond += (tl.load(candidates + index, mask=index < count, other=-1) > middle).to(tl.int32)
+            more = tl.load(candidates + tile + index, mask=tile + index < count, other=-1)
+            beyond += is_larger(more[:, None], value[None, :])
             tile += CANDIDATES
         fits = from_high + tl.sum(beyond, axis=0) <= rest
-        high = tl.where(fits, middle, high)
-        low = tl.where(fits, low, middle)
+        high = tl.min(tl.where(fits, value, high), axis=0)
+        low = tl.max(tl.where(fits, low, value), axis=0)
     return high
 
 
