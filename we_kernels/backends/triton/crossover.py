@@ -37,7 +37,8 @@ PROGRAMS = 4096
 WARPS = 1
 """Of a program: what lanes find is then combined by shuffles, without shared memory and barriers."""
 
-MAX_REGISTERS = 128
+MAX_REGISTERS = 96
+"""Of a thread, so that 21 warps fit on a multiprocessor."""
 
 SEARCH = 256
 """Layers looked at together for a match's."""
@@ -46,11 +47,11 @@ LANES = tl.constexpr(32)
 """Of a warp; each takes a kernel of its own."""
 UNROLL = tl.constexpr(9)
 """Elements that a lane loads before it compares them: a 3x3 kernel."""
-ROW_AT_ONCE = tl.constexpr(1024)
+ROW_AT_ONCE = tl.constexpr(512)
 """Filters up to this length (half of it for float64) are blended with one read of every element."""
 UNALIGNED = tl.constexpr(256)
 """Elements at a time of longer filters that no vector fits."""
-TILE_CHANNELS, TILE_ELEMENTS = tl.constexpr(32), tl.constexpr(8)
+TILE_CHANNELS, TILE_ELEMENTS = tl.constexpr(32), tl.constexpr(4)
 LAST = tl.constexpr(0x7FFFFFFF)
 """Larger than every number of a match."""
 
@@ -190,17 +191,18 @@ def _blend_twice(q, p, length, SIZE: tl.constexpr, VECTOR: tl.constexpr, DTYPE: 
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     q, length = _run(q, length, VECTOR, DTYPE)
     p, _ = _run(p, length, VECTOR, DTYPE)
-    own = length.to(ACC) * 0
-    other = length.to(ACC) * 0
+    norm_q = tl.zeros((SIZE,), ACC)
+    norm_p = tl.zeros((SIZE,), ACC)
     start = length * 0
     while start * SIZE < length:
         index = start * SIZE + tl.arange(0, SIZE)
         x = tl.load(q + index, mask=index < length, other=0.0)
         y = tl.load(p + index, mask=index < length, other=0.0)
-        own += tl.sum(magnitude(widen(x, DTYPE), DTYPE), axis=0)
-        other += tl.sum(magnitude(widen(y, DTYPE), DTYPE), axis=0)
+        norm_q += magnitude(widen(x, DTYPE), DTYPE)
+        norm_p += magnitude(widen(y, DTYPE), DTYPE)
         start += 1
-    a = divide(own, own + other, ACC)
+    norm = tl.sum(norm_q, axis=0)
+    a = divide(norm, norm + tl.sum(norm_p, axis=0), ACC)
     start = length * 0
     while start * SIZE < length:
         index = start * SIZE + tl.arange(0, SIZE)
