@@ -82,6 +82,7 @@ TYPES = {
     "columns": "i32",
     "networks": "i32",
     "written": "i32",
+    "parts": "i32",
 }
 """Of the kernels' run-time parameters, by name."""
 
@@ -200,7 +201,7 @@ def variants():
         constants = {"ROWS": rank.RANK_ROWS, "KEYS": 128, "SCAN": 1024, "STARVES": starves}
         yield Variant(kernel["rank_kernel"], constants | {"LAYERS": operators.STARVATION_TILE}, plain)
     yield Variant(kernel["donor_kernel"], {"BLOCK": 256}, plain)
-    limited = {"num_warps": 4, "maxnreg": crossover.MAX_REGISTERS}
+    limited = {"num_warps": 4, "maxnreg": bins.MAX_REGISTERS}
     one_warp = {"num_warps": crossover.WARPS, "maxnreg": crossover.MAX_REGISTERS}
     for index, dtype in enumerate(TRITON_DTYPES):
         yield Variant(kernel["importance_kernel"], {"DTYPE": dtype}, plain)

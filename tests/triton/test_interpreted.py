@@ -202,8 +202,26 @@ def test_crossover_ignores_donors_outside_of_the_layer():
 
 def test_programs_take_several_filters_in_turn(monkeypatch):
     monkeypatch.setattr(operators, "PROGRAMS", 3)
+    monkeypatch.setattr(operators, "FILTER_PROGRAMS", 3)
     matrix.check_crossover("cpu", matrix.DTYPES, "contiguous", "paper")
     matrix.check_evolution("cpu", matrix.DTYPES, "contiguous", "released")
+
+
+@pytest.mark.parametrize("part", [1, 64, 1000])
+def test_programs_share_a_filter(monkeypatch, part):
+    """4, 2 and 1 of them: filters of one, several and no whole number of warps, and a blend, which is not shared."""
+    monkeypatch.setattr(crossover, "PART", part)
+    weights = [random_values(shape, torch.float32, 3) for shape in ((6, 70, 3, 3), (5, 4, 3, 3), (6, 100, 1, 1))]
+    banks = [wk.FilterBank(copy.deepcopy(weights), groups=[0, 0, 1]) for _ in range(2)]
+    donors = []
+    for backend, bank in zip(("torch", "triton"), banks, strict=True):
+        with wk.use_backend(backend):
+            donors.append(wk.evolve_(bank, rate=0.7, local_ratio=None))
+    assert donors[0].tolist() == donors[1].tolist()
+    assert all(rows.ge(0).any() for rows in banks[0].split(donors[0]))
+    for wanted, found in zip(*(bank.weights for bank in banks), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert torch.equal(banks[0].weights[0], banks[1].weights[0])
 
 
 @rules
@@ -340,7 +358,7 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
         types = [aot_table.type_of(argument) for argument in arguments]
         assert types == aot_table.signature(name), name
     assert {name for name, *_ in launches} == {name for name, _ in listed}
-    assert crossover.PROGRAMS == operators.PROGRAMS
+    assert (crossover.PROGRAMS, crossover.FILTER_PROGRAMS) == (operators.PROGRAMS, operators.FILTER_PROGRAMS)
 
 
 def test_bank_without_filters():

@@ -31,8 +31,16 @@ from .fields import (
 )
 from .launch import kernel
 
-PROGRAMS = 4096
-"""Programs of one launch, each of which takes several filters in turn: 32 on each of 128 multiprocessors."""
+PROGRAMS = 8192
+"""Of one launch for matches; each takes several in turn. As many as are there at once, twice over."""
+
+FILTER_PROGRAMS = 32768
+"""Of one launch for given donors, most of which find a filter without one."""
+
+PART = 128
+"""Kernels of a filter that one program takes, four for each lane. The longest filter is what a launch waits for."""
+MOST_PARTS = 4
+"""Programs that share a filter. More would find their match too often for what they do with it."""
 
 WARPS = 1
 """Of a program: what lanes find is then combined by shuffles, without shared memory and barriers."""
@@ -56,6 +64,11 @@ LAST = tl.constexpr(0x7FFFFFFF)
 """Larger than every number of a match."""
 
 
+def parts_of(kernels: int) -> int:
+    """How many programs share filters of up to so many kernels."""
+    return min(-(-kernels // PART), MOST_PARTS)
+
+
 @kernel
 def crossover_kernel(
     pointers,
@@ -67,17 +80,20 @@ def crossover_kernel(
     INDEX: tl.constexpr,
     RELEASED: tl.constexpr,
 ):
-    """For given donors: program i takes filters i, i + programs, ...; donors outside of the layer count as -1."""
-    filter = tl.program_id(0).to(tl.int64)
-    while filter < filters_in_bank:
+    """For given donors: program i takes filters i, i + programs, ..., counted from the last.
+
+    Donors outside of the layer count as -1.
+    """
+    filter = filters_in_bank.to(tl.int64) - 1 - tl.program_id(0)
+    while filter >= 0:
         source = tl.load(donor + filter)
         if source >= 0:
             layer = tl.load(layer_of_filter + filter)
             fields = layers + layer * WIDTH
             if (tl.load(fields + DTYPE_INDEX) == INDEX) & (source < tl.load(fields + FILTERS)):
                 row = filter - tl.load(fields + FIRST_FILTER)
-                _cross(tl.load(pointers + layer), fields, row, source, DTYPE, RELEASED)
-        filter += tl.num_programs(0)
+                _cross(tl.load(pointers + layer), fields, row, source, 0, 1, DTYPE, RELEASED)
+        filter -= tl.num_programs(0)
 
 
 @kernel
@@ -90,16 +106,22 @@ def match_and_cross_kernel(
     order,
     inferior,
     donor,
+    parts,
     DTYPE: tl.constexpr,
     INDEX: tl.constexpr,
     RELEASED: tl.constexpr,
     SEARCH: tl.constexpr,
 ):
-    """For matches still to be read off the ranking: program i takes matches i, i + programs, ..., counted
-    from the last, and writes donor."""
-    # From the last match: the deeper layers of a network have the larger filters, which had better start first.
-    match = tl.load(first_match + num_layers) - 1 - tl.program_id(0)
-    while match >= 0:
+    """For matches still to be read off the ranking, each in ``parts``: program i takes parts i, i + programs, ...
+
+    Counted from the last match: the deeper layers of a network have the larger filters, which had better start first.
+    Writes donor.
+    """
+    end = tl.load(first_match + num_layers)
+    number = tl.program_id(0)
+    while number < end * parts:
+        match = end - 1 - number // parts
+        part = number % parts
         slot = _slot_of(match, first_match, num_layers, SEARCH)
         layer = tl.load(slots + slot)
         fields = layers + layer * WIDTH
@@ -109,9 +131,9 @@ def match_and_cross_kernel(
             dominant = tl.load(fields + FILTERS) - tl.load(inferior + layer)
             source = tl.load(order + start + k)
             row = tl.load(order + start + dominant + k).to(tl.int64)
-            tl.store(donor + start + row, source)
-            _cross(tl.load(pointers + layer), fields, row, source, DTYPE, RELEASED)
-        match -= tl.num_programs(0)
+            tl.store(donor + start + row, source, mask=part == 0)
+            _cross(tl.load(pointers + layer), fields, row, source, part, parts, DTYPE, RELEASED)
+        number += tl.num_programs(0)
 
 
 @triton.jit
@@ -128,13 +150,16 @@ def _slot_of(match, first_match, num_layers, SEARCH: tl.constexpr):
 
 
 @triton.jit
-def _cross(address, fields, row, source, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
+def _cross(address, fields, row, source, part, parts, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
+    """Part ``part`` of ``parts`` of a filter's kernels; a blend, which needs the norm of them all, is all in part 0."""
     size: tl.constexpr = DTYPE.primitive_bitwidth // 8
     stride = tl.load(fields + FILTER_STRIDE) * size
     q = address + row * stride
     p = address + source.to(tl.int64) * stride
     if tl.load(fields + BLEND) == 0:
-        _elements(q, p, fields, DTYPE, RELEASED)
+        _elements(q, p, fields, part, parts, DTYPE, RELEASED)
+    elif part > 0:
+        pass
     elif tl.load(fields + DENSE) == 1:
         _blend_run(q, p, tl.load(fields + ROW), DTYPE)
     else:
@@ -264,24 +289,24 @@ def _finite(new, rounded, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _elements(q, p, fields, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
+def _elements(q, p, fields, part, parts, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
     """Element crossover: every lane searches a kernel of its own, one element after the other.
 
     Lanes then compare only what is in their registers. Their loads are a kernel apart, but the sectors that the first
     touches are used up by those after it, from the cache.
     """
     if (tl.load(fields + KERNEL0) * tl.load(fields + KERNEL1) == 1) & (tl.load(fields + STRIDE2) == 1):
-        _kernels(q, p, fields, True, DTYPE, RELEASED)
+        _kernels(q, p, fields, part, parts, True, DTYPE, RELEASED)
     else:
-        _kernels(q, p, fields, False, DTYPE, RELEASED)
+        _kernels(q, p, fields, part, parts, False, DTYPE, RELEASED)
 
 
 @triton.jit
-def _kernels(q, p, fields, CONTIGUOUS: tl.constexpr, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
+def _kernels(q, p, fields, part, parts, CONTIGUOUS: tl.constexpr, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     channels = tl.load(fields + CHANNELS)
     channel_stride = tl.load(fields + CHANNEL_STRIDE)
-    first = channels * 0
+    first = channels * 0 + part * LANES
     while first < channels:
         channel = first + tl.arange(0, LANES)
         inside = channel < channels
@@ -296,7 +321,7 @@ def _kernels(q, p, fields, CONTIGUOUS: tl.constexpr, DTYPE: tl.constexpr, RELEAS
             new = a * s + (1.0 - a) * l
             rounded = narrow(new, DTYPE)
             tl.store(own + at.to(tl.int64), rounded, mask=inside & _finite(new, rounded, DTYPE))
-        first += LANES
+        first += parts * LANES
 
 
 @triton.jit

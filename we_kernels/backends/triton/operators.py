@@ -11,7 +11,15 @@ from torch import Tensor
 from ...layout import Layout, Segments
 from ...transfer import Place, upload
 from . import tables
-from .crossover import MAX_REGISTERS, PROGRAMS, SEARCH, WARPS, crossover_kernel, match_and_cross_kernel
+from .crossover import (
+    FILTER_PROGRAMS,
+    MAX_REGISTERS,
+    PROGRAMS,
+    SEARCH,
+    WARPS,
+    crossover_kernel,
+    match_and_cross_kernel,
+)
 from .fields import TRITON_DTYPES
 from .importance import importance_kernel
 from .launch import launch
@@ -63,7 +71,7 @@ def crossover_(weights: Sequence[Tensor], layout: Layout, donor: Tensor, rule: s
     for index in static.tiles:
         launch(
             crossover_kernel,
-            min(layout.num_filters, PROGRAMS),
+            min(layout.num_filters, FILTER_PROGRAMS),
             place.device,
             addresses,
             static.layers,
@@ -100,7 +108,7 @@ def evolve_(
     for index in static.tiles:
         launch(
             match_and_cross_kernel,
-            min(static.most_matches, PROGRAMS),
+            min(static.most_matches * static.parts, PROGRAMS),
             place.device,
             addresses,
             static.layers,
@@ -110,6 +118,7 @@ def evolve_(
             work.order,
             inferior,
             donor,
+            static.parts,
             DTYPE=TRITON_DTYPES[index],
             INDEX=index,
             num_warps=WARPS,

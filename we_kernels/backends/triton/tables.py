@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...layout import DTYPES, Layer, Layout, Segments
 from ...transfer import Place, keep_for_graph, refuse_capture, upload
+from .crossover import parts_of
 from .fields import EXTRA_FIELDS
 from .importance import kind_of, rows_per_program
 from .rank import RANK_ROWS
@@ -71,6 +72,8 @@ class LayerTables(NamedTuple):
     with long rows first."""
     most_matches: int
     """At most half of a layer's filters get a donor."""
+    parts: int
+    """Programs that share the kernels of a filter that is crossed over: by the bank's largest number of kernels."""
 
 
 class Scratch(NamedTuple):
@@ -146,6 +149,7 @@ def layer_tables(layout: Layout, where: Place | torch.device) -> LayerTables:
                 for dtype in {layer.dtype for layer in layout.layers if layer.filters}
             },
             sum(size // 2 for size in layout.segments.sizes),
+            parts_of(max((layer.channels for layer in layout.layers if not layer.blend), default=1)),
         )
     keep_for_graph(layout, place)
     return tables
