@@ -20,9 +20,7 @@ CUDA = "/usr/local/cuda/bin"
 WORKERS = 8
 """Test processes at a time, beside the compilers."""
 TESTS_SHARE = 0.46
-"""Of the first stage's time: the tests have ended by then."""
-KERNELS = ("-importance", "-matching", "-crossover", "-evolution")
-"""Ends of the names of groups that the second stage runs again: about the kernels whose times it takes."""
+"""Of a stage's time: the tests have ended by then."""
 METHODS = ("grafting", "asynchronous", "low_rank")
 GROUP_LIMIT = 130.0
 TEST_LIMIT = 90.0
@@ -55,33 +53,33 @@ class Stage:
 
     def first(self) -> None:
         """Which kernels are right, and how long each takes."""
-        built = self.runner.in_background(self.build())
-        native = [replace(phase, needs=built) for phase in self.tests("native")]
-        until = self.begin + TESTS_SHARE * (self.deadline - self.begin)
-        self.runner.together([*self.tests("triton"), *native], WORKERS, until)
-        built()
-        self.runner.run(self.times("kernels", 50, ["kernels", "kernels in a graph"], ["triton", "native"]))
-        self.runner.run(self.times("operations", 150, ["operations"], ["triton", "native", "optimizers"]))
+        self._test()
+        self._time()
         self.runner.run(self.sanitizer("memcheck", 90))
 
     def second(self) -> None:
-        """Races, uninitialized memory, the bars, the other methods, and what it all is compared with."""
-        built = self.runner.in_background(self.build())
-        until = self.begin + TESTS_SHARE * (self.deadline - self.begin)
-        self.runner.together(self._tests_of_kernels("triton"), WORKERS, until)
-        built()
-        checks = [self.sanitizer("racecheck", 120), self.sanitizer("initcheck", 120)]
-        native = [replace(phase, needs=built) for phase in self._tests_of_kernels("native")]
-        self.runner.together([*checks, *native], WORKERS, until)
-        self.runner.run(self.times("operations", 90, ["operations"], ["triton", "native", "optimizers"]))
+        """The same for the bars; memory errors and races, the other methods, and what it all is compared with."""
+        self._test()
+        self._time()
         self.runner.run(self.times("norms", 30, ["norms"], ["triton", "native"], "--models", "resnet50", "resnet20"))
+        self.runner.together([self.sanitizer(tool, 100) for tool in ("memcheck", "racecheck", "initcheck")], WORKERS)
         for name in METHODS:
             self.runner.run(self.method(name))
         baselines = ["per_layer", "torch", *([] if self.dry else ["per_layer compiled"])]
         self.runner.run(self.times("baselines", 90, ["operations"], baselines, "--models", "resnet50"))
 
-    def _tests_of_kernels(self, backend: str) -> list[Phase]:
-        return [phase for phase in self.tests(backend) if phase.name.endswith(KERNELS)]
+    def _test(self) -> None:
+        """All tests; those of the extension once it is built."""
+        built = self.runner.in_background(self.build())
+        native = [replace(phase, needs=built) for phase in self.tests("native")]
+        until = self.begin + TESTS_SHARE * (self.deadline - self.begin)
+        self.runner.together([*self.tests("triton"), *native], WORKERS, until)
+        built()
+
+    def _time(self) -> None:
+        """The kernels of whole steps, then each operation."""
+        self.runner.run(self.times("kernels", 50, ["kernels", "kernels in a graph"], ["triton", "native"]))
+        self.runner.run(self.times("operations", 150, ["operations"], ["triton", "native", "optimizers"]))
 
     def method(self, name: str) -> Phase:
         """A benchmark of a single method, whose rows go into the journal."""

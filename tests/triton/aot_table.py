@@ -202,8 +202,8 @@ def variants():
         yield Variant(kernel["rank_kernel"], constants | {"LAYERS": operators.STARVATION_TILE}, plain)
     yield Variant(kernel["donor_kernel"], {"BLOCK": 256}, plain)
     limited = {"num_warps": 4, "maxnreg": bins.MAX_REGISTERS}
-    one_warp = {"num_warps": crossover.WARPS, "maxnreg": crossover.MAX_REGISTERS}
     for index, dtype in enumerate(TRITON_DTYPES):
+        one_warp = {"num_warps": crossover.WARPS, "maxnreg": crossover.MAX_REGISTERS[index]}
         yield Variant(kernel["importance_kernel"], {"DTYPE": dtype}, plain)
         for released in (False, True):
             constants = {"DTYPE": dtype, "INDEX": index, "RELEASED": released}

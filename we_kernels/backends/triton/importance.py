@@ -37,9 +37,9 @@ TILE_STRIDE, TILE_FIRST, TILE_CHANNELS, TILE_KIND = map(_column, ("stride", "fir
 STRIDED, SHORT, MEDIUM, LONG = (tl.constexpr(kind) for kind in range(4))
 """Kinds of filters: with gaps, and gapless ones by their number of elements."""
 MEDIUM_FROM, LONG_FROM = 256, 1024
-SHORT_ROWS, SHORT_COLUMNS = tl.constexpr(64), tl.constexpr(32)
-MEDIUM_ROWS, MEDIUM_COLUMNS = tl.constexpr(16), tl.constexpr(256)
-LONG_ROWS, LONG_COLUMNS = tl.constexpr(4), tl.constexpr(1024)
+SHORT_ROWS, SHORT_COLUMNS = tl.constexpr(32), tl.constexpr(32)
+MEDIUM_ROWS, MEDIUM_COLUMNS = tl.constexpr(8), tl.constexpr(256)
+LONG_ROWS, LONG_COLUMNS = tl.constexpr(4), tl.constexpr(512)
 STRIDED_CHANNELS, STRIDED_ELEMENTS = tl.constexpr(64), tl.constexpr(16)
 
 

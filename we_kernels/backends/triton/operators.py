@@ -81,7 +81,7 @@ def crossover_(weights: Sequence[Tensor], layout: Layout, donor: Tensor, rule: s
             DTYPE=TRITON_DTYPES[index],
             INDEX=index,
             num_warps=WARPS,
-            maxnreg=MAX_REGISTERS,
+            maxnreg=MAX_REGISTERS[index],
             RELEASED=rule == "released",
         )
 
@@ -122,7 +122,7 @@ def evolve_(
             DTYPE=TRITON_DTYPES[index],
             INDEX=index,
             num_warps=WARPS,
-            maxnreg=MAX_REGISTERS,
+            maxnreg=MAX_REGISTERS[index],
             RELEASED=rule == "released",
             SEARCH=SEARCH,
         )
