@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ MAX_UPLOADS = 64
 _uploads: dict[tuple[object, ...], Tensor] = {}
 _lock = Lock()
 _captured: set[object] = set()
+_HERE = nullcontext()
 
 
 class Place(NamedTuple):
@@ -29,7 +31,7 @@ class Place(NamedTuple):
         """Asked once per call, because every question costs the host time."""
         if device.type != "cuda":
             return cls(device, 0, False)
-        with torch.cuda.device(device):
+        with on(device):
             stream = torch.cuda.current_stream(device).cuda_stream
             return cls(device, stream, torch.cuda.is_current_stream_capturing())
 
@@ -37,6 +39,11 @@ class Place(NamedTuple):
     def of(cls, where: Place | torch.device) -> Place:
         """``where``, asked only if it is a device."""
         return where if isinstance(where, Place) else cls.current(where)
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes a GPU the current one, if it is not: kernels run on the stream that is current there."""
+    return _HERE if torch.cuda.current_device() == device.index else torch.cuda.device(device)
 
 
 def refuse_capture(where: Place | torch.device) -> None:
@@ -76,11 +83,12 @@ def upload(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, wher
                     return table
             refuse_capture(place)
         key = (values, dtype, place.device, place.stream)
-        if key not in _uploads:
+        known = _uploads.get(key)  # once: hashing the addresses of many layers takes a microsecond
+        if known is None:
             if len(_uploads) >= MAX_UPLOADS:
                 del _uploads[next(iter(_uploads))]
-            _uploads[key] = to_device(values, dtype, place.device)
-        return _uploads[key]
+            known = _uploads[key] = to_device(values, dtype, place.device)
+        return known
 
 
 def to_device(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

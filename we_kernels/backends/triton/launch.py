@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import triton
+
+from ...transfer import on
 
 LANES = 2**31 - 1
 """CUDA's limit on a grid's first dimension, the only one used."""
@@ -67,7 +69,8 @@ def launch(
     for observer in observers:
         observer(function.__name__, arguments, {"num_warps": num_warps, "maxnreg": maxnreg, **constants})
     with _quiet_numpy() if device.type == "cpu" else on(device):
-        key = (id(function), device.index, num_warps, maxnreg, *constants.items(), *map(_type, arguments))
+        types = [x.dtype if isinstance(x, torch.Tensor) else _type(x) for x in arguments]
+        key = (id(function), device.index, num_warps, maxnreg, *constants.items(), *types)
         known = _compiled.get(key)
         if known:
             _run(*known, programs, device, arguments)
@@ -95,16 +98,9 @@ def _is_set(hook: Any) -> bool:
     return hook is not None and bool(getattr(hook, "calls", True))
 
 
-def _type(argument: Any) -> object:
+def _type(number: Any) -> object:
     """What Triton compiles anew for."""
-    if isinstance(argument, torch.Tensor):
-        return argument.dtype
-    return argument.bit_length() > 31 if isinstance(argument, int) else type(argument)
-
-
-def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Makes a GPU the current one, if it is not: kernels run on the stream that is current there."""
-    return nullcontext() if torch.cuda.current_device() == device.index else torch.cuda.device(device)
+    return number.bit_length() > 31 if isinstance(number, int) else type(number)
 
 
 def _quiet_numpy() -> AbstractContextManager[Any]:
