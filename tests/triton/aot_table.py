@@ -6,6 +6,7 @@ Exits with 1 if a kernel spills registers, flushes subnormals or, where bits cou
 an addition.
 """
 
+import math
 import os
 import re
 import subprocess
@@ -88,6 +89,12 @@ TYPES = {
 
 MAY_CONTRACT = ("overlap", "sgd")
 """Matrix products: multiply and add is what their instructions do. SGD: PyTorch's kernels contract, too."""
+
+VECTORS = ("importance", "snapshot", "sgd", "crossover", "match_and_cross")
+"""Read their weights 16 bytes at a time where they lie so."""
+
+MOST = {"crossover": (4000, 1), "match_and_cross": (4000, 1)}
+"""Instructions and barriers, in any specialisation: so that a kernel does not grow unseen."""
 
 SHORT_NAMES = {
     torch.float32: "fp32",
@@ -293,11 +300,15 @@ def table(rows):
 def faults(rows):
     """One line per kernel that must not ship."""
     for row in rows:
+        which = f"{row.name} sm_{row.capability} {row.constants}"
         contracts = row.contractions and row.name not in MAY_CONTRACT
         if row.spills or row.stack or row.flushes or contracts:
-            yield f"{row.name} sm_{row.capability} {row.constants}: {row}"
-        if row.name in ("importance", "snapshot", "sgd") and row.vector_loads == 0:
-            yield f"{row.name} sm_{row.capability} {row.constants}: no vector loads"
+            yield f"{which}: {row}"
+        if row.name in VECTORS and row.vector_loads == 0:
+            yield f"{which}: no vector loads"
+        instructions, barriers = MOST.get(row.name, (math.inf, math.inf))
+        if row.instructions > instructions or row.barriers > barriers:
+            yield f"{which}: {row.instructions} instructions, {row.barriers} barriers"
 
 
 def main(capabilities):

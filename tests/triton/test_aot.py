@@ -31,6 +31,15 @@ def test_compiles_without_spills(capability, tmp_path):
     assert len(compiled) == 4 + 2 + 2 + 4 * 6 + 2 + 1 + 2 + 3 + 4 + 2 + 4 * 5  # kernels and their specialisations
 
 
+def test_growth_is_seen():
+    import aot_table
+
+    row = aot_table.Row("crossover", 90, "", 80, 0, 0, 0, 4000, 1, 9, 0, 0, 0)
+    assert list(aot_table.faults([row])) == []
+    for grown in (row._replace(instructions=4001), row._replace(barriers=2), row._replace(vector_loads=0)):
+        assert len(list(aot_table.faults([grown]))) == 1
+
+
 def test_narrow_offsets_are_seen():
     import aot_table
 

@@ -346,18 +346,19 @@ def _extremes(own, other, inside, fields, CONTIGUOUS: tl.constexpr, DTYPE: tl.co
         row_offset = _row_offset(fields, row, CONTIGUOUS)
         start = length * 0
         while start < length:
+            offset = row_offset + start.to(tl.int64) * stride
+            left = end - start
             for step in tl.static_range(UNROLL):
-                offset = row_offset + (start + step) * stride
-                mask = start + step < end
-                x = widen(tl.load(own + offset, mask=mask), DTYPE)
+                mask = left > step
+                x = widen(tl.load(own + offset + step * stride, mask=mask), DTYPE)
                 # As in the reference, a NaN is the smallest of its kernel (and the largest, which its bits are).
                 size = tl.where(x == x, x.to(BITS, bitcast=True) & TOP, -1)
                 better = mask & (size < least)
                 least = tl.where(better, size, least)
                 s = tl.where(better, x, s)
-                at = tl.where(better, start + step if CONTIGUOUS else offset, at)
+                at = tl.where(better, start + step if CONTIGUOUS else offset + step * stride, at)
 
-                y = widen(tl.load(other + offset, mask=mask), DTYPE)
+                y = widen(tl.load(other + offset + step * stride, mask=mask), DTYPE)
                 size = y.to(BITS, bitcast=True) & TOP
                 better = mask & (size > most)
                 most = tl.where(better, size, most)
@@ -378,9 +379,11 @@ def _replace_equals(own, s, new, inside, fields, CONTIGUOUS: tl.constexpr, DTYPE
         row_offset = _row_offset(fields, row, CONTIGUOUS)
         start = length * 0
         while start < length:
+            offset = row_offset + start.to(tl.int64) * stride
+            left = end - start
             for step in tl.static_range(UNROLL):
-                place = own + (row_offset + (start + step) * stride)
-                mask = start + step < end
+                place = own + offset + step * stride
+                mask = left > step
                 x = widen(tl.load(place, mask=mask), DTYPE)
                 tl.store(place, rounded, mask=mask & (x == s))
             start += UNROLL
