@@ -26,23 +26,23 @@ TYPES = {
     "row_tiles": "*i64",
     "importance": "*fp32",
     "members": "*i32",
-    "group_starts": "*i32",
     "rates": "*fp64",
     "keys": "*i32",
     "candidates": "*i32",
     "larger": "*i32",
     "poisoned": "*i32",
     "finished": "*i32",
-    "num_tiles": "i32",
     "threshold": "*fp32",
     "segments": "*i64",
     "ratios": "*fp32",
     "groups": "i32",
-    "counts": "*i32",
+    "counted": "*i32",
+    "descending": "*i32",
+    "programs": "*i32",
     "order": "*i32",
     "donor": "*i32",
     "slots": "*i32",
-    "slot_starts": "*i32",
+    "slot_table": "*i32",
     "limit": "i32",
     "starvation": "*i32",
     "inferior": "*i32",
@@ -149,18 +149,17 @@ def kernels():
         blend,
         crossover,
         importance,
+        matching,
         overlap,
         rank,
         select,
         sgd,
         snapshot,
-        threshold,
     )
 
     found = [
         importance.importance_kernel,
-        threshold.threshold_kernel,
-        rank.rank_kernel,
+        matching.matching_kernel,
         rank.donor_kernel,
         crossover.crossover_kernel,
         crossover.match_and_cross_kernel,
@@ -203,10 +202,10 @@ def variants():
     constants = {"CHUNK": threshold.CHUNK, "PIVOTS": threshold.PIVOTS}
     constants |= {"LANES": operators.THRESHOLD_LANES, "ITEMS": operators.THRESHOLD_ITEMS}
     constants |= {"CANDIDATES": operators.THRESHOLD_CANDIDATES}
-    yield Variant(kernel["threshold_kernel"], constants, {"num_warps": 8, "maxnreg": None})
+    constants |= {"ROWS": rank.RANK_ROWS, "KEYS": rank.KEYS, "LAYERS": operators.STARVATION_TILE}
     for starves in (True, False):
-        constants = {"ROWS": rank.RANK_ROWS, "KEYS": 128, "SCAN": 1024, "STARVES": starves}
-        yield Variant(kernel["rank_kernel"], constants | {"LAYERS": operators.STARVATION_TILE}, plain)
+        options = {"num_warps": operators.MATCHING_WARPS, "maxnreg": None}
+        yield Variant(kernel["matching_kernel"], constants | {"STARVES": starves}, options)
     yield Variant(kernel["donor_kernel"], {"BLOCK": 256}, plain)
     limited = {"num_warps": 4, "maxnreg": bins.MAX_REGISTERS}
     for index, dtype in enumerate(TRITON_DTYPES):

@@ -60,16 +60,15 @@ def is_larger(a, b):
 
 
 @triton.jit
-def any_poisoned(threshold, groups, BLOCK: tl.constexpr):
-    """Whether selection marked any group: its threshold is NaN."""
-    found = 0
-    start = 0
-    while start < groups:
-        index = start + tl.arange(0, BLOCK)
-        value = tl.load(threshold + index, mask=index < groups, other=0.0)
-        found += tl.sum((value != value).to(tl.int32), axis=0)
-        start += BLOCK
-    return found > 0
+def load_keys(importance, members, index, start, total, base):
+    """Sort keys of a layer's or group's filters; -1, which is larger than none, past the end.
+
+    They are consecutive from ``base`` on, or else in ``members`` from ``start`` on.
+    """
+    inside = index < total
+    member = tl.load(members + start + index, mask=index < tl.where(base < 0, total, 0), other=0)
+    key = sort_key(tl.load(importance + tl.where(base < 0, member, base + index), mask=inside, other=0.0))
+    return tl.where(inside, key, -1)
 
 
 @triton.jit

@@ -23,14 +23,17 @@ from .crossover import (
 from .fields import TRITON_DTYPES
 from .importance import importance_kernel
 from .launch import launch
-from .rank import RANK_ROWS, donor_kernel, rank_kernel
+from .matching import matching_kernel
+from .rank import KEYS, RANK_ROWS, donor_kernel
 from .tables import Scratch
-from .threshold import CHUNK, PIVOTS, threshold_kernel
+from .threshold import CHUNK, PIVOTS
+
+MATCHING_WARPS = 8
 
 THRESHOLD_LANES, THRESHOLD_ITEMS, THRESHOLD_CANDIDATES = 256, 16, 1024
 """Threads of a block, keys of each at a time, and possible thresholds that they hold."""
 
-STARVATION_TILE = 256
+STARVATION_TILE = 128
 """Layers at a time (16 under the interpreter, whose scans are slow)."""
 
 NEVER = 2**31 - 1
@@ -55,7 +58,7 @@ def match_filters(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G], inferior int32 [L]."""
     place = Place.current(importance.device)
-    donor, threshold, inferior, work = _launch_selection(
+    donor, threshold, inferior, work = _launch_matching(
         importance, segments, rates, local_ratios, starvation, starvation_limit, place
     )
     static = tables.matching_tables(segments, len(local_ratios), place)
@@ -100,7 +103,7 @@ def evolve_(
     addresses = _addresses(weights, place)
     importance = torch.empty(layout.num_filters, dtype=torch.float32, device=place.device)
     _launch_importance(addresses, layout, importance, place)
-    donor, threshold, inferior, work = _launch_selection(
+    donor, threshold, inferior, work = _launch_matching(
         importance, segments, rates, local_ratios, starvation, starvation_limit, place
     )
     static = tables.layer_tables(layout, place)
@@ -144,7 +147,7 @@ def _launch_importance(addresses: Tensor, layout: Layout, importance: Tensor, pl
         )
 
 
-def _launch_selection(
+def _launch_matching(
     importance: Tensor,
     segments: Segments,
     rates: Tensor,
@@ -162,53 +165,40 @@ def _launch_selection(
     threshold = torch.empty(groups, dtype=torch.float32, device=device)
     inferior = torch.empty(segments.num_layers, dtype=torch.int32, device=device)
     launch(
-        threshold_kernel,
-        static.chunks.shape[0],
+        matching_kernel,
+        static.programs.shape[0],
         device,
         importance,
+        static.programs,
         static.members,
-        static.group_starts,
-        static.chunks,
+        static.slots,
+        static.slot_table,
+        segments.num_layers,
         rates,
+        ratios,
+        groups,
+        min(math.ceil(min(starvation_limit, NEVER)), NEVER),
+        inferior if starvation is None else starvation,
         work.keys,
         work.candidates,
         work.progress.larger,
-        work.progress.poisoned,
         work.progress.counted,
+        work.progress.poisoned,
+        work.progress.finished,
+        work.order,
+        work.descending,
         threshold,
-        num_warps=8,
+        donor,
+        inferior,
+        work.first_match,
+        num_warps=MATCHING_WARPS,
         CHUNK=CHUNK,
         PIVOTS=PIVOTS,
         LANES=THRESHOLD_LANES,
         ITEMS=THRESHOLD_ITEMS,
         CANDIDATES=THRESHOLD_CANDIDATES,
-    )
-    tiles = static.tiles.shape[0]
-    launch(
-        rank_kernel,
-        max(tiles, 1),
-        device,
-        importance,
-        static.segments,
-        static.tiles,
-        tiles,
-        static.slots,
-        static.slot_starts,
-        segments.num_layers,
-        threshold,
-        ratios,
-        groups,
-        min(math.ceil(min(starvation_limit, NEVER)), NEVER),
-        inferior if starvation is None else starvation,
-        work.counts,
-        work.order,
-        work.progress.ranked,
-        donor,
-        inferior,
-        work.first_match,
         ROWS=RANK_ROWS,
-        KEYS=128,
-        SCAN=1024,
+        KEYS=KEYS,
         STARVES=starvation is not None,
         LAYERS=16 if device.type == "cpu" else STARVATION_TILE,
     )

@@ -1,157 +1,53 @@
-"""Order of the filters in their layers by counting larger ones, and how many each layer gives up."""
+"""Order of filters by counting larger ones, and donors read off the order of a layer."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
 import triton
 import triton.language as tl
 
-from .fields import any_poisoned, is_larger, sort_key
+from .fields import is_larger, load_keys
 from .launch import kernel
-from .starvation import count_inferior
 
 RANK_ROWS = 32
 """Filters that one program ranks."""
 
-
-@kernel
-def rank_kernel(
-    importance,
-    segments,
-    tiles,
-    num_tiles,
-    slots,
-    slot_starts,
-    num_layers,
-    threshold,
-    ratios,
-    groups,
-    limit,
-    starvation,
-    counts,
-    order,
-    finished,
-    donor,
-    inferior,
-    first_match,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    SCAN: tl.constexpr,
-    STARVES: tl.constexpr,
-    LAYERS: tl.constexpr,
-):
-    """One program per tile (layer, first row) of ROWS filters, at least one; the last to finish does `count_inferior`.
-
-    ``finished`` is zero before and after.
-    """
-    if tl.program_id(0) < num_tiles:
-        _rank_tile(importance, segments, tiles, threshold, ratios, groups, counts, order, donor, ROWS, KEYS, SCAN)
-    tl.debug_barrier()  # all threads' writes come before the count of this program
-    if tl.atomic_add(finished, 1) == tl.num_programs(0) - 1:
-        tl.store(finished, 0)
-        count_inferior(
-            segments,
-            slots,
-            slot_starts,
-            num_layers,
-            counts,
-            ratios,
-            groups,
-            limit,
-            threshold,
-            starvation,
-            inferior,
-            first_match,
-            STARVES,
-            LAYERS,
-        )
+KEYS = 128
+"""Filters that they are compared with at a time; a multiple of `RANK_ROWS`."""
 
 
 @triton.jit
-def _rank_tile(
-    importance,
-    segments,
-    tiles,
-    threshold,
-    ratios,
-    groups,
-    counts,
-    order,
-    donor,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    SCAN: tl.constexpr,
-):
-    """Writes donor = -1 for its filters; for the layer counts[layer] = (filters that global selection allows,
-    locally inferior filters); and, where global selection allows any, order[start + rank] = row: descending
-    importance, equals by row. Whether the starvation rule raises a count is not known yet, so the second count
-    must not decide.
+def ranks(importance, members, first, start, total, base, ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """Of ROWS filters of a layer or group, from ``first`` on: their rows, keys, and places in descending order.
+
+    Equals are in the order of their rows.
     """
-    tile = tl.program_id(0).to(tl.int64) * 2
-    layer = tl.load(tiles + tile)
-    first_row = tl.load(tiles + tile + 1)
-    filters = tl.load(segments + layer * 3).to(tl.int32)
-    start = tl.load(segments + layer * 3 + 1)
-    group = tl.load(segments + layer * 3 + 2)
-    importance += start
-    order += start
-    row = first_row + tl.arange(0, ROWS)
-    tl.store(donor + start + row, tl.full((ROWS,), -1, tl.int32), mask=row < filters)
-
-    limit = tl.load(threshold + group)
-    ratio = tl.load(ratios + group)
-    below = tl.zeros((SCAN,), tl.int32)
-    at_most = tl.zeros((SCAN,), tl.int32)
-    peaks = tl.zeros((SCAN,), tl.float32)
-    scan = filters * 0
-    while scan < filters:
-        index = scan + tl.arange(0, SCAN)
-        value = tl.load(importance + index, mask=index < filters, other=0.0)
-        below += ((index < filters) & (value < limit)).to(tl.int32)
-        at_most += ((index < filters) & (value <= limit)).to(tl.int32)
-        peaks = tl.where(value > peaks, value, peaks)
-        scan += SCAN
-    allowed = tl.where(ratio < 0, tl.sum(at_most, axis=0), tl.sum(below, axis=0))
-    allowed = tl.where(any_poisoned(threshold, groups, 16), 0, allowed)
-
-    if first_row == 0:
-        low = allowed
-        if (ratio >= 0) & (allowed > 0):
-            bound = ratio * tl.max(peaks, axis=0)
-            lows = tl.zeros((SCAN,), tl.int32)
-            scan = filters * 0
-            while scan < filters:
-                index = scan + tl.arange(0, SCAN)
-                value = tl.load(importance + index, mask=index < filters, other=0.0)
-                lows += ((index < filters) & (value <= bound)).to(tl.int32)
-                scan += SCAN
-            low = tl.sum(lows, axis=0)
-        tl.store(counts + layer * 2, allowed)
-        tl.store(counts + layer * 2 + 1, low)
-
-    if allowed > 0:
-        mine = sort_key(tl.load(importance + row, mask=row < filters, other=0.0))
-        larger = tl.zeros((ROWS, KEYS), tl.int32)
-        # An equal key counts when it comes first: before the tile of keys that holds these rows, not after it.
-        own_tile = first_row // KEYS * KEYS
-        scan = filters * 0
-        while scan < own_tile:
-            larger += is_larger(_keys(importance, scan, filters, KEYS)[None, :], mine[:, None] - 1)
-            scan += KEYS
-        first = (scan + tl.arange(0, KEYS))[None, :] < row[:, None]
-        larger += is_larger(_keys(importance, scan, filters, KEYS)[None, :], mine[:, None] - first.to(tl.int32))
-        scan += KEYS
-        while scan < filters:
-            larger += is_larger(_keys(importance, scan, filters, KEYS)[None, :], mine[:, None])
-            scan += KEYS
-        tl.store(order + tl.sum(larger, axis=1), row, mask=row < filters)
+    row = first + tl.arange(0, ROWS)
+    mine = load_keys(importance, members, row, start, total, base)
+    own_tile = first // KEYS * KEYS
+    index = tl.arange(0, KEYS)
+    own = load_keys(importance, members, own_tile + index, start, total, base)
+    larger = tl.zeros((ROWS, KEYS), tl.int32)
+    scan = total * 0
+    while scan < total:
+        # Four loads are on their way at once.
+        key0 = load_keys(importance, members, scan + index, start, total, base)
+        key1 = load_keys(importance, members, scan + KEYS + index, start, total, base)
+        key2 = load_keys(importance, members, scan + 2 * KEYS + index, start, total, base)
+        key3 = load_keys(importance, members, scan + 3 * KEYS + index, start, total, base)
+        larger += _come_first(key0, mine, scan, own_tile)
+        if scan + KEYS < total:
+            larger += _come_first(key1, mine, scan + KEYS, own_tile)
+            larger += _come_first(key2, mine, scan + 2 * KEYS, own_tile)
+            larger += _come_first(key3, mine, scan + 3 * KEYS, own_tile)
+        scan += 4 * KEYS
+    equal = (own[None, :] == mine[:, None]) & ((own_tile + index)[None, :] < row[:, None])
+    return row, mine, tl.sum(larger + equal.to(tl.int32), axis=1)
 
 
 @triton.jit
-def _keys(importance, first, filters, KEYS: tl.constexpr):
-    """-1, which is less than all, past the end."""
-    index = first + tl.arange(0, KEYS)
-    key = sort_key(tl.load(importance + index, mask=index < filters, other=0.0))
-    return tl.where(index < filters, key, -1)
+def _come_first(keys, mine, tile, own_tile):
+    """Larger keys, and in tiles before the own one equal keys, too."""
+    return is_larger(keys[None, :], (mine - (tile < own_tile).to(tl.int32))[:, None])
 
 
 @kernel

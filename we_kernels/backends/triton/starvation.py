@@ -1,11 +1,19 @@
-"""How many filters every layer gives up: the starvation counter, and where each layer's matches start."""
+"""How many filters every layer gives up: global and local selection, the starvation counter, where matches start."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
 import triton
 import triton.language as tl
 
-from .fields import any_poisoned
+from .fields import sort_key
+
+SLOT_FIELDS = ("layer", "filters", "first_filter", "group", "begins", "ends")
+"""Of the layers, group by group; ``begins``, ``ends``: 1 for the first and the last layer of a group."""
+SLOT_WIDTH = tl.constexpr(8)
+"""int32 of a layer, with the unused ones: one sector of memory."""
+
+PROBES = tl.constexpr(8)
+"""Places of a sorted layer that are looked at at once."""
 
 OFFSET = tl.constexpr(2**32)
 """Makes every counter's origin positive."""
@@ -20,28 +28,28 @@ def _larger(a, b):
 
 @triton.jit
 def count_inferior(
-    segments,
-    slots,
-    slot_starts,
+    slot_table,
     num_layers,
-    counts,
+    descending,
     ratios,
     groups,
     limit,
     threshold,
+    poisoned,
     starvation,
     inferior,
     first_match,
     STARVES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """By one program, TILE layers at a time, which lie group by group (``slots``).
+    """By one program, TILE layers at a time, which lie group by group, with their keys in descending order.
 
     The counter of a group is sequential, but only in its definition: between two layers that reset it, it counts
     the starving layers and fires at every multiple of ``limit``, so prefix sums give it for all layers at once.
-    Writes inferior[layer]; first_match[slot], the number of matched filters in the slots before; the counters; and
-    makes every threshold NaN if one is.
+    Writes inferior[layer]; first_match[slot], the number of matched filters in the slots before; and the counters.
+    Where an importance is not finite or negative, no filter is inferior, and every threshold becomes NaN.
     """
+    bad = tl.load(poisoned, cache_modifier=".cg") > 0
     every = limit.to(tl.int64)
     starved = num_layers * 0  # starving layers so far, of all groups
     latest = every * 0 - 1
@@ -51,16 +59,17 @@ def count_inferior(
     while tile < num_layers:
         slot = tile + tl.arange(0, TILE)
         inside = slot < num_layers
-        layer = tl.load(slots + slot, mask=inside, other=0)
-        filters = tl.load(segments + layer * 3, mask=inside, other=0).to(tl.int32)
-        group = tl.load(segments + layer * 3 + 2, mask=inside, other=0)
-        present = inside & (filters > 0)
-        allowed = tl.load(counts + layer * 2, mask=present, other=0, cache_modifier=".cg")
-        low = tl.load(counts + layer * 2 + 1, mask=present, other=0, cache_modifier=".cg")
+        fields = slot_table + slot * SLOT_WIDTH
+        layer = tl.load(fields, mask=inside, other=0)
+        filters = tl.load(fields + 1, mask=inside, other=0)
+        first_filter = tl.load(fields + 2, mask=inside, other=0)
+        group = tl.load(fields + 3, mask=inside, other=0)
+        begins = tl.load(fields + 4, mask=inside, other=0) > 0
+        ends = tl.load(fields + 5, mask=inside, other=0) > 0
         ratio = tl.load(ratios + group, mask=inside, other=0.0)
+        bar = tl.load(threshold + group, mask=inside, other=0.0, cache_modifier=".cg")
+        allowed, low = _count_below(descending, first_filter, tl.where(bad, 0, filters), bar, ratio, TILE)
         if STARVES:
-            begins = inside & (slot == tl.load(slot_starts + group, mask=inside, other=-1))
-            ends = inside & (slot + 1 == tl.load(slot_starts + group + 1, mask=inside, other=-1))
             counter = tl.load(starvation + group, mask=inside, other=0).to(tl.int64)
             carried = tl.minimum(counter, every - 1)
             ruled = (tl.where(ratio >= 0, allowed, 0) > 0) & inside
@@ -89,8 +98,38 @@ def count_inferior(
         matched += tl.sum(matches, axis=0)
         tile += TILE
 
-    if any_poisoned(threshold, groups, 16):
-        group = limit * 0
-        while group < groups:
-            tl.store(threshold + group, float("nan"))
-            group += 1
+    group = limit * 0
+    while (group < groups) & bad:
+        tl.store(threshold + group, float("nan"))
+        group += 1
+
+
+@triton.jit
+def _count_below(descending, start, filters, threshold, ratio, TILE: tl.constexpr):
+    """Filters of each layer that global and local selection find inferior; without local selection, of both kinds.
+
+    Two searches side by side for the last key above a bar, PROBES places at a time.
+    """
+    peak = tl.load(descending + start, mask=filters > 0, other=0, cache_modifier=".cg").to(tl.float32, bitcast=True)
+    global_bar = sort_key(threshold) - 1
+    local_bar = sort_key(tl.where(ratio < 0, threshold, ratio * peak))
+    probe = tl.arange(0, PROBES)[None, :]
+    above = tl.zeros((TILE,), tl.int32)
+    local_above = tl.zeros((TILE,), tl.int32)
+    # Keys before `above` are above the bar; of the `left` ones after it nothing is known.
+    left, local_left = filters, filters
+    while tl.max(tl.maximum(left, local_left), axis=0) > 0:
+        step, local_step = left // (PROBES + 1) + 1, local_left // (PROBES + 1) + 1
+        at = (probe + 1) * step[:, None] - 1
+        local_at = (probe + 1) * local_step[:, None] - 1
+        place = descending + (start + above)[:, None] + at
+        local_place = descending + (start + local_above)[:, None] + local_at
+        key = tl.load(place, mask=at < left[:, None], other=-1, cache_modifier=".cg")
+        local_key = tl.load(local_place, mask=local_at < local_left[:, None], other=-1, cache_modifier=".cg")
+        found = step * tl.sum((key > global_bar[:, None]).to(tl.int32), axis=1)
+        local_found = local_step * tl.sum((local_key > local_bar[:, None]).to(tl.int32), axis=1)
+        above += found
+        local_above += local_found
+        left = tl.minimum(left - found, step - 1)
+        local_left = tl.minimum(local_left - local_found, local_step - 1)
+    return filters - above, filters - local_above

@@ -6,6 +6,7 @@ Tables of a layout are copied once per device, scratch is kept per stream.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,8 +18,10 @@ from ...transfer import Place, keep_for_graph, refuse_capture, upload
 from .crossover import parts_of
 from .fields import EXTRA_FIELDS
 from .importance import kind_of, rows_per_program
+from .matching import COUNTED_GROUP, PROGRAM_FIELDS, PROGRAM_WIDTH, RANKED_GROUP, RANKED_LAYER
 from .rank import RANK_ROWS
-from .threshold import CHUNK, PIVOTS
+from .starvation import SLOT_FIELDS, SLOT_WIDTH
+from .threshold import CHUNK, PIVOTS, RANKED
 
 __all__ = [
     "LayerTables",
@@ -47,17 +50,15 @@ class MatchingTables(NamedTuple):
     segments: Tensor
     """int64 [L, 3]: filters, first filter, group."""
     tiles: Tensor
-    """int32 [T, 2]: layer and first row of every rank tile, those of large layers first."""
+    """int32 [T, 2]: layer and first row of every run of `RANK_ROWS` filters, those of large layers first."""
+    programs: Tensor
+    """int32 [P, 8]: `PROGRAM_FIELDS`: of groups, at least one each, then of layers; large ones first."""
     members: Tensor
     """int32 [F]: the filters, group by group."""
-    group_starts: Tensor
-    """int32 [G + 1]: each group's part of `members`."""
     slots: Tensor
     """int32 [L]: the layers, group by group."""
-    slot_starts: Tensor
-    """int32 [G + 1]: each group's part of `slots`."""
-    chunks: Tensor
-    """int32 [C, 2]: group and first member of every threshold chunk, at least one per group."""
+    slot_table: Tensor
+    """int32 [L, 8]: `SLOT_FIELDS` of them."""
 
 
 class LayerTables(NamedTuple):
@@ -79,10 +80,10 @@ class LayerTables(NamedTuple):
 class Scratch(NamedTuple):
     """Passed from kernel to kernel of one call."""
 
-    counts: Tensor
-    """int32 [L, 2]: filters that global selection allows, and locally inferior ones."""
     order: Tensor
     """int32 [F]: each layer's rows, by descending importance."""
+    descending: Tensor
+    """int32 [F]: their importances as integers."""
     first_match: Tensor
     """int32 [L + 1]: matched filters in the slots before each slot, and in all."""
     keys: Tensor
@@ -97,12 +98,12 @@ class Progress(NamedTuple):
 
     larger: Tensor
     """int32 [G, PIVOTS]: filters counted so far that are larger than each pivot of the group."""
-    poisoned: Tensor
-    """int32 [G]: programs that saw an importance that is not finite or negative."""
     counted: Tensor
-    """int32 [G]: threshold programs that are through."""
-    ranked: Tensor
-    """int32 [1]: rank programs that are through."""
+    """int32 [G]: programs that have counted."""
+    poisoned: Tensor
+    """int32 [1]: programs that saw an importance that is not finite or negative."""
+    finished: Tensor
+    """int32 [1]: programs that are through."""
 
 
 def matching_tables(segments: Segments, groups: int, where: Place | torch.device) -> MatchingTables:
@@ -113,21 +114,54 @@ def matching_tables(segments: Segments, groups: int, where: Place | torch.device
     tables = cache.get((device, groups))
     if tables is None:
         refuse_capture(place)
-        sizes, group_of_layer = segments.table[:, 0], segments.table[:, 2]
-        group_of_filter = group_of_layer.repeat_interleave(sizes)
-        per_group = torch.bincount(group_of_filter, minlength=groups)
         by_size = sorted(range(segments.num_layers), key=lambda i: -segments.sizes[i])
+        slots = segments.table[:, 2].argsort(stable=True)
+        members = segments.table[:, 2].repeat_interleave(segments.table[:, 0]).argsort(stable=True)
         tables = cache[device, groups] = MatchingTables(
             segments.table.to(device),
             _tiles(by_size, [segments.sizes[i] for i in by_size], [RANK_ROWS] * len(by_size)).to(device),
-            group_of_filter.argsort(stable=True).int().to(device),
-            _starts(per_group).to(device),
-            group_of_layer.argsort(stable=True).int().to(device),
-            _starts(torch.bincount(group_of_layer, minlength=groups)).to(device),
-            _tiles(range(groups), per_group.clamp(min=1).tolist(), [CHUNK] * groups).to(device),
+            _programs(segments, groups, members, by_size).to(device),
+            members.int().to(device),
+            slots.int().to(device),
+            _slot_table(segments, slots).to(device),
         )
     keep_for_graph(segments, place)
     return tables
+
+
+def _programs(segments: Segments, groups: int, members: Tensor, layers: Sequence[int]) -> Tensor:
+    sizes = [0] * groups
+    for size, group in zip(segments.sizes, segments.groups, strict=True):
+        sizes[group] += size
+    owners = []  # the fields of each one's programs, and the filters that one of them takes
+    for group, (size, start) in enumerate(zip(sizes, [0, *accumulate(sizes)], strict=False)):
+        own = members[start : start + size]
+        consecutive = bool((own.diff() == 1).all())
+        base = int(own[0]) if size and consecutive else -1
+        kind, step = (RANKED_GROUP, RANK_ROWS) if size <= RANKED else (COUNTED_GROUP, CHUNK)
+        owners.append((kind.value, group, 0, start, size, base, step))
+    owners.sort(key=lambda owner: -owner[4])
+    for layer in layers:
+        size, start, _ = segments.table[layer].tolist()
+        owners.append((RANKED_LAYER.value, layer, 0, start, size, start, RANK_ROWS))
+    # A group without filters has a threshold, too.
+    counts = [max(size, i < groups) for i, (*_, size, _, _) in enumerate(owners)]
+    tiles = _tiles(range(len(owners)), counts, [owner[-1] for owner in owners])
+    programs = torch.zeros((len(tiles), PROGRAM_WIDTH.value), dtype=torch.int32)
+    fields = torch.tensor(owners, dtype=torch.int32)[tiles[:, 0].long(), : len(PROGRAM_FIELDS)]
+    programs[:, : len(PROGRAM_FIELDS)] = fields
+    programs[:, PROGRAM_FIELDS.index("first")] = tiles[:, 1]
+    return programs
+
+
+def _slot_table(segments: Segments, slots: Tensor) -> Tensor:
+    table = torch.zeros((len(slots), SLOT_WIDTH.value), dtype=torch.int32)
+    filters, first_filter, group = segments.table[slots].T
+    changes = group.diff().bool()
+    begins, ends = torch.cat([changes.new_ones(1), changes]), torch.cat([changes, changes.new_ones(1)])
+    fields = (slots, filters, first_filter, group, begins, ends)
+    table[:, : len(SLOT_FIELDS)] = torch.stack([field.int() for field in fields], dim=1)
+    return table
 
 
 def layer_tables(layout: Layout, where: Place | torch.device) -> LayerTables:
@@ -212,13 +246,13 @@ def _new_scratch(segments: Segments, progress: Progress, device: torch.device) -
         return torch.empty(shape, dtype=torch.int32, device=device)
 
     filters, layers = segments.num_filters, segments.num_layers
-    return Scratch(empty(layers, 2), empty(filters), empty(layers + 1), empty(filters), empty(filters), progress)
+    return Scratch(empty(filters), empty(filters), empty(layers + 1), empty(filters), empty(filters), progress)
 
 
 def _new_progress(groups: int, device: torch.device) -> Progress:
-    zeros = torch.zeros(groups * (PIVOTS + 2) + 1, dtype=torch.int32, device=device)
-    larger, poisoned, counted, ranked = zeros.split([groups * PIVOTS, groups, groups, 1])
-    return Progress(larger, poisoned, counted, ranked)
+    zeros = torch.zeros(groups * (PIVOTS + 1) + 2, dtype=torch.int32, device=device)
+    larger, counted, poisoned, finished = zeros.split([groups * PIVOTS, groups, 1, 1])
+    return Progress(larger, counted, poisoned, finished)
 
 
 def _tiles(layers: Iterable[int], sizes: Sequence[int], rows: Sequence[int]) -> Tensor:
@@ -241,10 +275,6 @@ def _row_tiles(indices: Sequence[int], layout: Layout, rows: Sequence[tuple[int,
     ]
     of_tiles = torch.tensor(of_layers, dtype=torch.int64)[tiles[:, 0].long()]
     return torch.cat([of_tiles[:, :1], tiles[:, 1:].long(), of_tiles[:, 1:]], dim=1).contiguous()
-
-
-def _starts(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
 
 
 def _is_dense(layer: Layer) -> bool:

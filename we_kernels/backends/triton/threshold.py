@@ -1,12 +1,14 @@
-"""The global threshold of every group, its k-th smallest importance, without sorting: by counting against pivots."""
+"""The global threshold of a large group, its k-th smallest importance, by counting against pivots."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
 import triton
 import triton.language as tl
 
-from .fields import LARGEST_FINITE, is_larger, sort_key
-from .launch import kernel
+from .fields import LARGEST_FINITE, is_larger, load_keys
+
+RANKED = 4096
+"""The threshold of a group of at most as many filters is found by ranking them all."""
 
 CHUNK = 256
 """Filters of a group that one program counts."""
@@ -18,18 +20,20 @@ WAYS = tl.constexpr(8)
 """Values between two bounds that are tried at once."""
 
 
-@kernel
-def threshold_kernel(
+@triton.jit
+def count_chunk(
     importance,
     members,
-    group_starts,
-    chunks,
+    group,
+    first,
+    start,
+    total,
+    base,
     rates,
     keys,
     candidates,
     larger,
-    poisoned,
-    finished,
+    counted,
     threshold,
     CHUNK: tl.constexpr,
     PIVOTS: tl.constexpr,
@@ -37,58 +41,38 @@ def threshold_kernel(
     ITEMS: tl.constexpr,
     CANDIDATES: tl.constexpr,
 ):
-    """One program per chunk (group, first member); a group's last program to finish does the rest.
+    """Counts a chunk's filters above every pivot; the group's last program to have done so finds the threshold.
 
-    ``threshold`` becomes NaN where one of the group's importances is not finite or negative. ``larger``,
-    ``poisoned`` and ``finished`` are zero before and after.
+    ``larger`` and ``counted`` are zero before and after.
     """
-    chunk = tl.program_id(0).to(tl.int64) * 2
-    group = tl.load(chunks + chunk)
-    first = tl.load(chunks + chunk + 1)
-    start = tl.load(group_starts + group)
-    total = tl.load(group_starts + group + 1) - start
-    members += start
     keys += start
     larger += group * PIVOTS
 
     index = first + tl.arange(0, CHUNK)
-    mine = _keys(importance, members, index, total)
+    mine = load_keys(importance, members, index, start, total, base)
     tl.store(keys + index, mine, mask=index < total)
-    bad = tl.sum((((mine < 0) | (mine > LARGEST_FINITE)) & (index < total)).to(tl.int32), axis=0)
     pivot = tl.arange(0, PIVOTS)
-    pivots = _keys(importance, members, (pivot * total.to(tl.int64) // PIVOTS).to(tl.int32), total)
+    pivots = load_keys(importance, members, (pivot * total.to(tl.int64) // PIVOTS).to(tl.int32), start, total, base)
     tl.atomic_add(larger + pivot, tl.sum(is_larger(mine[:, None], pivots[None, :]), axis=0), sem="relaxed")
-    if bad > 0:
-        tl.atomic_add(poisoned + group, 1, sem="relaxed")
 
     tl.debug_barrier()  # all threads' writes come before the count of this program
-    if tl.atomic_add(finished + group, 1) == tl.maximum(total - 1, 0) // CHUNK:
+    if tl.atomic_add(counted + group, 1) == (total - 1) // CHUNK:
         above = tl.load(larger + pivot, cache_modifier=".cg")
-        bad = tl.load(poisoned + group, cache_modifier=".cg")
-        rest = total - 1 - _place(tl.load(rates + group), total)
+        rest = place_from_top(tl.load(rates + group), total)
         value = _search(keys, candidates + start, pivots, above, total, rest, LANES, ITEMS, CANDIDATES)
-        value = tl.where(total > 0, value, 0).to(tl.float32, bitcast=True)
-        tl.store(threshold + group, tl.where(bad > 0, float("nan"), value))
+        tl.store(threshold + group, value.to(tl.float32, bitcast=True))
         tl.debug_barrier()  # all threads have read what is set back
         tl.store(larger + pivot, tl.zeros((PIVOTS,), tl.int32))
-        tl.store(poisoned + group, 0)
-        tl.store(finished + group, 0)
+        tl.store(counted + group, 0)
 
 
 @triton.jit
-def _keys(importance, members, index, total):
-    """Sort keys of a group's members; -1, which is larger than none, past the end."""
-    member = tl.load(members + index, mask=index < total, other=0)
-    key = sort_key(tl.load(importance + member, mask=index < total, other=0.0))
-    return tl.where(index < total, key, -1)
-
-
-@triton.jit
-def _place(rate, total):
-    """k of the k-th smallest, from 0: floor(rate * total) between 0 and total - 1."""
+def place_from_top(rate, total):
+    """How many follow the k-th smallest of ``total``, for k, from 0, floor(rate * total) between 0 and total - 1."""
     last = total.to(tl.float64) - 1
     place = tl.where(rate == rate, tl.floor(total.to(tl.float64) * rate), 0.0)
-    return tl.where(place > 0.0, tl.where(place < last, place, last), 0.0).to(tl.int32)
+    place = tl.where(place > 0.0, tl.where(place < last, place, last), 0.0)
+    return total - 1 - place.to(tl.int32)
 
 
 @triton.jit
