@@ -185,13 +185,13 @@ def test_offsets_beyond_2_31_elements():
 
 def test_nothing_compiles_anew_for_other_sizes():
     """No argument value is compiled in."""
-    from we_kernels.backends.triton import rank
+    from we_kernels.backends.triton import matching
 
     compiled = []
     for sizes in ((1, 16), (5, 7, 3), (64,)):
         bank = wk.FilterBank([torch.rand(n, device=DEVICE) for n in sizes])
         wk.match_filters(bank, torch.rand(sum(sizes), device=DEVICE), rate=0.5)
-        compiled.append(len(rank.rank_kernel.device_caches[DEVICE.index][0]))
+        compiled.append(len(matching.matching_kernel.device_caches[DEVICE.index][0]))
     assert compiled == [compiled[0]] * 3
 
 

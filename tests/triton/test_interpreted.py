@@ -39,6 +39,17 @@ def poisoned_allocations(monkeypatch):
     monkeypatch.setattr(operators.torch, "empty", poisoned)
 
 
+@pytest.fixture(params=["ranked", "counted"])
+def method(request, monkeypatch):
+    """Thresholds come from ranking the filters of a group, or, as in large groups only, from counting chunks of it."""
+    if request.param == "counted":
+        monkeypatch.setattr(tables, "RANKED", 0)
+    monkeypatch.setattr(tables, "_matching", WeakKeyDictionary())
+
+
+counted = pytest.mark.parametrize("method", ["counted"], indirect=True)
+
+
 @mixes
 def test_importance(mix):
     matrix.check_importance("cpu", *mix)
@@ -61,6 +72,7 @@ def test_matching_starves_and_feeds():
     assert 0 < int((found.inferior > 0).sum()) < len(groups)
 
 
+@pytest.mark.usefixtures("method")
 def test_matching_with_a_large_layer_and_empty_groups():
     matrix.check_matching("cpu", "normal", [0.4, 0.3, 0.2], [0.2, 0.1, None], [0, 2, 0], None, None, (1100, 5, 40))
 
@@ -70,7 +82,14 @@ def test_counters_of_any_value(start):
     matrix.check_matching("cpu", "normal", [0.5], [1e-9], [0] * len(matrix.SIZES), 4.0, [start])
 
 
-def test_threshold_of_a_group_larger_than_a_tile(monkeypatch):
+@pytest.mark.usefixtures("method")
+@pytest.mark.parametrize("groups", [[0] * 7 + [1] * 13, [1] * 13 + [0] * 7, [i % 2 for i in range(20)]], ids=str)
+def test_matching_of_two_groups(groups):
+    matrix.check_matching("cpu", "ties", [0.37, 0.8], [0.1, None], groups, 4.0, [2, 0])
+
+
+@counted
+def test_threshold_of_a_group_larger_than_a_tile(monkeypatch, method):
     monkeypatch.setattr(operators, "THRESHOLD_ITEMS", 1)
     monkeypatch.setattr(operators, "THRESHOLD_LANES", 64)
     monkeypatch.setattr(operators, "THRESHOLD_CANDIDATES", 8)
@@ -100,6 +119,7 @@ AWKWARD = {
 }
 
 
+@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("values", AWKWARD)
 @pytest.mark.parametrize("filters", [1, 129, 300])
 def test_threshold_of_awkward_values(values, filters):
@@ -109,7 +129,8 @@ def test_threshold_of_awkward_values(values, filters):
     assert thresholds(importance, rates) == wanted
 
 
-def test_threshold_among_more_candidates_than_a_block_holds(monkeypatch):
+@counted
+def test_threshold_among_more_candidates_than_a_block_holds(monkeypatch, method):
     monkeypatch.setattr(operators, "THRESHOLD_CANDIDATES", 8)
     monkeypatch.setattr(operators, "THRESHOLD_LANES", 64)
     monkeypatch.setattr(operators, "THRESHOLD_ITEMS", 1)
@@ -117,6 +138,7 @@ def test_threshold_among_more_candidates_than_a_block_holds(monkeypatch):
     assert thresholds(importance, [0.5]) == [importance.sort().values[350].item()]
 
 
+@pytest.mark.usefixtures("method")
 def test_counts_start_at_zero_after_a_poisoned_step():
     values = AWKWARD["half equal"](300)
     values[299] = float("nan")
@@ -127,11 +149,14 @@ def test_large_layers_and_long_rows_come_first():
     weights = [torch.zeros(n, c, 1, 1) for n, c in ((20, 8), (100, 2), (3, 600), (0, 5), (40, 300))]
     layout = wk.layout.layout_of(weights, [0] * 5, [0, 1, 0, 0, 1])
     where = Place.current(torch.device("cpu"))
-    ranked = tables.matching_tables(layout.segments, 2, where).tiles[:, 0].unique_consecutive()
-    assert ranked.tolist() == [1, 4, 0, 2]
+    static = tables.matching_tables(layout.segments, 2, where)
+    assert static.tiles[:, 0].unique_consecutive().tolist() == [1, 4, 0, 2]
+    kinds, owners = static.programs[:, :2].T.tolist()
+    assert list(dict.fromkeys(zip(kinds, owners, strict=True))) == [(1, 1), (1, 0), (2, 1), (2, 4), (2, 0), (2, 2)]
     assert tables.layer_tables(layout, where).tiles[0][:, 0].unique_consecutive().tolist() == [2, 4, 0, 1]
 
 
+@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1.0, -1e-45])
 @pytest.mark.parametrize("where", [0, 150, -1])
 def test_bad_importance_stops_the_step(value, where):
@@ -301,19 +326,18 @@ def evolve(weights, **options):
 
 
 @pytest.mark.parametrize("layers", [2, 3, 40])
-def test_four_launches_whatever_the_number_of_layers(launches, layers):
+def test_three_launches_whatever_the_number_of_layers(launches, layers):
     evolve([torch.randn(3 + i % 4, 2, 3, 3) for i in range(layers)])
     assert [name for name, *_ in launches] == [
         "importance_kernel",
-        "threshold_kernel",
-        "rank_kernel",
+        "matching_kernel",
         "match_and_cross_kernel",
     ]
 
 
 def test_two_more_launches_for_each_further_dtype(launches):
     evolve([torch.randn(5, 2, 3, 3).to(dtype) for dtype in matrix.DTYPES[:3] * 2])
-    assert len(launches) == 4 + 2 * 2
+    assert len(launches) == 3 + 2 * 2
 
 
 def test_tables_and_scratch_are_made_once(launches, monkeypatch):
@@ -325,10 +349,10 @@ def test_tables_and_scratch_are_made_once(launches, monkeypatch):
     monkeypatch.setattr(tables, "_tiles", None)
     evolve(weights)
     assert len(made) == 4  # importance, donor, threshold, inferior
-    first, second = launches[:4], launches[4:]
+    first, second = launches[:3], launches[3:]
     for (_, before, _), (_, after, _) in zip(first, second, strict=True):
         assert len(before) == len(after)
-    assert first[2][1][12].data_ptr() == second[2][1][12].data_ptr()  # counts
+    assert first[1][1][-1].data_ptr() == second[1][1][-1].data_ptr()  # first_match
 
 
 def test_every_launch_is_compiled_ahead_of_time(launches):
@@ -355,7 +379,7 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
     elsewhere = ("select_kernel", "snapshot_kernel", "sgd_kernel")  # test_asynchronous_interpreted.py
     listed = {variant.key() for variant in aot_table.variants() if variant.kernel.__name__ not in elsewhere}
     for name, arguments, constants in launches:
-        if name == "rank_kernel":
+        if name == "matching_kernel":
             constants = constants | {"LAYERS": operators.STARVATION_TILE}
         assert aot_table.key(name, constants) in listed
         types = [aot_table.type_of(argument) for argument in arguments]

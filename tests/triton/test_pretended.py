@@ -19,7 +19,7 @@ pytest.importorskip("triton")
 
 from we_kernels.backends.triton import tables
 
-STEP = ["importance_kernel", "threshold_kernel", "rank_kernel", "match_and_cross_kernel"]
+STEP = ["importance_kernel", "matching_kernel", "match_and_cross_kernel"]
 
 
 @pytest.fixture

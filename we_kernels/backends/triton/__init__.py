@@ -1,9 +1,8 @@
 """The Triton kernels as a backend: CUDA tensors, or CPU tensors under Triton's interpreter (for tests).
 
-A whole evolution takes four launches, whatever the number of layers: importance, threshold, ranking, crossover
-(importance and crossover once more for every further dtype in the bank). Counting bins takes two launches and
-two fills, or one launch per filter; blending networks one; each once more for every further dtype. Nothing waits for
-the device.
+A whole evolution takes three launches, whatever the number of layers: importance, matching, crossover (importance
+and crossover once more for every further dtype in the bank). Counting bins takes two launches and two fills, or one
+launch per filter; blending networks one; each once more for every further dtype. Nothing waits for the device.
 Importing this module imports no Triton; the operators do.
 """
 
