@@ -47,7 +47,8 @@ class LowRankBases:
     def _for(self, position: int, n: int, rank: int, like: Tensor) -> Tensor:
         tensor, dtype = self.tensors.get(position), accumulate_dtype(like)
         if tensor is None or tensor.shape != (n, rank) or tensor.dtype != dtype or tensor.device != like.device:
-            tensor = self.tensors[position] = torch.zeros((n, rank), dtype=dtype, device=like.device)
+            with torch.inference_mode(False):  # or it could not be written to in another mode
+                tensor = self.tensors[position] = torch.zeros((n, rank), dtype=dtype, device=like.device)
         return tensor
 
 

@@ -15,7 +15,7 @@ import we_kernels as wk
 from we_kernels.grafting import MAX_BINS
 
 from ..invalid_filters import PUBLISHED_THRESHOLDS
-from ..low_rank.layers import unwrap
+from ..model.wrappers import unwrap
 from .network import Information, Network, Rule
 from .parts import find_pairs, find_parts, first_difference
 from .report import GraftingReport, by_threshold

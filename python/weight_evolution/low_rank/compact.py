@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from .layers import Layer, Plain, find_layers, unwrap
+from ..model.copies import copy_model
+from .layers import Layer, Plain, find_layers
 
 VANISHING = 1e-4
 """A layer whose largest singular value is smaller is left alone."""
@@ -29,8 +29,8 @@ def compact_like(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         ValueError: a name is not that of a conv or Linear that can be replaced, or a rank is not in [1, full rank].
     """
     if not ranks:
-        return copy.deepcopy(unwrap(model))
-    layers, skipped = find_layers(unwrap(model), linear=True, include=None, exclude=())
+        return copy_model(model)
+    layers, skipped = find_layers(model, linear=True, include=None, exclude=())
     by_name = {layer.name: layer for layer in layers}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, rank in ranks.items():
@@ -43,14 +43,7 @@ def compact_like(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         first.reset_parameters()
         second.reset_parameters()
         replacements[by_name[name].module] = nn.Sequential(first, second).train(by_name[name].module.training)
-    return replace(unwrap(model), replacements)
-
-
-def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """A deep copy in which every reference to a module is one to its replacement, however often it occurs."""
-    memo: dict[int, object] = {id(old): new for old, new in replacements.items()}
-    result: nn.Module = copy.deepcopy(model, memo)
-    return result
+    return copy_model(model, replacements)
 
 
 @torch.no_grad()

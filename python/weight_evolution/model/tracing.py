@@ -59,7 +59,7 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...] | None = None) ->
         NotTracedError: with the reason for each way.
     """
     reasons: list[str] = []
-    with _restored():
+    with restored():
         # Tracing runs the user's forward, and copying the user's __deepcopy__, so anything may be raised.
         try:
             return _by_fx(copy_without_values(model))
@@ -147,7 +147,7 @@ def _read_by_call(module: nn.Module) -> Tensor | None:
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
+def restored() -> Iterator[None]:
     """Random states and torch's modes are afterwards as before."""
     numpy_random = getattr(sys.modules.get("numpy"), "random", None)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
