@@ -24,6 +24,7 @@ from .compact import as_matrix, compact_like, factorize, vanishes
 from .costs import count_macs, count_parameters, make_inputs, measure_latency
 from .layers import FROZEN, Layer, Layers, changed
 from .ranks import energies, ranks_for_budget, ranks_from_dict, ranks_from_ratio
+from .replicas import Replicas, count_other_ranks
 from .report import CompactReport, LayerCost, ProjectionReport
 
 _STATE_FORMAT = 1
@@ -41,8 +42,10 @@ class LowRankProjection:
     (arXiv 2204.05566).
 
     Args:
-        model: the network; DistributedDataParallel and torch.compile are seen through. Its parameters may later move
-            between devices or be reloaded.
+        model: the network; wrappers (torch.compile, DistributedDataParallel, activation checkpointing, ...) are seen
+            through. Its parameters may later move between devices or be reloaded. In DistributedDataParallel making
+            the projection and each `step` are collective: all ranks rectify with the first one's running variances and
+            end with its weights, so pass the wrapped model.
         prune_ratio: in [0, 1): rank ``int(n - n * prune_ratio)``, at least 1, of n = min(N, C * kernel); or a list with
             one per layer (`layers`). 0.7 unless ranks are chosen otherwise.
         ranks: layer name -> rank; other layers stay as they are.
@@ -95,6 +98,7 @@ class LowRankProjection:
         self._example_inputs = _check_inputs(example_inputs)
         self._layers = Layers(model, linear=linear, include=include, exclude=exclude)
         self._model = unwrap(model)
+        self._replicas = Replicas.of(model)
         _check_weights(self._layers.items)
         self.energy_transfer = energy_transfer
         self.check_finite = check_finite
@@ -163,18 +167,20 @@ class LowRankProjection:
             result = wk.project_low_rank_(
                 weights,
                 ranks,
-                self._row_scales(layers),
+                self._row_scales(layers, of_first_rank=True),
                 bases=self._bases,
                 energy_transfer=self.energy_transfer,
             )
+            if self._replicas is not None:  # also where libraries or numbers of threads differ
+                self._replicas.take_(weights)
+            if reset is not None:
+                reset.apply_()
         report = ProjectionReport(self._steps, layers, ranks, self.batch_norm_pairs.names, self.skipped, result)
         if self.check_finite:
             if on_cpu:
                 report.check_finite()
             else:
                 self._unchecked = report
-        if reset is not None:
-            reset.apply_()
         self._steps += 1
         return report
 
@@ -306,12 +312,29 @@ class LowRankProjection:
                 "batch_norm_pairs (None for a conv without)",
                 stacklevel=3,
             )
+        modules = dict(named_modules(self._model))
+        own_statistics = [
+            norm for norm in pairs.names.values() if not isinstance(modules.get(norm or ""), nn.SyncBatchNorm)
+        ]
+        if self._replicas is None and any(own_statistics) and (others := count_other_ranks()):
+            warnings.warn(
+                f"torch.distributed has {others} other ranks, but the model is not in DistributedDataParallel. If they "
+                "train replicas of one network, pass the wrapped model: otherwise each rank rectifies with the running "
+                "variances of its own BatchNorms, and the replicas drift apart",
+                stacklevel=3,
+            )
         return pairs
 
-    def _row_scales(self, layers: Sequence[Layer]) -> list[Tensor | None]:
-        """For each layer [N], what the BatchNorm behind it multiplies each row by."""
+    def _row_scales(self, layers: Sequence[Layer], *, of_first_rank: bool = False) -> list[Tensor | None]:
+        """For each layer [N], what the BatchNorm behind it multiplies each row by.
+
+        ``of_first_rank``: those of the first replica, where there are several; collective.
+        """
         modules = dict(named_modules(self._model))
-        return [self._row_scale(layer, modules) for layer in layers]
+        scales = [self._row_scale(layer, modules) for layer in layers]
+        if of_first_rank and self._replicas is not None:
+            self._replicas.take_([scale for scale in scales if scale is not None])
+        return scales
 
     def _row_scale(self, layer: Layer, modules: Mapping[str, nn.Module]) -> Tensor | None:
         norm_name = self.batch_norm_pairs.names.get(layer.name)
@@ -333,10 +356,12 @@ class LowRankProjection:
             own = dict(plain.named_modules())
             total, macs = count_macs(plain, inputs, [own[layer.name] for layer in self._layers])
         spectra = []
-        for layer, scale in zip(self._layers, self._row_scales(self._layers.items), strict=True):
+        scales = self._row_scales(self._layers.items, of_first_rank=True)
+        for layer, scale in zip(self._layers, scales, strict=True):
             _require_finite(layer, scale)
             spectra.append(energies(as_matrix(layer.weight, scale)))
-        return ranks_for_budget(self._layers.items, spectra, macs, total, budget)
+        ranks = ranks_for_budget(self._layers.items, spectra, macs, total, budget)
+        return ranks if self._replicas is None else self._replicas.ranks_of_first(ranks)
 
     def _replaced_and_kept(self) -> tuple[dict[str, int], dict[str, str]]:
         """Layer name -> rank, of the layers that `compact` replaces; and of the others, why not."""
