@@ -25,7 +25,7 @@ from .costs import count_macs, count_parameters, make_inputs, measure_latency
 from .layers import FROZEN, Layer, Layers, changed
 from .ranks import energies, ranks_for_budget, ranks_from_dict, ranks_from_ratio
 from .replicas import Replicas, count_other_ranks
-from .report import CompactReport, LayerCost, ProjectionReport
+from .report import VANISHES, CompactReport, LayerCost, ProjectionReport
 
 _STATE_FORMAT = 1
 _DEFAULT_PRUNE_RATIO = 0.7
@@ -374,7 +374,7 @@ class LowRankProjection:
             if not layer.saves(rank):
                 kept[layer.name] = f"two layers of rank {rank} would not cost less"
             elif vanishes(as_matrix(layer.weight, scale)):
-                kept[layer.name] = "largest singular value under 1e-4"
+                kept[layer.name] = VANISHES
             else:
                 replaced[layer.name] = rank
                 kept.pop(layer.name, None)  # frozen since
