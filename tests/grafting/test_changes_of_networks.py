@@ -7,6 +7,7 @@ import pytest
 import torch
 from grafting_networks import assert_equal, clone, small
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
 
 from weight_evolution import FilterGrafting, LowRankProjection
@@ -203,3 +204,29 @@ def test_bad_choices(options, error, message):
 def test_forms_without_layers_give_the_real_reason(method, form, reason):
     with pytest.raises(ValueError, match=reason):
         method(lambda: form(nn.Sequential(nn.Conv2d(3, 4, 3))))
+
+
+@pytest.mark.parametrize("level", ["layer", "filter"])
+def test_wrapped_submodules_have_the_names_of_the_model(level):
+    plain, models = [small(0), small(1)], [small(0), small(1)]
+    models[0].conv1 = checkpoint_wrapper(models[0].conv1)
+    models[1].norm1 = torch.compile(models[1].norm1, backend="eager")
+    expected = FilterGrafting(plain, level=level, exclude=["fc"]).step()
+    report = FilterGrafting([nn.DataParallel(models[0]), models[1]], level=level, exclude=["fc"]).step()
+    assert report.coefficients[0].keys() == expected.coefficients[0].keys()
+    for model, other in zip(models, plain, strict=True):
+        for (name, tensor), right in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+            assert torch.equal(tensor, right), name
+
+
+@pytest.mark.parametrize("level", ["layer", "filter"])
+def test_steps_in_inference_mode_and_out_of_it(level):
+    models, plain = [small(0), small(1)], [small(0), small(1)]
+    grafting, other = FilterGrafting(models, level=level), FilterGrafting(plain, level=level)
+    for mode in (torch.inference_mode, torch.enable_grad, torch.inference_mode):
+        with mode():
+            grafting.step()
+        other.step()
+    for model, right in zip(models, plain, strict=True):
+        assert_equal(model, right.state_dict())
+    models[0](torch.ones(2, 3, 5, 5)).sum().backward()

@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils import parametrizations, prune
 
-from weight_evolution import count_invalid_filters
+from weight_evolution import FilterGrafting, LowRankProjection, count_invalid_filters
 from weight_evolution.model.copies import copy_model
 from weight_evolution.overlap import filter_overlap
 
@@ -62,3 +65,22 @@ def test_parts_of_a_weight_are_refused(measure):
 def test_lazy_weights_are_refused(measure):
     with pytest.raises(TypeError, match=r"0.weight is not initialized yet"):
         measure(nn.Sequential(nn.LazyConv2d(3, 5)))
+
+
+@pytest.fixture
+def mesh():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def graft(model):
+    FilterGrafting([model, copy.deepcopy(model)])
+
+
+@pytest.mark.parametrize("method", [*MEASURES, LowRankProjection, graft])
+def test_distributed_tensors_are_refused_at_once(method, mesh):
+    model = nn.Sequential(nn.Conv2d(3, 5, 3))
+    model[0].weight = nn.Parameter(distribute_tensor(model[0].weight.detach(), mesh, [Shard(0)]))
+    with pytest.raises(TypeError, match=r"0.weight is a DTensor, of which this rank holds a part"):
+        method(model)

@@ -26,7 +26,7 @@ def convolutions(
         chosen: of a module's name and the module, whether it counts; all when left out.
 
     Raises:
-        TypeError: a weight is not initialized yet.
+        TypeError: a weight is not initialized yet, or a DTensor.
         ValueError: a weight is not a whole one.
     """
     found: dict[str, tuple[_ConvNd, Tensor]] = {}
@@ -44,6 +44,8 @@ def convolutions(
             continue
         else:
             seen.add(id(weight))
+        if hasattr(weight, "placements"):
+            raise TypeError(f"{full_name} is a DTensor, of which this rank holds a part; filters must be whole")
         check_weight(full_name, module, weight)
         found[full_name] = module, weight.detach()
     return found
