@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..wrapped_optimizers import parameters_of
+
 
 def check_hooks(optimizer: Optimizer) -> None:
     """Whether ``optimizer.step()`` runs its step hooks.
@@ -30,13 +32,6 @@ def check_hooks(optimizer: Optimizer) -> None:
         "cannot be masked; call torch.optim.Optimizer.__init__ in it, or give the optimizer that it wraps, of which "
         "alone the steps are masked then"
     )
-
-
-def wrapped_optimizers(optimizer: Optimizer) -> list[Optimizer]:
-    """Other optimizers of the same parameters that an optimizer holds, to step them within its own step."""
-    own = _parameter_ids(optimizer)
-    held = [value for value in vars(optimizer).values() if isinstance(value, Optimizer) and value is not optimizer]
-    return [other for other in held if own & _parameter_ids(other)]
 
 
 def within_another_step(optimizer: Optimizer) -> bool:
@@ -60,13 +55,8 @@ def only_makes_state(optimizer: Optimizer, arguments: Iterable[Any] = ()) -> boo
         return False
     if not all(_is_zero(group.get("lr")) for group in optimizer.param_groups):
         return False
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None]
     return bool(gradients) and not any(g.layout != torch.strided or bool(g.any()) for g in gradients)
-
-
-def _parameter_ids(optimizer: Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _is_zero(lr: Any) -> bool:

@@ -12,6 +12,7 @@ import we_kernels as wk
 
 from ..model.links import Links
 from ..parameters import Targets
+from ..wrapped_optimizers import parameters_of
 
 
 class Convolutions:
@@ -32,7 +33,7 @@ class Convolutions:
         self._find = find
         self._optimizer = optimizer
         self._model = model
-        self.targets = find(self._optimized())
+        self.targets = find(parameters_of(self._optimizer))
         self._seen: list[int] = []
         self._links: Links | None = None
         self._remember()
@@ -49,7 +50,7 @@ class Convolutions:
         return self.targets.bank()
 
     def _look_again(self) -> None:
-        found = self._find(self._optimized())
+        found = self._find(parameters_of(self._optimizer))
         names, modules = {target.name for target in found.items}, {id(target.module) for target in found.items}
         for target in self.targets.items:
             if target.name not in names and id(target.module) not in modules:
@@ -71,10 +72,7 @@ class Convolutions:
     def _identities(self) -> list[int]:
         """Of the optimizer's parameters and of the weights that take part."""
         weights = [target.module._parameters.get(target.attribute) for target in self.targets.items]
-        return list(map(id, [*self._optimized(), *weights]))
-
-    def _optimized(self) -> list[Tensor]:
-        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        return list(map(id, [*parameters_of(self._optimizer), *weights]))
 
     def __getstate__(self) -> dict[str, Any]:
         # Without the bank, and what is known by identity: a copy finds its own.
