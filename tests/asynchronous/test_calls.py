@@ -175,9 +175,7 @@ def test_half_steps_are_refused_before_the_weights_move():
     backward(model, BATCHES[0])
     before = snapshot(model)
     sam.first_step()
-    with pytest.raises(
-        RuntimeError, match=r"the SGD in it steps outside of its step\(\).*make the AsynchronousUpdate of"
-    ):
+    with pytest.raises(RuntimeError, match=r"the SGD in it steps outside of its step\(\).*make one of that SGD"):
         sam.second_step()
     assert all(torch.equal(value, before[name]) for name, value in snapshot(model).items())
 
@@ -191,6 +189,37 @@ def test_half_steps_are_refused_before_the_weights_move():
     sam.first_step()
     sam.second_step()
     assert moved(model, before) == selection["stem.weight"].tolist()
+
+
+def test_one_update_for_an_optimizer_and_those_in_it():
+    model = make_net()
+    sam = SAM(optim.SGD(model.parameters(), lr=0.1))
+    update = AsynchronousUpdate(sam.base, model)
+    with pytest.raises(
+        ValueError, match=r"or one that it holds, has an AsynchronousUpdate already; call its detach\(\)"
+    ):
+        AsynchronousUpdate(sam, model)
+    update.detach()
+    AsynchronousUpdate(sam, model)
+    with pytest.raises(ValueError, match="is an AsynchronousSGD or holds one"):
+        AsynchronousUpdate(SAM(AsynchronousSGD(model.parameters(), model=model)), model)
+
+
+def test_a_dummy_step_of_an_optimizer_that_holds_another():
+    class Around(Optimizer):
+        def __init__(self, base):
+            super().__init__(base.param_groups, base.defaults)
+            self.base, self.param_groups, self.state = base, base.param_groups, base.state
+
+        def step(self, closure=None):
+            self.base.step()
+
+    model = make_net()
+    optimizer = Around(optim.Adam(model.parameters()))
+    update = AsynchronousUpdate(optimizer, model)
+    get_optimizer_state_dict(model, optimizer)
+    assert update.step_count == 0
+    check_masked_steps(model, optimizer, update, BATCHES[:1])
 
 
 def test_an_optimizer_of_other_parameters_may_step_whenever_it_likes():

@@ -112,8 +112,8 @@ def test_the_next_steps_of_filled_elements_are_of_the_size_of_others(amsgrad):
             step(optimizer, parameters)
             moves.append((parameters[0].detach() - before)[masks[0]].abs().max() / 0.01)
         largest[choice] = float(max(moves))
-    assert largest["reset"] > 2.5
-    assert largest["fill"] < 2.0
+    assert largest["reset"] > 2.4  # 2.50 learning rates
+    assert largest["fill"] < 0.9  # 0.79; of the other elements 0.73
 
 
 def test_all_elements_replaced_and_values_that_are_not_finite():

@@ -98,7 +98,7 @@ class AsynchronousSGD(SGD):
         if model is not None:
             find = partial(find_convolutions, model, select, include=include, exclude=exclude)
         else:
-            find = partial(listed_convolutions, tuple(conv_weights or ()), select)
+            find = partial(listed_convolutions, () if conv_weights is None else tuple(conv_weights), select)
         convolutions = Convolutions(find, self, model)
         self._subsets = Subsets(
             convolutions, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale

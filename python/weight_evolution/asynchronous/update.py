@@ -33,6 +33,7 @@ class _Begun(NamedTuple):
     selected: Tensor
     buffer: Tensor
     layout: list[_Layout]
+    counts: bool
 
 
 class AsynchronousUpdate:
@@ -44,13 +45,17 @@ class AsynchronousUpdate:
     for every layer and step, from ``seed`` and the number of the step alone, so all ranks of a data-parallel job draw
     the same without communication.
 
-    Convolutions whose weight the optimizer does not have when this is made take no part (see `skipped`), nor those that
-    ``optimizer.add_param_group`` adds later: call `detach` and make a new one. Frozen convolutions take part when they
-    are thawed.
+    Convolutions whose weight the optimizer does not have take no part (see `skipped`) until ``add_param_group`` adds
+    it. Frozen convolutions take part when they are thawed. Model and optimizer are looked at in each step: what can be
+    followed is followed, a weight that cannot be masked any more makes the step raise before anything is changed.
 
     A step that a GradScaler skips draws nothing. If the optimizer's step raises, the weights stay as it left them, and
     the next step draws the same subset again. A closure sees the weights as the plain optimizer would have them within
-    its step (LBFGS evaluates it there); the others are put back at the end.
+    its step (LBFGS evaluates it there); the others are put back at the end. A step that calls ``super().step()`` is one
+    step.
+
+    Copies (`copy.deepcopy`, pickle) of optimizer, model and this together go on alike; a copy of the optimizer without
+    this is the plain optimizer.
 
     Cost: a copy of the weights that do not move, before and after the step, in one buffer of the convolutions' size
     that is kept (with ``rescale`` a second one). `AsynchronousSGD` needs neither.
@@ -60,7 +65,8 @@ class AsynchronousUpdate:
     program is ``select="input_channels", replacement=True``.
 
     Args:
-        optimizer: any torch optimizer.
+        optimizer: any torch optimizer whose ``step()`` runs torch's step hooks. Of an optimizer around another one, the
+            outer one.
         model: the network, or a part of it; all its convolutions on one device.
         rate: in (0, 1]: the share of each layer's filters that moves, at least one filter.
         seed: of the random subsets.
@@ -74,6 +80,10 @@ class AsynchronousUpdate:
 
     Raises:
         TypeError, ValueError: name the argument or parameter and say what to do; nothing is attached.
+
+    ``optimizer.step()`` then raises before a weight moves: RuntimeError, if a weight that took part is not in the model
+    or the optimizer any more, or if an optimizer that the given one holds steps outside of its step; TypeError or
+    ValueError, if a weight was parametrized, pruned, sharded or resized.
     """
 
     def __init__(
@@ -91,10 +101,15 @@ class AsynchronousUpdate:
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if isinstance(optimizer, AsynchronousSGD):
-            raise ValueError("optimizer is an AsynchronousSGD, which updates asynchronously by itself; use it alone")
-        if optimizer in _attached:
-            raise ValueError("optimizer has an AsynchronousUpdate already; call its detach() first")
+        for one in (optimizer, *wrapped_optimizers(optimizer)):
+            if isinstance(one, AsynchronousSGD):
+                raise ValueError(
+                    "optimizer is an AsynchronousSGD or holds one, which updates asynchronously by itself; use it alone"
+                )
+            if one in _attached:
+                raise ValueError(
+                    "optimizer, or one that it holds, has an AsynchronousUpdate already; call its detach() first"
+                )
         check_hooks(optimizer)
         find = partial(find_convolutions, model, check_select(select), include=include, exclude=exclude)
         convolutions = Convolutions(find, optimizer, model)
@@ -180,10 +195,8 @@ class AsynchronousUpdate:
         if within_another_step(optimizer):
             return
         self._begun = None
-        if only_makes_state(optimizer, (*args[1:], *kwargs.values())):
-            return
         with torch.no_grad():
-            self._begun = self._begin()
+            self._begun = self._begin(counts=not only_makes_state(optimizer, (*args[1:], *kwargs.values())))
 
     def _restore(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._begun is None or within_another_step(optimizer):  # None: made within a step
@@ -191,18 +204,19 @@ class AsynchronousUpdate:
         begun, self._begun = self._begun, None
         with torch.no_grad():
             self._end(begun)
-        # What a GradScaler tells a fused optimizer, which then leaves out its step on the device.
-        self._subsets.advance(skipped=getattr(optimizer, "found_inf", None))
+        if begun.counts:
+            # What a GradScaler tells a fused optimizer, which then leaves out its step on the device.
+            self._subsets.advance(skipped=getattr(optimizer, "found_inf", None))
 
     def _refuse_outside(self, other: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._begun is None:
             raise RuntimeError(
                 f"{type(self._optimizer).__name__} has an AsynchronousUpdate, but the {type(other).__name__} in it "
                 "steps outside of its step() (in SAM's second_step, say), where nothing is masked; call step(), or "
-                f"make the AsynchronousUpdate of that {type(other).__name__}"
+                f"detach() it and make one of that {type(other).__name__}"
             )
 
-    def _begin(self) -> _Begun:
+    def _begin(self, counts: bool) -> _Begun:
         bank = self._subsets.convolutions.bank()
         selected = self._subsets.draw(bank)
         layout = _layout(bank.weights)
@@ -212,7 +226,7 @@ class AsynchronousUpdate:
         wk.save_unselected_(bank, selected, self._buffer)
         if self._subsets.rescale:
             torch._foreach_copy_(self._before_step, list(bank.weights))
-        return _Begun(selected, self._buffer, layout)
+        return _Begun(selected, self._buffer, layout, counts)
 
     def _end(self, begun: _Begun) -> None:
         bank = self._subsets.convolutions.targets.bank()
