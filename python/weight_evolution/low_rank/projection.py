@@ -17,7 +17,7 @@ import we_kernels as wk
 from ..model.copies import copy_model
 from ..model.tracing import restored
 from ..model.wrappers import named_modules, unwrap
-from ..optimizer_state import StateReset, optimizer_to_reset
+from ..optimizer_state import StateUpdate, check_optimizer_state
 from ..parameters import ModuleFilter
 from .batch_norm_pairs import BatchNormPairs, find_batch_norms
 from .compact import as_matrix, compact_like, factorize, vanishes
@@ -60,9 +60,9 @@ class LowRankProjection:
         example_inputs: a tensor or a tuple of them, for ``budget``, and for torch.export where torch.fx cannot trace.
         include: only modules of these names (with all inside them), name patterns (``*``) or types.
         exclude: no modules of these names, patterns or types.
-        optimizer: needed to reset its state.
-        optimizer_state: "keep" (as published) or "reset": projected weights get the momentum and moments of a fresh
-            parameter. Resetting holds a copy of the weights during the step.
+        optimizer: the one that trains the model, so that its state can change with the weights.
+        optimizer_state: "keep" (as published), "fill" or "reset" the momentum and moments of projected weights, as in
+            `WeightEvolution`.
         check_finite: raise when a weight is NaN or infinite. Such a step changes nothing, with or without the check.
 
     Raises:
@@ -88,7 +88,7 @@ class LowRankProjection:
         optimizer_state: str = "keep",
         check_finite: bool = True,
     ) -> None:
-        self._reset_optimizer = optimizer_to_reset(optimizer, optimizer_state)
+        self._optimizer_state = check_optimizer_state(optimizer, optimizer_state)
         given = {"prune_ratio": prune_ratio, "ranks": ranks, "budget": budget}
         chosen = [name for name, value in given.items() if value is not None]
         if len(chosen) > 1:
@@ -100,6 +100,8 @@ class LowRankProjection:
         self._model = unwrap(model)
         self._replicas = Replicas.of(model)
         _check_weights(self._layers.items)
+        if self._optimizer_state is not None:
+            self._optimizer_state.check_trains([layer.weight for layer in self._layers])
         self.energy_transfer = energy_transfer
         self.check_finite = check_finite
         self.batch_norm_pairs = self._find_pairs(rectify_batch_norm, batch_norm_pairs)
@@ -158,12 +160,12 @@ class LowRankProjection:
         layers, ranks = [layer for layer, _ in projected], [rank for _, rank in projected]
         result = None
         on_cpu = True
-        reset = None
+        state = None
         if layers:
             weights = [layer.weight for layer in layers]
             on_cpu = _one_device(layers).type == "cpu"
-            if self._reset_optimizer is not None:
-                reset = StateReset(self._reset_optimizer, weights)
+            if self._optimizer_state is not None:
+                state = StateUpdate(self._optimizer_state, weights)
             result = wk.project_low_rank_(
                 weights,
                 ranks,
@@ -173,8 +175,8 @@ class LowRankProjection:
             )
             if self._replicas is not None:  # also where libraries or numbers of threads differ
                 self._replicas.take_(weights)
-            if reset is not None:
-                reset.apply_()
+            if state is not None:
+                state.apply_()
         report = ProjectionReport(self._steps, layers, ranks, self.batch_norm_pairs.names, self.skipped, result)
         if self.check_finite:
             if on_cpu:
