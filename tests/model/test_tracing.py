@@ -123,6 +123,7 @@ def test_the_copy_has_no_memory_for_weights():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(100, 100))
     model.kept = torch.ones(100, 100, requires_grad=True) * 2
     model.register_buffer("mask", torch.ones(100, 100))
+    model.teachers = [nn.Linear(100, 100)]
     model.register_buffer("flag", torch.tensor(True))
     model[1].weight.grad = torch.ones(100, 100)
     model[0].weight.data = model[0].weight.data.contiguous(memory_format=torch.channels_last)
@@ -130,6 +131,8 @@ def test_the_copy_has_no_memory_for_weights():
     assert all(p.is_meta for p in copied.parameters())
     assert copied.kept.is_meta
     assert copied.mask.is_meta
+    assert copied.teachers[0].weight.is_meta
+    assert not model.teachers[0].weight.is_meta
     assert bool(copied.flag)
     assert copied[1].weight.grad is None
     assert copied[0].weight.stride() == model[0].weight.stride()

@@ -93,6 +93,9 @@ class _Copying(TorchFunctionMode):
                 memo[id(tensor)] = converted
             if id(tensor) in memo:
                 return memo[id(tensor)]
+        # How parameters copy themselves, here those that are not the model's own: a teacher's in a list.
+        elif func is Tensor.clone and (converted := self._convert(args[0])) is not None:
+            return converted
         return func(*args, **(kwargs or {}))
 
 
