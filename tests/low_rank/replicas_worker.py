@@ -78,6 +78,30 @@ def grafting(options, rank):
     return {}
 
 
+def grafted_list(rank):
+    """Every rank holds all networks."""
+    networks_here = [networks.branches(seed) for seed in range(2)]
+    grafting = FilterGrafting([DistributedDataParallel(model) for model in networks_here], level="filter")
+    for model in networks_here:
+        model.stem_norm.running_mean += rank
+    grafting.step()
+    return {"parameters": [dict(model.named_parameters()) for model in networks_here]}
+
+
+def grafted_pairs(rank):
+    """Each network on two ranks."""
+    groups = [dist.new_group([first, first + 1]) for first in range(0, dist.get_world_size(), 2)]
+    parallel = DistributedDataParallel(networks.branches(rank // 2), process_group=groups[rank // 2])
+    if len(groups) == 1:
+        return {"parameters": []}
+    grafting = FilterGrafting(parallel, ranks_per_network=2)
+    parallel.module.stem_norm.running_mean += rank
+    before = parallel.module.bare.weight.detach().clone()
+    grafting.step()
+    assert not torch.equal(parallel.module.bare.weight, before)
+    return {"parameters": [dict(parallel.module.named_parameters())]}
+
+
 def without_wrapper(rank):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -109,6 +133,8 @@ CASES = {
     "grafting": lambda rank: grafting({}, rank),
     "grafting, by filter": lambda rank: grafting({"level": "filter"}, rank),
     "grafting, wrong count": lambda rank: grafting({"ranks_per_network": 1}, rank),
+    "grafting, all networks on every rank": grafted_list,
+    "grafting, two ranks a network": grafted_pairs,
     "without wrapper": without_wrapper,
     "copied": copied,
 }

@@ -60,6 +60,16 @@ def test_replicas_are_bit_equal_after_every_step(outcomes, processes, case):
 
 
 @pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("case", ["grafting, all networks on every rank", "grafting, two ranks a network"])
+def test_replicas_are_bit_equal_after_grafting(outcomes, processes, case):
+    ranks = [rank[case]["parameters"] for rank in outcomes(processes)]
+    for first, second in zip(ranks[::2], ranks[1::2], strict=True):
+        for ours, theirs in zip(first, second, strict=True):
+            for name, tensor in ours.items():
+                assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("case", ["grafting", "grafting, by filter", "grafting, wrong count"])
 def test_grafting_refuses_replicas_as_networks(outcomes, processes, case):
     for rank in outcomes(processes):
