@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import threading
 
 import networks
 import pytest
@@ -71,6 +72,39 @@ def test_what_cannot_be_followed_is_refused(call, change, message):
         CALLS[call](projection)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda m: m.to("meta"), TypeError, "stem.weight is a meta tensor, without values"),
+        (
+            lambda m: setattr(m.bare.weight, "data", m.bare.weight[:1, :1].expand(16, 16, 3, 3)),
+            ValueError,
+            "bare.weight ov",
+        ),
+        (lambda m: m.bare.weight.untyped_storage().resize_(0), ValueError, "storage of bare.weight was freed"),
+    ],
+)
+def test_weights_without_values_are_named(call, change, error, message):
+    model = networks.branches()
+    projection = LowRankProjection(model)
+    with torch.no_grad():
+        change(model)
+    with pytest.raises(error, match=message):
+        CALLS[call](projection)
+
+
+def test_a_model_that_cannot_be_copied():
+    model = networks.branches()
+    model.head.lock = threading.Lock()
+    with pytest.warns(UserWarning, match="could not be traced"):
+        projection = LowRankProjection(model)
+    projection.step()
+    for call in ("compact", "report"):
+        with pytest.raises(TypeError, match=r"the model cannot be copied: head.lock cannot \(cannot pickle"):
+            CALLS[call](projection)
 
 
 def test_a_layer_that_was_thawed_is_refused():

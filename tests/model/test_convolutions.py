@@ -67,6 +67,22 @@ def test_lazy_weights_are_refused(measure):
         measure(nn.Sequential(nn.LazyConv2d(3, 5)))
 
 
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (None, "0.weight is None"),
+        (torch.ones(5, 3, 3, 3, dtype=torch.int32), "0.weight must be float32, .* got torch.int32"),
+        (torch.ones(5, 3, 3, 3, device="meta"), "0.weight is a meta tensor, without values"),
+    ],
+)
+def test_weights_without_values_are_refused(measure, weight, message):
+    model = nn.Sequential(nn.Conv2d(3, 5, 3))
+    model[0].weight = None if weight is None else nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(TypeError, match=message):
+        measure(model)
+
+
 @pytest.fixture
 def mesh():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -153,11 +153,11 @@ class FilterGrafting:
             network.look()
         _require_equal([network.describe() for network in self._networks], "models[{}]")
         _refuse_shared(self._networks)
+        banks = [network.bank() for network in self._networks]
         before = [network.information(self._rule) for network in self._networks]
         for i, (network, one) in enumerate(zip(self._networks, before, strict=True)):
             _require_finite(network, one, f"network {i}: ")
         coefficients = _all_coefficients(self._networks[0], before, self._rule)
-        banks = [network.bank() for network in self._networks]
         vectors = [n.vector(c, bank) for n, c, bank in zip(self._networks, coefficients, banks, strict=True)]
         if len({bank.device for bank in banks}) == 1:
             wk.blend_ring_(banks, vectors, per=self._networks[0].per)
@@ -195,6 +195,7 @@ class FilterGrafting:
         error: Exception | None = None
         try:
             network.look()
+            network.bank()  # refuses what the blend would
             told = (network.describe(), network.information(self._rule).pack())
         except Exception as raised:  # told to the others, who would wait
             error = raised

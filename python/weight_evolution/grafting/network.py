@@ -115,8 +115,14 @@ class Network:
         return described
 
     def bank(self) -> wk.FilterBank:
-        """All parts."""
-        return self.bank_of([part.tensor for part in self.parts.items])
+        """All parts.
+
+        Raises:
+            TypeError, ValueError: one has no values, or not in memory of its own.
+        """
+        bank = self.bank_of([part.tensor for part in self.parts.items])
+        bank.check()
+        return bank
 
     def bank_of(self, tensors: Sequence[Tensor], first: int = 0) -> wk.FilterBank:
         """A bank of tensors that stand for the parts from the ``first`` on."""

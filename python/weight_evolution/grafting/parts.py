@@ -243,8 +243,13 @@ def _require_own_weight(module: nn.Module, name: str) -> None:
             f"by one; remove the parametrization first, or pass exclude=[{name.rpartition('.')[0]!r}]"
         )
     weight = module._parameters["weight"]
-    if weight is not None and not is_lazy(weight):
+    if weight is None:
+        if not isinstance(module, _BatchNorm):
+            raise TypeError(f"{name} is None; pass exclude=[{name.rpartition('.')[0]!r}]")
+    elif not is_lazy(weight):
         check_weight(name, module, weight)
+        if isinstance(module, _ConvNd):  # it is measured even where it is not blended
+            _require_fit(weight, name)
 
 
 def _require_fit(tensor: Tensor, name: str) -> None:

@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+
+from we_kernels import FilterBank
 
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules, unwrap
@@ -81,6 +84,7 @@ class Layers:
         self._model = model
         self._options = linear, include, exclude
         self.items, self.unfit = find_layers(model, linear=linear, include=include, exclude=exclude)
+        _check_weights(self.items)
         self._shapes = {layer.name: layer.weight.shape for layer in self.items}
         self.frozen: set[str] = set()
         """Names of layers that were frozen since, at the last look."""
@@ -95,8 +99,8 @@ class Layers:
         """Follow what was replaced by its like, and what was frozen since.
 
         Raises:
-            ValueError: a layer is gone, has another shape or cannot be projected any more, or one can be that could
-                not before.
+            TypeError, ValueError: a layer is gone, has another shape or cannot be projected any more, or one can be
+                that could not before.
         """
         fit, unfit = _sort(self._model, *self._options)
         now = {layer.name: layer for layer in fit}
@@ -114,8 +118,25 @@ class Layers:
         for name in now:
             if name not in self._shapes:
                 raise changed(name, f"it can be projected now; before: {self.unfit.get(name, 'it was not there')}")
-        self.items = [now[name] for name in self._shapes]
-        self.frozen = frozen
+        items = [now[name] for name in self._shapes]
+        _check_weights(items)
+        self.items, self.frozen = items, frozen
+
+
+def one_device(layers: Sequence[Layer]) -> torch.device:
+    """The device of all layers; raises ValueError if there are several."""
+    devices = {layer.weight.device: layer.name for layer in layers}
+    if len(devices) > 1:
+        where = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        raise ValueError(f"all layers must be on one device, got {where}; use one LowRankProjection per device")
+    return next(iter(devices))
+
+
+def _check_weights(layers: Sequence[Layer]) -> None:
+    """Raises what a projection would, by the layers' names: it comes after an epoch."""
+    one_device(layers)
+    names = [joined(layer.name, "weight") for layer in layers]
+    FilterBank([layer.weight.detach() for layer in layers], names=names).check()
 
 
 def changed(name: str, what: str) -> ValueError:

@@ -22,7 +22,7 @@ from ..parameters import ModuleFilter
 from .batch_norm_pairs import BatchNormPairs, find_batch_norms
 from .compact import as_matrix, compact_like, factorize, vanishes
 from .costs import count_macs, count_parameters, make_inputs, measure_latency
-from .layers import FROZEN, Layer, Layers, changed
+from .layers import FROZEN, Layer, Layers, changed, one_device
 from .ranks import energies, ranks_for_budget, ranks_from_dict, ranks_from_ratio
 from .replicas import Replicas, count_other_ranks
 from .report import VANISHES, CompactReport, LayerCost, ProjectionReport
@@ -99,7 +99,6 @@ class LowRankProjection:
         self._layers = Layers(model, linear=linear, include=include, exclude=exclude)
         self._model = unwrap(model)
         self._replicas = Replicas.of(model)
-        _check_weights(self._layers.items)
         if self._optimizer_state is not None:
             self._optimizer_state.check_trains([layer.weight for layer in self._layers])
         self.energy_transfer = energy_transfer
@@ -163,7 +162,7 @@ class LowRankProjection:
         state = None
         if layers:
             weights = [layer.weight for layer in layers]
-            on_cpu = _one_device(layers).type == "cpu"
+            on_cpu = one_device(layers).type == "cpu"
             if self._optimizer_state is not None:
                 state = StateUpdate(self._optimizer_state, weights)
             result = wk.project_low_rank_(
@@ -287,7 +286,7 @@ class LowRankProjection:
         new_ranks = ranks_from_dict(self._layers.items, ranks, self._layers.unfit)
         if not isinstance(bases, Mapping) or not all(isinstance(basis, Tensor) for basis in bases.values()):
             raise ValueError("state['bases'] must be a dict of tensors")
-        device = _one_device(self._layers.items)
+        device = one_device(self._layers.items)
         new_bases = wk.LowRankBases()
         try:
             new_bases.load_state_dict({position: basis.to(device) for position, basis in bases.items()})
@@ -383,12 +382,6 @@ class LowRankProjection:
         return replaced, kept
 
 
-def _check_weights(layers: Sequence[Layer]) -> None:
-    """Raises what a step would, of weights that cannot be projected, before the first epoch instead of after it."""
-    _one_device(layers)
-    wk.FilterBank([layer.weight.detach() for layer in layers], names=[f"{layer.name}.weight" for layer in layers])
-
-
 def _require_finite(layer: Layer, scale: Tensor | None) -> None:
     if not bool(layer.weight.isfinite().all()):
         raise wk.NonFiniteWeightError(f"{layer.name}.weight is NaN or infinite; restore a checkpoint")
@@ -402,14 +395,6 @@ def _check_inputs(inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, .
     if inputs is not None and not isinstance(inputs, tuple):
         raise TypeError(f"example_inputs must be a tensor or a tuple of them, got {type(inputs).__name__}")
     return inputs
-
-
-def _one_device(layers: Sequence[Layer]) -> torch.device:
-    devices = {layer.weight.device: layer.name for layer in layers}
-    if len(devices) > 1:
-        where = ", ".join(f"{name} on {device}" for device, name in devices.items())
-        raise ValueError(f"all layers must be on one device, got {where}; use one LowRankProjection per device")
-    return next(iter(devices))
 
 
 def _full_rank(shape: Sequence[int]) -> int:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from we_kernels import FilterBank
+
 from .copies import copy_model
 from .weights import check_weight
 from .wrappers import joined, named_modules
@@ -26,8 +28,7 @@ def convolutions(
         chosen: of a module's name and the module, whether it counts; all when left out.
 
     Raises:
-        TypeError: a weight is not initialized yet, or a DTensor.
-        ValueError: a weight is not a whole one.
+        TypeError, ValueError: a weight is not initialized yet, not a whole one, or of a kind that `FilterBank` refuses.
     """
     found: dict[str, tuple[_ConvNd, Tensor]] = {}
     seen: set[int] = set()
@@ -35,17 +36,19 @@ def convolutions(
         if not isinstance(module, _ConvNd) or not (chosen is None or chosen(name, module)):
             continue
         full_name = joined(name, "weight")
-        weight: Tensor | None = module._parameters.get("weight")
-        if weight is None:
+        weight: Tensor | None
+        if "weight" not in module._parameters:
             weight = cast(_ConvNd, copy_model(module)).weight
-        elif is_lazy(weight):
-            raise TypeError(f"{full_name} is not initialized yet; run one forward pass first")
-        elif id(weight) in seen:
-            continue
         else:
+            weight = module.weight
+            if is_lazy(weight):
+                raise TypeError(f"{full_name} is not initialized yet; run one forward pass first")
+            if id(weight) in seen:
+                continue
             seen.add(id(weight))
-        if hasattr(weight, "placements"):
-            raise TypeError(f"{full_name} is a DTensor, of which this rank holds a part; filters must be whole")
+        if weight is None:
+            raise TypeError(f"{full_name} is None")
         check_weight(full_name, module, weight)
+        FilterBank([weight.detach()], names=[full_name])  # refuses what has no values that could be measured
         found[full_name] = module, weight.detach()
     return found

@@ -22,7 +22,7 @@ KEPT_ELEMENTS = 4096
 flag or a counter, and compute with small constants."""
 
 
-class CannotCopyError(Exception):
+class CannotCopyError(TypeError):
     """The model has something that cannot be copied, or that a copy would share."""
 
 
@@ -31,6 +31,9 @@ def copy_model(model: nn.Module, replacements: Mapping[nn.Module, nn.Module] | N
 
     Every reference to a module in ``replacements`` is one to its replacement in the copy. A tensor that was computed
     (a kept activation, the weight of a pruned layer) is copied without its history.
+
+    Raises:
+        CannotCopyError: names the attribute that cannot be copied.
     """
     memo: dict[int, Any] = {id(old): new for old, new in (replacements or {}).items()}
     with _Copying(_without_history):
@@ -62,10 +65,7 @@ def copy_without_values(model: nn.Module, convert: Callable[[Tensor], Tensor] | 
             elif dist.is_available() and isinstance(value, dist.ProcessGroup):
                 memo[id(value)] = value
     with _Copying(partial(_small_or, convert)):
-        try:
-            copied = _deepcopy(model, memo)
-        except (TypeError, NotImplementedError) as error:
-            raise CannotCopyError(f"the model cannot be copied ({error})") from error
+        copied = _deepcopy(model, memo)
     _refuse_shared(model, copied)
     return copied
 
@@ -108,12 +108,28 @@ def _small_or(convert: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
 
 
 def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    # From the innermost on, so that what is around a wrapper finds the copy of what is inside it.
-    for module in reversed(list(model.modules())):
-        if inside(module) is not None and id(module) not in memo:
-            memo[id(module)] = copy.deepcopy(unwrap(module), memo)
-    result: nn.Module = copy.deepcopy(unwrap(model), memo)
+    try:
+        # From the innermost on, so that what is around a wrapper finds the copy of what is inside it.
+        for module in reversed(list(model.modules())):
+            if inside(module) is not None and id(module) not in memo:
+                memo[id(module)] = copy.deepcopy(unwrap(module), memo)
+        result: nn.Module = copy.deepcopy(unwrap(model), memo)
+    except (TypeError, NotImplementedError) as error:
+        raise CannotCopyError(f"the model cannot be copied{_culprit(model)} ({error})") from error
     return result
+
+
+def _culprit(model: nn.Module) -> str:
+    """In words, the first attribute that cannot be copied."""
+    for name, module in named_modules(model):
+        for attribute, value in vars(module).items():
+            if attribute == "_modules":
+                continue
+            try:
+                copy.deepcopy(value, {})
+            except (TypeError, NotImplementedError):
+                return f": {joined(name, attribute)} cannot"
+    return ""
 
 
 def _refuse_closures(name: str, module: nn.Module) -> None:
