@@ -444,6 +444,12 @@ def test_report_counts_what_the_counter_counts():
     assert "latency" not in text
 
 
+def test_input_size_of_a_model_of_transposed_convolutions():
+    model = nn.Sequential(nn.ConvTranspose2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 12))
+    projection = LowRankProjection(model, linear=True)
+    assert projection.report((3, 5, 5)).input_size == (1, 3, 5, 5)
+
+
 def test_latency():
     model = networks.branches()
     projection = LowRankProjection(model)

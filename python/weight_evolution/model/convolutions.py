@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -38,7 +37,7 @@ def convolutions(
         full_name = joined(name, "weight")
         weight: Tensor | None
         if "weight" not in module._parameters:
-            weight = cast(_ConvNd, copy_model(module)).weight
+            weight = getattr(copy_model(module), "weight", None)
         else:
             weight = module.weight
             if is_lazy(weight):
