@@ -1,11 +1,13 @@
 """Which BatchNorm follows which conv."""
 
+import copy
+
 import networks
 import pytest
 import torch
 from torch import nn
 
-from weight_evolution import LowRankProjection
+from weight_evolution import FilterGrafting, LowRankProjection
 
 X = torch.ones(2, 3, 9, 9)
 
@@ -142,3 +144,40 @@ def test_wrapped_models_are_seen_through():
     wrapped = nn.DataParallel(networks.branches())
     assert pairs_of(wrapped).names == networks.PAIRS
     assert pairs_of(torch.compile(networks.branches(), backend="eager")).names == networks.PAIRS
+
+
+@pytest.mark.parametrize(
+    "method",
+    [LowRankProjection, lambda model: FilterGrafting([model, copy.deepcopy(model)], level="filter")],
+    ids=["low-rank", "grafting"],
+)
+def test_finding_pairs_leaves_the_model_as_it_was(method):
+    class Counting(networks.Branches):
+        def forward(self, x):
+            self.calls += 1
+            self.average.mul_(0.9)
+            self.remembered = x + torch.rand(1)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Counting()
+    model.calls = 0
+    model.register_buffer("average", torch.ones(5))
+    model.register_forward_hook(lambda *_: pytest.fail("a hook was called"))
+    attributes, state = set(vars(model)), torch.get_rng_state()
+    before = {name: (tensor.clone(), tensor._version) for name, tensor in model.state_dict().items()}
+    method(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert set(vars(model)) == attributes
+    assert model.calls == 0
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name][0]), name
+        assert tensor._version == before[name][1], name
+
+
+def test_names_are_those_of_the_model_under_any_wrapper():
+    wrapped = nn.DataParallel(networks.branches())
+    assert LowRankProjection(wrapped, exclude=["last", "ste*"]).layers == ["left", "right", "bare", "twice_used"]
+    assert LowRankProjection(wrapped, ranks={"bare": 3}).ranks == {"bare": 3}
+    given = {"left": "sum_norm", "stem": None}
+    assert pairs_of(wrapped, batch_norm_pairs=given).names == networks.PAIRS | given

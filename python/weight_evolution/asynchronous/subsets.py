@@ -10,7 +10,7 @@ from torch import Tensor
 
 import we_kernels as wk
 
-from ..parameters import Targets
+from .convolutions import Convolutions
 from .targets import check_count, check_rate, expected_share
 
 _FORMAT = 1
@@ -20,16 +20,16 @@ class Subsets:
     """Random subsets of the filters of many weights, one after the other, and how far it has come."""
 
     def __init__(
-        self, targets: Targets, *, rate: float, seed: int, select: str, replacement: bool, rescale: bool
+        self, convolutions: Convolutions, *, rate: float, seed: int, select: str, replacement: bool, rescale: bool
     ) -> None:
-        self.targets = targets
+        self.convolutions = convolutions
         self.rate = check_rate(rate)
         self.seed = check_count(seed, "seed")
         self.select = select
         self.replacement = bool(replacement)
         self.rescale = bool(rescale)
         # On the device, so that a captured graph counts on; reading it waits.
-        self.step = torch.zeros(1, dtype=torch.int64, device=targets.bank().device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=convolutions.bank().device)
 
     def draw(self, bank: wk.FilterBank) -> Tensor:
         """bool [F]: what moves in the next step; `advance` afterwards."""
@@ -47,13 +47,13 @@ class Subsets:
 
     def selection(self, step: int | None) -> dict[str, Tensor]:
         """Parameter name -> bool on the CPU; the next step for None."""
-        bank = self.targets.bank()
+        bank = self.convolutions.bank()
         at = self.step.to(bank.device) if step is None else check_count(step, "step")
         return dict(zip(bank.names, bank.split(self._select(bank, at).cpu()), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings; waits for the device."""
-        bank = self.targets.bank()
+        bank = self.convolutions.bank()
         return {
             "format": _FORMAT,
             "step": int(self.step),
@@ -80,7 +80,7 @@ class Subsets:
         for name, value in options.items():
             if value != getattr(self, name):
                 raise ValueError(f"state has {name}={value!r}, this object {getattr(self, name)!r}")
-        bank = self.targets.bank()
+        bank = self.convolutions.bank()
         own = dict(zip(bank.names, bank.sizes, strict=True))
         for name in [*own, *filters]:
             if own.get(name) != filters.get(name):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.benchmark import Timer
 
 
@@ -90,6 +91,5 @@ def make_inputs(
 
 
 def _unbatched_dims(model: nn.Module) -> int:
-    convs = {nn.Conv1d: 2, nn.Conv2d: 3, nn.Conv3d: 4}
-    dims = [dim for module in model.modules() for cls, dim in convs.items() if isinstance(module, cls)]
+    dims = [1 + len(module.kernel_size) for module in model.modules() if isinstance(module, _ConvNd)]
     return max(dims, default=1)
