@@ -259,6 +259,12 @@ BAD = {
     "neither": (lambda m: make(m, model=None), ValueError, "pass model=.* or conv_weights="),
     "both": (lambda m: make(m, conv_weights=[m.stem.weight]), ValueError, "pass model="),
     "no weights": (lambda m: make(m, model=None, conv_weights=[]), ValueError, "conv_weights is empty"),
+    "one weight": (
+        lambda m: make(m, model=None, conv_weights=m.stem.weight),
+        TypeError,
+        "conv_weights must be a list of parameters, got Parameter",
+    ),
+    "a number": (lambda m: make(m, model=None, conv_weights=3), TypeError, "conv_weights must be a list .*, got int"),
     "foreign weight": (
         lambda m: make(m, model=None, conv_weights=[m.stem.weight, torch.ones(3, 2)]),
         ValueError,

@@ -499,6 +499,23 @@ def test_attaching_twice_is_an_error():
     assert update.rate == 0.5
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+def test_names_and_states_know_no_wrappers():
+    model, other = make_net(), make_net()
+    wrapped = nn.DataParallel(torch.compile(model))
+    update = AsynchronousUpdate(SGD(model.parameters(), lr=0.1), wrapped, seed=4, exclude=["stem"])
+    plain = AsynchronousUpdate(SGD(other.parameters(), lr=0.1), other, exclude=["stem"])
+    assert list(update.selection()) == list(plain.selection()) == list(CONVS)[1:]
+    plain.load_state_dict(update.state_dict())
+    assert plain.state_dict() == update.state_dict()
+    state = update.state_dict()
+    state["filters"] = {f"module._orig_mod.{name}": size for name, size in state["filters"].items()}
+    plain.load_state_dict(state)  # of an earlier version
+    state["filters"]["module._orig_mod.up.weight"] += 1
+    with pytest.raises(ValueError, match=r"up\.weight has 5 filters there and 4 here"):
+        plain.load_state_dict(state)
+
+
 def test_states_that_do_not_fit_change_nothing():
     model = make_net()
     update = AsynchronousUpdate(SGD(model.parameters(), lr=0.1), model, seed=4)

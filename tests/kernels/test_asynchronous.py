@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from banks import DTYPES, FORMATS, place, random_values
@@ -604,3 +605,26 @@ def test_bad_input(name):
     with pytest.raises(error, match=message):
         call()
     assert W.eq(2).all()
+
+
+def test_numpy_numbers_are_numbers():
+    bank = bank_of_sizes()
+    found = wk.select_filters(bank, 0.5, seed=np.int64(3), step=np.uint8(2))
+    assert torch.equal(found, wk.select_filters(bank, 0.5, seed=3, step=2))
+    weights = [torch.ones(4, 3) for _ in range(2)]
+    options = {"momentum": 0.5, "dampening": 0.25, "weight_decay": 0.125}
+    for weight, kind, integer in zip(weights, (float, np.float32), (int, np.int32), strict=True):
+        wk.asynchronous_sgd_(
+            [weight],
+            [torch.full((4, 3), 2.0)],
+            [torch.ones(4, 3)],
+            [integer(0)],
+            torch.tensor([True, False, True, False]),
+            lr=kind(0.5),
+            **{name: kind(value) for name, value in options.items()},
+        )
+    assert torch.equal(*weights)
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        wk.select_filters(bank, 0.5, seed=np.float64(3), step=0)
+    with pytest.raises(TypeError, match="momentum must be a number"):
+        wk.asynchronous_sgd_([weights[0]], [weights[1]], None, [None], found[:0], lr=0.1, momentum=np.bool_(True))

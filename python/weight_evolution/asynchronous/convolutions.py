@@ -64,7 +64,6 @@ class Convolutions:
         self._remember()
 
     def _remember(self) -> None:
-        self.targets.bank()
         self._seen = self._identities()
         if self._model is not None:
             self._links = Links(self._model, [target.module for target in self.targets.items])

@@ -80,6 +80,8 @@ class AsynchronousSGD(SGD):
         check_select(select)
         if (model is None) == (conv_weights is None):
             raise ValueError("pass model=, the network whose convolutions to update, or conv_weights=, their weights")
+        if conv_weights is not None and (isinstance(conv_weights, Tensor) or not isinstance(conv_weights, Iterable)):
+            raise TypeError(f"conv_weights must be a list of parameters, got {type(conv_weights).__name__}")
         if conv_weights is not None and (include is not None or exclude):
             raise ValueError("include and exclude go with model=; leave weights out of conv_weights instead")
         super().__init__(

@@ -14,6 +14,8 @@ from .convolutions import Convolutions
 from .targets import check_count, check_rate, expected_share
 
 _FORMAT = 1
+# Parts of names that states of earlier versions hold for wrapped models.
+_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 
 class Subsets:
@@ -82,6 +84,8 @@ class Subsets:
                 raise ValueError(f"state has {name}={value!r}, this object {getattr(self, name)!r}")
         bank = self.convolutions.bank()
         own = dict(zip(bank.names, bank.sizes, strict=True))
+        if list(map(_without_wrappers, filters)) == list(map(_without_wrappers, own)):
+            filters = dict(zip(own, filters.values(), strict=True))
         for name in [*own, *filters]:
             if own.get(name) != filters.get(name):
                 raise ValueError(
@@ -98,3 +102,7 @@ class Subsets:
 
     def _select(self, bank: wk.FilterBank, step: int | Tensor) -> Tensor:
         return wk.select_filters(bank, self.rate, seed=self.seed, step=step, replacement=self.replacement)
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..model.weights import check_weight, reason_without_layers
+from ..model.wrappers import joined, named_modules
 from ..parameters import ModuleFilter, Target, Targets, check_filters, matches, own_parameter
 
 SELECTS = ("filters", "input_channels")
@@ -72,7 +73,8 @@ def find_convolutions(
 ) -> Targets:
     """Weights of the model's convolutions that are among ``parameters`` (the optimizer's), in module order.
 
-    Frozen ones, too: they may be thawed later.
+    Frozen ones, too: they may be thawed later. Names are as if there were no wrappers (torch.compile, DataParallel,
+    activation checkpointing).
 
     Raises:
         TypeError: ``model`` is not a module, or a weight cannot take part (parametrized, lazy).
@@ -80,7 +82,7 @@ def find_convolutions(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     check_filters(include, "include", modules)
     check_filters(exclude, "exclude", modules)
     make = FilterTarget if select == "filters" else ChannelTarget
@@ -91,7 +93,7 @@ def find_convolutions(
     for name, module in modules.items():
         if not isinstance(module, _ConvNd):
             continue
-        full_name = f"{name}.weight" if name else "weight"
+        full_name = joined(name, "weight")
         if any(matches(entry, name, module) for entry in exclude):
             skipped[full_name] = "excluded"
         elif include is not None and not any(matches(entry, name, module) for entry in include):
