@@ -232,7 +232,7 @@ def _share_elements(a: Tensor, b: Tensor) -> bool:
         return True
     # Interleaved or truly overlapping: mark a's elements in a map of the common range, look under b's.
     low, size = min(low_a, low_b), a.element_size()
-    marks = torch.zeros((max(high_a, high_b) - low) // size, dtype=torch.bool)
+    marks = torch.zeros((max(high_a, high_b) - low) // size, dtype=torch.bool, device="cpu")
     marks.as_strided(a.shape, a.stride(), (low_a - low) // size).fill_(True)
     return bool(marks.as_strided(b.shape, b.stride(), (low_b - low) // size).any())
 

@@ -50,7 +50,7 @@ def weight_entropy(bank: FilterBank, bins: int = 10, *, per: Per = "tensor", che
         raise ValueError(f"bins must be from 1 to {MAX_BINS}, got {bins}")
     per_filter = _check_per(per)
     if not bank.weights:
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.float32, device="cpu")
     entropy: Tensor = torch.ops.we_kernels.weight_entropy(bank.weights, bank.filter_dims, bins, per_filter)
     if check_finite and not torch.compiler.is_compiling():
         _check_finite(bank, entropy, per_filter)
@@ -71,7 +71,7 @@ def weight_l1(bank: FilterBank, *, per: Per = "tensor", check_finite: bool = Tru
     per_filter = _check_per(per)
     if not bank.weights:
         bank.check()
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.float32, device="cpu")
     layout = layout_of(bank.weights, bank.filter_dims, bank.groups)
     norms = filter_importance(bank).double() * layout.channels_on(bank.device)
     if not per_filter:

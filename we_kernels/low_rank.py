@@ -106,7 +106,7 @@ def project_low_rank_(
     if bases is not None and not isinstance(bases, LowRankBases):
         raise TypeError(f"bases must be a LowRankBases or None, got {type(bases).__name__}")
     if not bank.weights:
-        empty = torch.empty(0, dtype=torch.float64)
+        empty = torch.empty(0, dtype=torch.float64, device="cpu")
         return LowRankResult(empty, empty.clone(), empty.bool())
 
     kept = []
