@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from we_kernels.checks import is_integer, is_number
+
 from ..parameters import ModuleFilter, Target, Targets, check_filters, matches, own_parameter
 
 SELECTS = ("filters", "input_channels")
@@ -100,7 +102,7 @@ def check_select(select: str) -> str:
 
 def check_rate(rate: float) -> float:
     """A number in (0, 1]."""
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+    if not is_number(rate):
         raise TypeError(f"rate must be a number in (0, 1], got {type(rate).__name__}")
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"rate must be in (0, 1], got {rate}")
@@ -109,11 +111,11 @@ def check_rate(rate: float) -> float:
 
 def check_count(value: int, name: str) -> int:
     """An integer in [0, 2^63 - 1]."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_integer(value):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not 0 <= value < 2**63:
         raise ValueError(f"{name} must be in [0, 2^63 - 1], got {value}")
-    return value
+    return int(value)
 
 
 def expected_share(size: int, rate: float, replacement: bool) -> float:
