@@ -170,8 +170,9 @@ class Bins {
 constexpr int kFewBins = 15;
 
 // The elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many those
-// are. Bins are at most `most`. Their four bits, which is all that is used of a bin's number, become four masks of 64 elements; products of masks count the elements
-// that have all of some bits, found[those bits], and differences of these the elements that have no other.
+// are. Bins are at most `most`. Their four bits, all that is used of a number, become four masks of 64 elements;
+// products of masks count the elements that have all of some bits, found[those bits], and differences of these the
+// elements that have no other.
 template <int most, class T>
 std::int64_t count_few(const T* x, std::int64_t count, const Bins<T>& bin, int bins, std::int64_t* counts) {
   constexpr std::int64_t lanes = kLanes<T>;
