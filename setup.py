@@ -52,13 +52,16 @@ def tool(name):
 
 def run(*command):
     """The command's output, which is printed too; BuildError with the first error in it when the command fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(done.stdout, flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    # Compilers quote in UTF-8 and name paths in any bytes; the locale may know neither.
+    output = done.stdout.decode("utf-8", "backslashreplace")
+    known = sys.stdout.encoding or "ascii"
+    print(output.encode(known, "backslashreplace").decode(known), flush=True)
     if done.returncode:
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["no output"]
+        lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
         first = next((i for i, line in enumerate(lines) if re.search("error", line, re.IGNORECASE)), len(lines) - 1)
         raise BuildError(" ".join(lines[first : first + 3]))
-    return done.stdout
+    return output
 
 
 def build(cuda, output):
@@ -123,7 +126,7 @@ def note(package, reason):
     path.unlink(missing_ok=True)
     if reason:
         print(f"warning: extension we_kernels._native {reason}", file=sys.stderr)
-        path.write_text(reason + "\n")
+        path.write_text(reason + "\n", encoding="utf-8")
 
 
 setup(

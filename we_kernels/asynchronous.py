@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from numbers import Integral, Real
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from . import ops  # noqa: F401  (registers torch.ops.we_kernels)
-from .bank import FilterBank, strides_are_disjoint
-from .checks import check_rates, check_vector
+from .bank import FilterBank
+from .checks import check_integer, check_number, check_rates, check_vector, is_integer
 from .layout import DTYPES, MAX_DIMS, aligned
+from .memory import strides_are_disjoint
+from .weights import check_address, have_addresses
 
 _LARGEST = 2**63 - 1
 _FIELDS = ("shape", "dtype", "device", "layout")
@@ -44,7 +45,7 @@ def select_filters(
         TypeError, ValueError: an argument of the wrong kind, size, dtype, device or range.
     """
     rates = check_rates(rate, 1, bank.device)
-    _check_count(seed, "seed")
+    seed = _check_count(seed, "seed")
     if isinstance(step, Tensor):
         check_vector(step, "step", 1, torch.int64, bank.device)
     else:
@@ -136,8 +137,8 @@ def asynchronous_sgd_(
         TypeError, ValueError: an argument of the wrong kind, size, dtype, device or range; nothing is changed.
     """
     params, grads, dims = list(params), list(grads), _check_dims(filter_dims)
-    momentum, dampening = _check_number(momentum, "momentum"), _check_number(dampening, "dampening")
-    weight_decay = _check_number(weight_decay, "weight_decay")
+    momentum, dampening = _check_finite(momentum, "momentum"), _check_finite(dampening, "dampening")
+    weight_decay = _check_finite(weight_decay, "weight_decay")
     if nesterov and (momentum <= 0 or dampening != 0):
         raise ValueError("nesterov needs momentum above 0 and dampening 0")
     buffers = [] if momentum == 0 else list(momentum_buffers or ())
@@ -166,8 +167,13 @@ def asynchronous_sgd_(
             raise ValueError(f"{name}[{i}] overlaps itself (an expanded view?); pass its contiguous() copy")
     for i in overlapping(shapes, tuple(map(Tensor.stride, grads))):
         grads[i] = grads[i].contiguous()
-    if not torch.compiler.is_compiling() and len(set(map(id, params))) != len(params):
-        raise ValueError("params holds a tensor twice; give every parameter once")
+    if not torch.compiler.is_compiling():
+        if len(set(map(id, params))) != len(params):
+            raise ValueError("params holds a tensor twice; give every parameter once")
+        for tensors, name in ((params, "params"), (grads, "grads"), (buffers, "momentum_buffers")):
+            if not have_addresses(tensors):
+                for i, tensor in enumerate(tensors):
+                    check_address(tensor, f"{name}[{i}]")
     check_vector(selected, "selected", filters, torch.bool, device)
     lr_tensor = _check_lr(lr, device)
 
@@ -208,25 +214,23 @@ def _buffer_size(bank: FilterBank) -> int:
 
 
 def _check_count(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if not 0 <= value <= _LARGEST:
-        raise ValueError(f"{name} must be in [0, 2^63 - 1], got {value}")
-    return int(value)
+    count = check_integer(value, name)
+    if not 0 <= count <= _LARGEST:
+        raise ValueError(f"{name} must be in [0, 2^63 - 1], got {count}")
+    return count
 
 
-def _check_number(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+def _check_finite(value: float, name: str) -> float:
+    number = check_number(value, name)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
 
 
 def _check_lr(lr: float | Tensor, device: torch.device) -> Tensor:
     """float64 [1] on ``device``."""
     if not isinstance(lr, Tensor):
-        return torch.full((1,), _check_number(lr, "lr"), dtype=torch.float64, device=device)
+        return torch.full((1,), _check_finite(lr, "lr"), dtype=torch.float64, device=device)
     if lr.numel() != 1 or not lr.is_floating_point():
         raise ValueError(
             f"lr must be a number or a floating-point tensor of one element, got {lr.dtype} {tuple(lr.shape)}"
@@ -247,7 +251,7 @@ def _check_lengths(count: int, **lists: Sequence[object]) -> None:
 def _check_dims(filter_dims: Sequence[int | None]) -> list[int]:
     """-1 stands for None."""
     for i, dim in enumerate(filter_dims):
-        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, Integral)):
+        if dim is not None and not is_integer(dim):
             raise TypeError(f"filter_dims[{i}] must be an integer or None, got {type(dim).__name__}")
         if dim is not None and dim < 0:
             raise ValueError(f"filter_dims[{i}] must be None or at least 0, got {dim}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
 import torch
 from torch import Tensor
 
-from .layout import DTYPES, MAX_DIMS
+from .checks import check_integer, is_integer
+from .layout import DTYPES
+from .memory import check_overlap
+from .weights import check_weight, have_addresses
+
+_SUPPORTED = frozenset(DTYPES)
 
 MAX_COUNT = 2**30
 """Filters of a bank, and elements of one kernel: both are counted in 32 bits. Whole tensors may be larger."""
@@ -59,17 +63,17 @@ class FilterBank:
         given = list(weights)
         given_names = _per_tensor(names, "names", len(given)) or [f"weights[{i}]" for i in range(len(given))]
         given_groups = _per_tensor(groups, "groups", len(given)) or [0] * len(given)
-        if any(not isinstance(group, int) or group < 0 for group in given_groups):
+        if any(not is_integer(group) or group < 0 for group in given_groups):
             raise ValueError(f"groups must be integers from 0, got {given_groups}")
         for weight, name in zip(given, given_names, strict=True):
-            _check_weight(weight, name)
+            check_weight(weight, name)
             if weight.device != given[0].device:
                 raise ValueError(
                     f"all weights of a bank must be on one device: {given_names[0]} is on {given[0].device}, "
                     f"{name} on {weight.device}; a threshold cannot span devices, so evolve each device's part on its "
                     "own (a bank, or a WeightEvolution with include=, for each)"
                 )
-        dims = [filter_dim] * len(given) if isinstance(filter_dim, int) else list(filter_dim)
+        dims = list(filter_dim) if isinstance(filter_dim, Iterable) else [filter_dim] * len(given)
         if len(dims) != len(given):
             raise ValueError(f"filter_dim must be one integer or one per tensor ({len(given)}), got {len(dims)}")
         dims = [_check_dim(dim, w, name) for dim, w, name in zip(dims, given, given_names, strict=True)]
@@ -77,7 +81,7 @@ class FilterBank:
         self.position, distinct = _distinct(given, dims, given_names)
         self.weights = tuple(given[i] for i in distinct)
         self.filter_dims = tuple(dims[i] for i in distinct)
-        self.groups = tuple(given_groups[i] for i in distinct)
+        self.groups = tuple(int(given_groups[i]) for i in distinct)
         self.names = tuple(given_names[i] for i in distinct)
         self.num_groups = max(self.groups, default=0) + 1
         self._shapes = tuple(weight.shape for weight in self.weights)
@@ -115,14 +119,16 @@ class FilterBank:
         """Refuses tensors that changed under the bank.
 
         Raises:
-            ValueError: names the tensor that was resized, freed or moved away from the others.
+            TypeError: names the tensor that got a dtype which is not supported.
+            ValueError: names the tensor that was resized, freed, moved away from the others or to a misaligned address.
         """
         if torch.compiler.is_compiling():
             return
         # One pass each in C: this runs at every call.
         shapes = tuple(map(attrgetter("shape"), self.weights))
         devices = set(map(Tensor.get_device, self.weights))
-        if shapes == self._shapes and len(devices) <= 1 and all(map(Tensor.data_ptr, self.weights)):
+        supported = _SUPPORTED.issuperset(map(attrgetter("dtype"), self.weights))
+        if shapes == self._shapes and len(devices) <= 1 and supported and have_addresses(self.weights):
             return
         device = self.device
         for weight, shape, name in zip(self.weights, self._shapes, self.names, strict=True):
@@ -130,8 +136,7 @@ class FilterBank:
                 raise ValueError(
                     f"{name} was resized from {tuple(shape)} to {tuple(weight.shape)}; make a new FilterBank"
                 )
-            if weight.data_ptr() == 0 and weight.numel() > 0:
-                raise ValueError(f"the storage of {name} was freed; restore it or make a new FilterBank")
+            check_weight(weight, name)
             if weight.device != device:
                 raise ValueError(
                     f"{name} is on {weight.device} but {self.names[0]} on {device}; move all of a bank or none"
@@ -146,28 +151,8 @@ def _per_tensor(values: Sequence | None, name: str, count: int) -> list:  # type
     return list(values)
 
 
-def _check_weight(weight: Tensor, name: str) -> None:
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
-    if isinstance(weight, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)):
-        raise TypeError(f"{name} is not initialized yet; run one forward pass through the lazy module first")
-    if hasattr(weight, "placements"):
-        raise TypeError(f"{name} is a DTensor, of which this rank holds a part; filters must be whole")
-    if weight.is_quantized or weight.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {weight.dtype}")
-    if weight.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {weight.layout}")
-    if weight.is_meta:
-        raise TypeError(f"{name} is a meta tensor, without values; materialize the module first (to_empty, load)")
-    if not 1 <= weight.dim() <= MAX_DIMS:
-        raise ValueError(f"{name} must have 1 to {MAX_DIMS} dimensions, got {weight.dim()}")
-    if not strides_are_disjoint(weight.shape, weight.stride()):
-        raise ValueError(f"{name} overlaps itself (an expanded view?); pass its contiguous() copy")
-
-
 def _check_dim(dim: int, weight: Tensor, name: str) -> int:
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"filter_dim of {name} must be an integer, got {type(dim).__name__}")
+    dim = check_integer(dim, f"filter_dim of {name}")
     if not -weight.dim() <= dim < weight.dim():
         raise ValueError(f"filter_dim of {name} must be in [0, {weight.dim() - 1}], got {dim}")
     dim %= weight.dim()
@@ -178,17 +163,6 @@ def _check_dim(dim: int, weight: Tensor, name: str) -> int:
         if weight.numel() // kernels > MAX_COUNT:
             raise ValueError(f"{name} of shape {tuple(weight.shape)} has kernels of more than {MAX_COUNT} elements")
     return dim
-
-
-def strides_are_disjoint(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Each dimension steps over all that the smaller-stride dimensions reach (any view made without as_strided)."""
-    reach = 0
-    for step, size in sorted(zip(stride, shape, strict=True)):
-        if size > 1:
-            if step <= reach:
-                return False
-            reach += step * (size - 1)
-    return True
 
 
 def _distinct(weights: list[Tensor], dims: list[int], names: list[str]) -> tuple[tuple[int, ...], list[int]]:
@@ -208,35 +182,3 @@ def _distinct(weights: list[Tensor], dims: list[int], names: list[str]) -> tuple
             raise ValueError(f"{names[i]} is the same tensor as {first}, but with another filter_dim")
         position.append(seen[key])
     return tuple(position), distinct
-
-
-def check_overlap(weights: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Distinct tensors must not share elements: an update through one would change the other unseen."""
-    by_storage = defaultdict(list)
-    for weight, name in zip(weights, names, strict=True):
-        if weight.numel():
-            by_storage[weight.untyped_storage().data_ptr()].append((weight, name))
-    for sharing in by_storage.values():
-        for i, (a, name_a) in enumerate(sharing):
-            for b, name_b in sharing[:i]:
-                if _share_elements(a, b):
-                    raise ValueError(f"{name_a} overlaps {name_b} in memory without being the same tensor")
-
-
-def _share_elements(a: Tensor, b: Tensor) -> bool:
-    low_a, high_a = _byte_range(a)
-    low_b, high_b = _byte_range(b)
-    if high_a <= low_b or high_b <= low_a:
-        return False
-    if a.dtype != b.dtype or (low_a - low_b) % a.element_size():
-        return True
-    # Interleaved or truly overlapping: mark a's elements in a map of the common range, look under b's.
-    low, size = min(low_a, low_b), a.element_size()
-    marks = torch.zeros((max(high_a, high_b) - low) // size, dtype=torch.bool)
-    marks.as_strided(a.shape, a.stride(), (low_a - low) // size).fill_(True)
-    return bool(marks.as_strided(b.shape, b.stride(), (low_b - low) // size).any())
-
-
-def _byte_range(weight: Tensor) -> tuple[int, int]:
-    last = sum(step * (size - 1) for step, size in zip(weight.stride(), weight.shape, strict=True))
-    return weight.data_ptr(), weight.data_ptr() + (last + 1) * weight.element_size()

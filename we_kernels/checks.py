@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -14,17 +16,48 @@ from .transfer import Place, upload
 RULES = ("paper", "released")
 
 
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether it is an integer, Python's or NumPy's; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, Python's or NumPy's; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_integer(value: int, name: str) -> int:
+    """An integer, as Python's.
+
+    Raises:
+        TypeError: not an integer.
+    """
+    if not is_integer(value):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    return int(value)
+
+
+def check_number(value: float, name: str) -> float:
+    """A number, as Python's float.
+
+    Raises:
+        TypeError: not a number.
+    """
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
 def check_fraction(value: float, name: str) -> float:
     """A number in [0, 1].
 
     Raises:
         TypeError: not a number. ValueError: NaN or outside [0, 1].
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number in [0, 1], got {type(value).__name__}")
-    if not 0.0 <= value <= 1.0:  # False for NaN, too
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
-    return float(value)
+    number = check_number(value, name)
+    if not 0.0 <= number <= 1.0:  # False for NaN, too
+        raise ValueError(f"{name} must be in [0, 1], got {number}")
+    return number
 
 
 def check_rule(rule: str, name: str = "rule") -> str:
@@ -57,11 +90,10 @@ def check_starvation(starvation: Tensor | None, limit: float | None, groups: int
         raise ValueError("starvation must be contiguous")
     if limit is None:
         raise ValueError("starvation needs starvation_limit: (number of conv layers) / starvation_divisor")
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)):
-        raise TypeError(f"starvation_limit must be a number, got {type(limit).__name__}")
-    if not limit > 0:
-        raise ValueError(f"starvation_limit must be positive, got {limit}")
-    return float(limit)
+    number = check_number(limit, "starvation_limit")
+    if not number > 0:
+        raise ValueError(f"starvation_limit must be positive, got {number}")
+    return number
 
 
 def check_rates(rate: float | Sequence[float] | Tensor, groups: int, device: torch.device) -> Tensor:

@@ -34,7 +34,7 @@ def filter_importance(bank: FilterBank) -> Tensor:
     """
     bank.check()
     if not bank.weights:
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.float32, device="cpu")
     importance: Tensor = torch.ops.we_kernels.filter_importance(bank.weights, bank.filter_dims)
     return importance
 
@@ -172,5 +172,5 @@ def evolve_(
 
 
 def _empty_selection(groups: int) -> Selection:
-    none = torch.empty(0, dtype=torch.int32)
-    return Selection(none, torch.empty(0), torch.zeros(groups), none)
+    no_filters = torch.empty(0, dtype=torch.int32, device="cpu")
+    return Selection(no_filters, no_filters.float(), torch.zeros(groups, dtype=torch.float32, device="cpu"), no_filters)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from . import ops  # noqa: F401  (registers torch.ops.we_kernels)
-from .bank import FilterBank, check_overlap
-from .checks import check_vector
+from .bank import FilterBank
+from .checks import check_integer, check_vector
 from .errors import NonFiniteWeightError
 from .functions import filter_importance
 from .layout import layout_of
+from .memory import check_overlap
 
 MAX_BINS = 256
 
@@ -44,13 +45,12 @@ def weight_entropy(bank: FilterBank, bins: int = 10, *, per: Per = "tensor", che
         NonFiniteWeightError: names the tensors with an element that is not finite.
     """
     bank.check()
-    if isinstance(bins, bool) or not isinstance(bins, int):
-        raise TypeError(f"bins must be an integer, got {type(bins).__name__}")
+    bins = check_integer(bins, "bins")
     if not 1 <= bins <= MAX_BINS:
         raise ValueError(f"bins must be from 1 to {MAX_BINS}, got {bins}")
     per_filter = _check_per(per)
     if not bank.weights:
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.float32, device="cpu")
     entropy: Tensor = torch.ops.we_kernels.weight_entropy(bank.weights, bank.filter_dims, bins, per_filter)
     if check_finite and not torch.compiler.is_compiling():
         _check_finite(bank, entropy, per_filter)
@@ -71,7 +71,7 @@ def weight_l1(bank: FilterBank, *, per: Per = "tensor", check_finite: bool = Tru
     per_filter = _check_per(per)
     if not bank.weights:
         bank.check()
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.float32, device="cpu")
     layout = layout_of(bank.weights, bank.filter_dims, bank.groups)
     norms = filter_importance(bank).double() * layout.channels_on(bank.device)
     if not per_filter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from .version import __version__
 
 
 def info() -> dict[str, Any]:
-    """Backends (for each device "available" or the reason why not), versions and how the extension was built.
+    """Backends (for each device "available" or the reason why not), versions, where this package is loaded from and how
+    its extension was built.
 
     Creates no CUDA context.
     """
@@ -22,6 +24,7 @@ def info() -> dict[str, Any]:
 
     return {
         "weight-evolution": __version__,
+        "loaded from": str(Path(__file__).parent),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch built for CUDA": torch.version.cuda or "no",

@@ -71,7 +71,7 @@ class Segments:
     def table(self) -> Tensor:
         """int64 [L, 3] on the CPU: filters, first filter, group of every layer."""
         rows = list(zip(self.sizes, self.starts, self.groups, strict=True))
-        return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, 3)
 
     def table_on(self, device: torch.device) -> Tensor:
         """`table` on ``device``, copied once."""
@@ -81,8 +81,8 @@ class Segments:
         """int64 [F]: the layer of each filter."""
         key = ("layer_of_filter", device)
         if key not in self._on_device:
-            sizes = torch.tensor(self.sizes, dtype=torch.int64)
-            self._on_device[key] = torch.arange(self.num_layers).repeat_interleave(sizes).to(device)
+            numbers = torch.arange(self.num_layers, dtype=torch.int64, device="cpu")
+            self._on_device[key] = numbers.repeat_interleave(self.table[:, 0]).to(device)
         return self._on_device[key]
 
 
@@ -98,7 +98,7 @@ class Layout:
     @cached_property
     def table(self) -> Tensor:
         """int64 [L, 14] on the CPU: the fields of `Layer`, in order."""
-        return torch.tensor(self.layers, dtype=torch.int64).reshape(-1, len(Layer._fields))
+        return torch.tensor(self.layers, dtype=torch.int64, device="cpu").reshape(-1, len(Layer._fields))
 
     def table_on(self, device: torch.device) -> Tensor:
         """`table` on ``device``, copied once."""

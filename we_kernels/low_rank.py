@@ -12,6 +12,7 @@ from torch import Tensor
 from . import ops  # noqa: F401  (registers torch.ops.we_kernels)
 from .backends.reference.importance import accumulate_dtype
 from .bank import FilterBank
+from .checks import check_integer, check_number
 
 
 class LowRankResult(NamedTuple):
@@ -103,14 +104,13 @@ def project_low_rank_(
     bank.check()
     rank_of = _per_distinct(bank, _check_ranks(ranks, len(bank.position)), "ranks")
     scale_of = _per_distinct(bank, _check_row_scale(row_scale, bank), "row_scale")
-    if isinstance(skip_below, bool) or not isinstance(skip_below, (int, float)):
-        raise TypeError(f"skip_below must be a number, got {type(skip_below).__name__}")
+    skip_below = check_number(skip_below, "skip_below")
     if not 0 <= skip_below < math.inf:
         raise ValueError(f"skip_below must be finite and not negative, got {skip_below}")
     if bases is not None and not isinstance(bases, LowRankBases):
         raise TypeError(f"bases must be a LowRankBases or None, got {type(bases).__name__}")
     if not bank.weights:
-        empty = torch.empty(0, dtype=torch.float64)
+        empty = torch.empty(0, dtype=torch.float64, device="cpu")
         return LowRankResult(empty, empty.clone(), empty.bool())
 
     kept = []
@@ -119,7 +119,7 @@ def project_low_rank_(
             n = min(size, weight.numel() // max(size, 1))
             kept.append(bases._for(i, n, min(rank, n), weight))
     found = torch.ops.we_kernels.project_low_rank_(
-        bank.weights, bank.filter_dims, rank_of, scale_of, kept, energy_transfer, skip_below
+        bank.weights, bank.filter_dims, rank_of, scale_of, kept, bool(energy_transfer), skip_below
     )
     if len(bank.position) > len(bank):
         found = [values[list(bank.position)] for values in found]
@@ -132,8 +132,7 @@ def _check_ranks(ranks: int | Sequence[int], count: int) -> list[int]:
         raise ValueError(f"ranks must be one integer or one per tensor ({count}), got {len(given)}")
     for i, rank in enumerate(given):
         name = f"ranks[{i}]" if isinstance(ranks, Sequence) else "ranks"
-        if isinstance(rank, bool) or not isinstance(rank, int):
-            raise TypeError(f"{name} must be an integer, got {type(rank).__name__}")
+        given[i] = check_integer(rank, name)
         if rank < 1:
             raise ValueError(f"{name} must be at least 1, got {rank}")
     return given

@@ -41,5 +41,6 @@ def filter_overlap(bank: FilterBank) -> FilterOverlap:
     """
     bank.check()
     if not bank.weights:
-        return FilterOverlap(torch.empty(0), torch.empty(0))
+        none = torch.empty(0, dtype=torch.float32, device="cpu")
+        return FilterOverlap(none, none.clone())
     return FilterOverlap(*torch.ops.we_kernels.filter_overlap(bank.weights, bank.filter_dims))

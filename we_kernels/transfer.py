@@ -93,13 +93,16 @@ def upload(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, wher
 
 def to_device(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A new tensor on ``device``. Pinned memory and non_blocking: the host does not wait for a GPU."""
-    pinned = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return pinned.to(device, non_blocking=True)
+    return _pinned(values, dtype, device).to(device, non_blocking=True)
 
 
 def send_(target: Tensor, values: tuple[int, ...] | tuple[float, ...]) -> None:
     """`to_device` into a tensor that is there already."""
-    target.copy_(torch.tensor(values, dtype=target.dtype, pin_memory=target.device.type == "cuda"), non_blocking=True)
+    target.copy_(_pinned(values, target.dtype, target.device), non_blocking=True)
+
+
+def _pinned(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, target: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device="cpu", pin_memory=target.type == "cuda")
 
 
 class Readback:
@@ -110,7 +113,7 @@ class Readback:
         if source.device.type != "cuda":
             self._host = source
             return
-        self._host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        self._host = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=True)
         with torch.cuda.device(source.device):
             self._host.copy_(source, non_blocking=True)
             self._copied = torch.cuda.Event()

@@ -32,7 +32,9 @@ void crossover(const Bank& bank, std::span<const std::int32_t> donor, Rule rule,
     const auto filters = static_cast<std::int32_t>(layer.filters);
     std::int32_t count = 0;
     for (std::int32_t row = 0; row < filters; ++row) {
-      if (donors[row] >= 0 && donors[row] < filters) out[count++] = {row, donors[row]};
+      // Read once: another thread may write it after it was checked.
+      const std::int32_t source = __atomic_load_n(donors + row, __ATOMIC_RELAXED);
+      if (source >= 0 && source < filters) out[count++] = {row, source};
     }
     pairs.count[i] = count;
   }

@@ -22,7 +22,8 @@ struct Scratch {
   std::vector<std::uint64_t> items;  // [kItemsPerFilter F]
 };
 
-// The importances' keys, with -0 as 0, and their range in each layer; false if one is negative or not finite.
+// The importances' keys, with -0 as 0, and their range in each layer; false if one is negative or not finite. The keys
+// are a copy that no other thread changes: all that follows trusts them to be the same each time they are read.
 bool make_keys(std::span<const float> importance, std::span<const Segment> segments, Scratch& scratch) {
   bool valid = true;
   for (std::size_t i = 0; i < segments.size(); ++i) {
@@ -32,10 +33,11 @@ bool make_keys(std::span<const float> importance, std::span<const Segment> segme
     Key highest = kNegativeZero;
     for (std::int64_t f = 0; f < segments[i].filters; ++f) {
       const Key bits = std::bit_cast<Key>(from[f]);
-      const Key key = bits == kNegativeZero ? 0 : bits;
-      lowest = std::min(lowest, key);
-      highest = std::max(highest, key);
-      to[f] = key;
+      to[f] = bits == kNegativeZero ? 0 : bits;
+    }
+    for (std::int64_t f = 0; f < segments[i].filters; ++f) {
+      lowest = std::min(lowest, to[f]);
+      highest = std::max(highest, to[f]);
     }
     if (segments[i].filters == 0) lowest = highest = 0;
     scratch.ranges[i] = {lowest, highest};

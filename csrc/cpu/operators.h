@@ -36,7 +36,8 @@ std::int64_t check_bank(const Bank& bank, std::int64_t groups);
 std::int64_t check_segments(std::span<const Segment> segments, std::int64_t groups);
 
 // The operators of we_kernels/backends/reference, for checked arguments, on up to `threads` threads. Results do not
-// depend on the number of threads or the instruction set.
+// depend on the number of threads or the instruction set. Where another thread changes values meanwhile, results are
+// any, but no other memory is read or written.
 void filter_importance(const Bank& bank, std::span<float> importance, int threads);
 // Also fills `pairs`; what it held is lost.
 void match_filters(std::span<const float> importance, std::span<const Segment> segments, const MatchingRule& rule,

@@ -118,21 +118,26 @@ class Bins {
     width_ = (high - low_) / static_cast<Acc>(bins);
     constexpr bool wide = sizeof(Acc) == 8;
     const Acc largest = absolute(low_) > absolute(high) ? absolute(low_) : absolute(high);
-    // From 16 units in the last place on, and far from subnormal numbers, the nearest edge is off by less than one
-    // half of a bin when it is found by dividing.
-    simple_ = part_ == 1 && width_ >= largest * static_cast<Acc>(wide ? 0x1p-48 : 0x1p-19) &&
-              width_ >= static_cast<Acc>(wide ? 0x1p-1000 : 0x1p-100);
+    // From 16 units in the last place on, and far from subnormal numbers and from infinity, the nearest edge is off by
+    // less than one half of a bin when it is found by dividing.
+    simple_ = width_ >= largest * static_cast<Acc>(wide ? 0x1p-48 : 0x1p-19) &&
+              width_ >= static_cast<Acc>(wide ? 0x1p-1000 : 0x1p-100) &&
+              largest <= static_cast<Acc>(wide ? 0x1p1000 : 0x1p100);
     inverse_ = 1 / width_;
     start_ = low_ - width_ / 2;
   }
 
   bool simple() const { return simple_; }
 
-  // In [0, bins]; `bins`: at or above the last edge.
+  // In [0, bins], even of a value outside of the range, which another thread may write after the range was found;
+  // `bins`: at or above the last edge.
   int of(Acc value) const {
     if (simple_) {
-      const int k = static_cast<int>((value - start_) * inverse_);
-      return k - (value < edge(k));
+      const auto end = static_cast<Acc>(bins_);
+      const Acc nearest = (value - start_) * inverse_;
+      const Acc from_zero = nearest > 0 ? nearest : 0;  // 0 for a NaN, too
+      const int k = static_cast<int>(from_zero < end ? from_zero : end);
+      return k - (k > 0 && value < edge(k));
     }
     int found = 0;
     for (int step = 256; step > 0; step /= 2) {
@@ -141,8 +146,9 @@ class Bins {
     return found;
   }
 
-  // Of simple bins, four-byte lanes: the nearest edge, which is the bin's or the next one's.
-  Ints nearest(Floats value) const { return __builtin_convertvector((value - start_) * inverse_, Ints); }
+  // Of simple bins, four-byte lanes: the nearest edge, which is the bin's or the next one's. Of a value outside of the
+  // range it may be any number: to be compared, not to be an index.
+  Ints nearest(Floats value) const { return truncate((value - start_) * inverse_); }
   Floats edges(Ints k) const { return low_ + __builtin_convertvector(k, Floats) * width_; }
   Floats low() const { return all_lanes<Floats>(low_); }
   Floats inverse() const { return all_lanes<Floats>(inverse_); }
@@ -164,8 +170,9 @@ class Bins {
 constexpr int kFewBins = 15;
 
 // The elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many those
-// are. Bins are at most `most`. Their four bits become four masks of 64 elements; products of masks count the elements
-// that have all of some bits, found[those bits], and differences of these the elements that have no other.
+// are. Bins are at most `most`. Their four bits, all that is used of a number, become four masks of 64 elements;
+// products of masks count the elements that have all of some bits, found[those bits], and differences of these the
+// elements that have no other.
 template <int most, class T>
 std::int64_t count_few(const T* x, std::int64_t count, const Bins<T>& bin, int bins, std::int64_t* counts) {
   constexpr std::int64_t lanes = kLanes<T>;
@@ -231,7 +238,7 @@ inline Bytes pack_bytes(Ints a, Ints b, Ints c, Ints d) {
 }
 
 // The elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many those
-// are. Every bin has its own vector of byte counters; `most` of them.
+// are. Every bin has its own vector of byte counters; `most` of them. Other numbers than theirs are not counted.
 template <int most, class T>
 std::int64_t count_few(const T* x, std::int64_t count, const Bins<T>& where, int bins, std::int64_t* counts) {
   constexpr std::int64_t lanes = kLanes<T>;
@@ -239,7 +246,7 @@ std::int64_t count_few(const T* x, std::int64_t count, const Bins<T>& where, int
   const Bins<T> bin = where;
   const auto bin_of = [&](Floats value) {
     const Ints k = bin.nearest(value);
-    return k + (value < bin.edges(k));
+    return (Ints)((Words)k + (Words)(value < bin.edges(k)));  // unsigned: any number plus -1
   };
   std::int64_t done = 0;
   while (done < groups) {

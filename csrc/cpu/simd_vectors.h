@@ -190,6 +190,19 @@ inline Shorts narrow_any(const BFloat16* to, Floats x) {
   return __builtin_convertvector(x != x, SignedShorts) ? Shorts{} + 0x7fc0 : rounded;
 }
 
+// Towards zero; some number where the value is none of Ints, which the conversion of the language leaves undefined.
+inline Ints truncate(Floats x) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_maskz_cvttps_epi32(0xffff, (__m512)x);
+#elif defined(__AVX2__)
+  return (Ints)_mm256_cvttps_epi32((__m256)x);
+#elif defined(__SSE2__)
+  return (Ints)_mm_cvttps_epi32((__m128)x);
+#else
+  return __builtin_convertvector(x, Ints);
+#endif
+}
+
 // -1 for a lane that is finite, else 0.
 inline Ints is_finite(const float*, Floats x) { return magnitude(x) < VectorOf<float>::kInfinity; }
 inline Longs is_finite(const double*, Doubles x) { return magnitude(x) < VectorOf<double>::kInfinity; }

@@ -137,6 +137,7 @@ struct Match {
   std::int64_t first_filter;
   std::int32_t row;
   std::int32_t source;
+  bool valid;  // the order holds anything where another stream changed importances while they were ranked
 };
 
 __device__ Match read_match(const Plan& plan, const Selection& selection, const Scratch& scratch, std::int64_t match) {
@@ -146,7 +147,10 @@ __device__ Match read_match(const Plan& plan, const Selection& selection, const 
   const std::int64_t first_filter = plan.segments[3 * layer + 1];
   const std::int64_t dominant = plan.slots[2 * slot + 1] - selection.inferior[layer];
   const std::int32_t* const order = scratch.order + first_filter + (match - scratch.first_match[slot]);
-  return {layer, first_filter, order[dominant], order[0]};
+  const std::int32_t row = order[dominant];
+  const std::int32_t source = order[0];
+  const std::int32_t filters = plan.slots[2 * slot + 1];
+  return {layer, first_filter, row, source, row >= 0 && row < filters && source >= 0 && source < filters};
 }
 
 __global__ void __launch_bounds__(kThreads) match_kernel(Plan plan, Selection selection, Scratch scratch) {
@@ -154,7 +158,7 @@ __global__ void __launch_bounds__(kThreads) match_kernel(Plan plan, Selection se
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + thread_index(); i < end; i += step) {
     const Match match = read_match(plan, selection, scratch, i);
-    selection.donor[match.first_filter + match.row] = match.source;
+    if (match.valid) selection.donor[match.first_filter + match.row] = match.source;
   }
 }
 
@@ -163,6 +167,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   const std::int64_t end = scratch.first_match[plan.num_layers];
   for (std::int64_t i = blockIdx.x; i < end; i += gridDim.x) {
     const Match match = read_match(plan, selection, scratch, i);
+    if (!match.valid) continue;
     if (thread_index() == 0) selection.donor[match.first_filter + match.row] = match.source;
     cross(bank.layers[match.layer], bank.pointers[match.layer], match.row, match.source, rule);
   }

@@ -107,7 +107,10 @@ __global__ void __launch_bounds__(kThreads, 4) rank_kernel(Plan plan, const floa
   }
   atomicAdd(&before[lane_index()], count);
   __syncthreads();
-  if (warp_index() == 0 && row < filters) scratch.order[start + before[lane_index()]] = row;
+  // Importances that another stream changes now may count to more than there are.
+  if (warp_index() == 0 && row < filters && before[lane_index()] < filters) {
+    scratch.order[start + before[lane_index()]] = row;
+  }
 }
 
 }  // namespace

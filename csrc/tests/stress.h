@@ -92,6 +92,17 @@ class Generator {
     return like(l, false);
   }
 
+  // Some elements become the largest or least of their dtype.
+  void stretch(Weight& weight) {
+    static constexpr double largest[kNumDTypes] = {0x1.fffffep127, 0x1.fffffffffffffp1023, 65504, 0x1.fep127};
+    const std::int64_t dtype = weight.layer.dtype;
+    weight.each_byte_offset([&](std::size_t offset, std::int64_t) {
+      if (below(20) > 0) return;
+      const std::uint64_t bits = encode(below(2) == 0 ? largest[dtype] : -largest[dtype], dtype);
+      std::memcpy(weight.memory.get() + offset, &bits, static_cast<std::size_t>(kItemSize[dtype]));
+    });
+  }
+
   std::vector<Weight> weights() {
     std::vector<Weight> made;
     for (std::int64_t i = below(12); i >= 0; --i) made.push_back(weight());
@@ -165,13 +176,13 @@ class Copies {
     return all;
   }
 
-  // The elements of some filters become guards.
+  // All bytes of the elements of some filters become this one.
   template <class F>
-  void overwrite(F&& chosen) {
+  void overwrite(F&& chosen, unsigned char byte = kGuard) {
     for (std::size_t i = 0; i < copies_.size(); ++i) {
       const auto item = static_cast<std::size_t>(kItemSize[layers_[i].dtype]);
       (*weights_)[i].each_byte_offset([&](std::size_t offset, std::int64_t filter) {
-        if (chosen(layers_[i].first_filter + filter)) std::memset(copies_[i].get() + offset, kGuard, item);
+        if (chosen(layers_[i].first_filter + filter)) std::memset(copies_[i].get() + offset, byte, item);
       });
     }
   }
@@ -203,5 +214,6 @@ void require_the_same(F&& result, bool change_level, const char* what) {
 void stress_evolution(Generator& generator, bool change_level);
 void stress_grafting(Generator& generator, bool change_level);
 void stress_asynchronous(Generator& generator, bool change_level);
+void stress_races(Generator& generator, bool change_level);
 
 }  // namespace we::cpu

@@ -48,6 +48,13 @@ void stress_grafting(Generator& generator, bool change_level) {
     const int bins = 1 + static_cast<int>(generator.below(kMaxBins));
     const auto count = [&](int threads) { return counted(networks[0], bins, per_filter, threads); };
     require_the_same(count, change_level, "other counts with other threads or instructions");
+    std::vector<Weight> stretched;
+    for (const Weight& weight : networks[0]) {
+      stretched.push_back(generator.like(weight.layer, true));
+      generator.stretch(stretched.back());
+    }
+    const auto count_stretched = [&](int threads) { return counted(stretched, bins, per_filter, threads); };
+    require_the_same(count_stretched, change_level, "other counts of a huge range with other threads or instructions");
     const int written = 1 + static_cast<int>(generator.below(static_cast<std::int64_t>(networks.size())));
     const std::size_t columns =
         per_filter ? static_cast<std::size_t>(Copies(networks[0]).filters()) : networks[0].size();

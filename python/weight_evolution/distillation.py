@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from we_kernels.checks import is_number
+
 
 def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor | Sequence[Tensor], temperature: float = 2.0
@@ -54,7 +56,7 @@ def _check(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> N
             )
         if teacher.device != student.device:
             raise ValueError(f"{name} is on {teacher.device} but student_logits on {student.device}; move one of them")
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+    if not is_number(temperature) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive number, got {temperature!r}")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from we_kernels.checks import check_rule
+from we_kernels.checks import check_rule, is_integer, is_number
 
 from .device_step import DeviceStep, Outcome
 from .optimizer_state import check_optimizer_state
@@ -90,7 +90,7 @@ class WeightEvolution:
             "linear": _check_fraction(linear_rate, "linear_rate"),
         }
         self.local_ratio = _check_fraction(local_ratio, "local_ratio")
-        if not _is_number(starvation_divisor) or not 0 < starvation_divisor < math.inf:
+        if not is_number(starvation_divisor) or not 0 < starvation_divisor < math.inf:
             raise ValueError(f"starvation_divisor must be a positive number, got {starvation_divisor!r}")
         state = check_optimizer_state(optimizer, optimizer_state)
         if schedule is not None and not callable(schedule):
@@ -222,17 +222,13 @@ def _filters(count: int | None) -> str:
     return "no filters" if count is None else f"{count} filters"
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _check_fraction(value: float, name: str) -> float:
-    if not _is_number(value) or not 0.0 <= value <= 1.0:
+    if not is_number(value) or not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
     return float(value)
 
 
 def _check_count(value: int, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not is_integer(value) or value < 0:
         raise ValueError(f"{name} must be an integer from 0, got {value!r}")
-    return value
+    return int(value)

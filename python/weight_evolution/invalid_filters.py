@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from we_kernels.checks import is_number
+
 from .model.convolutions import convolutions
 
 PUBLISHED_THRESHOLDS = (0.1, 0.01)
@@ -36,7 +38,7 @@ def count_invalid_filters(model: nn.Module, threshold: float = 0.1) -> tuple[int
 
 def check_threshold(threshold: float, name: str) -> None:
     """Raises ValueError, naming the argument, unless the threshold is a finite number from 0."""
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold < math.inf:
+    if not is_number(threshold) or not 0 <= threshold < math.inf:
         raise ValueError(f"{name} must be a finite number from 0, got {threshold!r}")
 
 

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import we_kernels as wk
-from we_kernels import BackendUnavailableError, backends
+from we_kernels import BackendUnavailableError, backends, memory
 
 W = torch.randn
 
@@ -21,10 +23,26 @@ def bank_errors():
         "named": (lambda: wk.FilterBank([5], names=["stem.weight"]), TypeError, "stem.weight must be a tensor"),
         "integer": (lambda: wk.FilterBank([torch.ones(2, 3).int()]), TypeError, r"weights\[0\] must be float32.*int32"),
         "complex": (lambda: wk.FilterBank([W(2, 3) + 0j]), TypeError, r"weights\[0\] must be float32"),
-        "quantized": (lambda: wk.FilterBank([quantized()]), TypeError, r"weights\[0\] must be float32.*qint8"),
+        "quantized": (
+            lambda: wk.FilterBank([quantized()]),
+            TypeError,
+            r"weights\[0\] is quantized .*qint8.*float model",
+        ),
+        "fake": (lambda: wk.FilterBank([fake()]), TypeError, r"weights\[0\] is a FakeTensor.*the real model"),
+        "nested": (lambda: wk.FilterBank([nested()]), TypeError, r"weights\[0\] is a nested tensor"),
+        "wrapped": (lambda: wk.FilterBank([Wrapped(W(2, 3))]), TypeError, r"weights\[0\] is a Wrapped, .*plain tensor"),
+        "in vmap": (lambda: in_vmap(), TypeError, r"weights\[0\] is being transformed by torch.func"),
+        "negated": (lambda: wk.FilterBank([(W(2, 3) + 0j).conj().imag]), TypeError, r"resolve_neg\(\)"),
+        "freed": (lambda: wk.FilterBank([freed(W(2, 3))]), ValueError, r"the storage of weights\[0\] was freed"),
+        "misaligned": (
+            lambda: wk.FilterBank([misaligned(6)], names=["x.weight"]),
+            ValueError,
+            "x.weight is misaligned",
+        ),
         "meta": (lambda: wk.FilterBank([W(2, 3, device="meta")]), TypeError, r"weights\[0\] is a meta tensor"),
         "lazy": (lambda: wk.FilterBank([lazy]), TypeError, "run one forward pass"),
-        "sparse": (lambda: wk.FilterBank([torch.eye(3).to_sparse()]), TypeError, "dense"),
+        "sparse": (lambda: wk.FilterBank([torch.eye(3).to_sparse()]), TypeError, r"dense.*to_dense\(\)"),
+        "mkldnn": (lambda: wk.FilterBank([torch.eye(3).to_mkldnn()]), TypeError, r"dense.*to_dense\(\)"),
         "scalar": (lambda: wk.FilterBank([torch.tensor(1.0)]), ValueError, "1 to 5 dimensions, got 0"),
         "six dimensions": (lambda: wk.FilterBank([W(1, 1, 1, 1, 1, 2)]), ValueError, "1 to 5 dimensions, got 6"),
         "expanded": (lambda: wk.FilterBank([W(1, 3).expand(4, 3)]), ValueError, "overlaps itself"),
@@ -58,8 +76,103 @@ def test_views_that_interleave_are_fine():
     assert bank.num_filters == 12
 
 
+def test_what_overlaps_is_found_among_many_that_do_not():
+    storage = W(60)
+    columns = list(storage.view(6, 10).unbind(1))
+    wk.FilterBank(columns)
+    with pytest.raises(ValueError, match=r"weights\[10\] overlaps weights\[7\]"):
+        wk.FilterBank([*columns, storage[37:38]])
+    halves = storage.view(torch.float16)  # of the first column's fourth element
+    with pytest.raises(ValueError, match=r"weights\[10\] overlaps weights\[0\]"):
+        wk.FilterBank([*columns, halves[61:62]])
+    wk.FilterBank([columns[0], halves[62:80]])
+
+
+@pytest.mark.parametrize("disjoint", [True, False])
+def test_many_views_of_one_storage(disjoint, monkeypatch):
+    """Each is looked at a few times, not once for every other one."""
+    seen = []
+    byte_range = memory._byte_range
+    monkeypatch.setattr(memory, "_byte_range", lambda weight: seen.append(weight) or byte_range(weight))
+    matrix = W(20, 300)
+    wk.FilterBank(matrix.view(300, 20).unbind() if disjoint else matrix.unbind(1))
+    assert len(seen) <= 2 * 300
+
+
 def quantized():
     return torch.quantize_per_tensor(W(4, 2, 3, 3), 0.1, 0, torch.qint8)
+
+
+def fake():
+    with FakeTensorMode():
+        return W(2, 3)
+
+
+def nested():
+    return torch.nested.nested_tensor([W(2), W(3)], layout=torch.jagged)
+
+
+def in_vmap():
+    torch.vmap(lambda weight: wk.filter_importance(wk.FilterBank([weight])))(W(2, 3, 4))
+
+
+def freed(weight):
+    weight.untyped_storage().resize_(0)
+    return weight
+
+
+def misaligned(count):
+    return torch.frombuffer(bytearray(4 * count + 1), dtype=torch.float32, offset=1)
+
+
+class Wrapped(torch.Tensor):
+    """Has its values in another tensor."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(func)
+
+
+def test_a_distributed_tensor():
+    """Under a process group, of which this process is all."""
+    code = """
+import torch, torch.distributed as dist, we_kernels as wk
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+part = distribute_tensor(torch.ones(4, 3), init_device_mesh("cpu", (1,)), [Shard(0)])
+for weight in (part, torch.nn.Parameter(part)):
+    try:
+        wk.FilterBank([weight], names=["conv.weight"])
+    except TypeError as error:
+        print(error)
+dist.destroy_process_group()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.count("conv.weight is a DTensor, of which this rank holds a part; ") == 2, done.stderr
+    assert "gather the model" in done.stdout
+
+
+def test_numpy_numbers_are_numbers():
+    weight, number = W(6, 4), np.float32(0.5)
+    bank = wk.FilterBank([weight], np.int64(1), groups=[np.int8(0)])
+    assert bank.filter_dims == (1,)
+    found = wk.evolve_with_selection_(bank, rate=number, local_ratio=np.float64(0.5))
+    assert found.donor.shape == (4,)
+    wk.evolve_(bank, rate=[number], starvation=COUNTER.clone(), starvation_limit=np.int32(3))
+    selected = wk.select_filters(bank, number, seed=np.uint64(2**63 - 1), step=np.int16(4))
+    assert torch.equal(selected, wk.select_filters(bank, 0.5, seed=2**63 - 1, step=4))
+    assert wk.weight_entropy(bank, np.int32(5)).tolist() == wk.weight_entropy(bank, 5).tolist()
+    wk.asynchronous_sgd_([weight], [weight], None, [np.int64(1)], selected, lr=number, weight_decay=np.float16(0.5))
+    wk.project_low_rank_([weight], np.int64(2), filter_dim=np.int64(1), skip_below=np.float32(1e-4))
+    wk.project_low_rank_([weight], [np.int64(2)], energy_transfer=np.bool_(True))
+    for wrong in (np.bool_(True), np.array([1]), np.array([1.5]), True):
+        with pytest.raises(TypeError, match="step must be an integer"):
+            wk.select_filters(bank, 0.5, seed=1, step=wrong)
 
 
 NAN = float("nan")
@@ -159,12 +272,30 @@ def test_unvalidated_donors_out_of_range_are_left_alone(backend):
     assert torch.equal(weight, before)
 
 
+def test_misaligned_gradient():
+    weight, gradient = W(6), misaligned(6)
+    before, selected = weight.clone(), torch.ones(6, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"grads\[0\] is misaligned"):
+        wk.asynchronous_sgd_([weight], [gradient], None, [0], selected, lr=0.1)
+    assert torch.equal(weight, before)
+
+
+def test_bank_whose_dtype_changed():
+    weight = W(6, 2)
+    bank = wk.FilterBank([weight], names=["conv.weight"])
+    weight.data = weight.double()
+    assert wk.filter_importance(bank).dtype == torch.float32
+    weight.data = weight.int()
+    with pytest.raises(TypeError, match=r"conv.weight must be float32, .* got torch.int32"):
+        wk.filter_importance(bank)
+
+
 def resized(weight):
     weight.resize_(7, 2, 3, 3)
 
 
-def freed(weight):
-    weight.untyped_storage().resize_(0)
+def moved(weight):
+    weight.data = misaligned(6 * 2 * 9).view(6, 2, 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +303,7 @@ def freed(weight):
     [
         (resized, r"conv.weight was resized from \(6, 2, 3, 3\) to \(7, 2, 3, 3\); make a new FilterBank"),
         (freed, "the storage of conv.weight was freed"),
+        (moved, "conv.weight is misaligned: .* no multiple of the 4 bytes"),
     ],
 )
 def test_bank_whose_tensor_changed(backend, change, message):

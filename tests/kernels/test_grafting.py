@@ -94,6 +94,8 @@ def test_entropy_is_the_references(backend, dtype, memory_format):
 AWKWARD = {
     "range overflows": [-3e38, 3e38, 1e38, 0.0, -2e38, 2.9e38, 1.0],
     "largest": [3.4e38, 3.4e38, 3.3e38, 3.39e38, 3.38e38],
+    "almost everything": [0.0, 1.0, 3.3e38],
+    "far from zero, huge": [-3.3e38, -1.0, 1e38],
     "subnormals": [1e-45, 3e-45, 0.0, -1e-44, 2e-44, 1e-40],
     "neighbours": [1.0, 1.0 + 2**-23, 1.0 + 2**-22, 1.0 + 3 * 2**-23, 1.0 + 2**-21],
     "far from zero": [1000.0 + i * 2**-14 for i in range(40)],

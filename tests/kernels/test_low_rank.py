@@ -1,8 +1,11 @@
 """`project_low_rank_` against a float64 singular value decomposition, and the recorded cases."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -549,6 +552,68 @@ def test_number_of_threads_survives_an_error(failing, threads, monkeypatch):
     with pytest.raises(ValueError, match=f"item {failing}"):
         parallel.run(fail, range(8), [1] * 8, torch.device("cpu"))
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("had", [0, 1])
+def test_threads_that_cannot_be_had(had, threads, monkeypatch):
+    """A limit of the system, or Python 3.12 at its end: the threads there are project all layers."""
+    threads(3)
+    monkeypatch.setattr(parallel, "WORTH_THREADS", 0)
+    start, started = threading.Thread.start, []
+
+    def start_few(thread):
+        if len(started) == had:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+    weights = [torch.randn(24 - i, 40) for i in range(10)]
+    before = [weight.clone() for weight in weights]
+    wk.project_low_rank_(weights, 5)
+    for a, b in zip(before, weights, strict=True):
+        assert_close(b, expected(a, 5), 1e-5)
+    assert len(started) == had
+    assert torch.get_num_threads() == 3
+
+
+AT_EXIT = """
+import atexit, torch, we_kernels as wk
+from we_kernels.backends.low_rank import parallel
+
+parallel.WORTH_THREADS = 0
+torch.set_num_threads(2)
+weights = [torch.randn(20 - i, 30) for i in range(4)]
+atexit.register(lambda: print(wk.project_low_rank_(weights, 5).skipped.tolist()))
+"""
+
+
+def test_projection_at_exit():
+    done = subprocess.run([sys.executable, "-W", "error", "-c", AT_EXIT], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("[False, False, False, False]", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_forked_during_a_projection(threads, monkeypatch):
+    threads(2)
+    monkeypatch.setattr(parallel, "WORTH_THREADS", 0)
+    running, finish = threading.Event(), threading.Event()
+
+    def wait(_):
+        running.set()
+        assert finish.wait(30)
+
+    other = threading.Thread(target=parallel.run, args=(wait, range(2), [1, 1], torch.device("cpu")))
+    other.start()
+    assert running.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # a child that waits for a thread it does not have
+        os._exit(0 if parallel.run(lambda i: i, range(4), [1] * 4, torch.device("cpu")) == [0, 1, 2, 3] else 1)
+    finish.set()
+    other.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_equal_shapes_of_different_dtypes():

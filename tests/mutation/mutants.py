@@ -70,7 +70,7 @@ MUTANTS = [
     Mutant(_WE + "device_step.py", "increment_version(changed)", "pass", _GRAPH),
     Mutant(_WE + "device_step.py", "return self._recording.outcome.copy()", "return self._recording.outcome", _GRAPH),
     Mutant(_WE + "device_step.py", "self._recording.made_for != memory", "False", _PRETENDED + "-k recorded_again"),
-    Mutant("we_kernels/transfer.py", 'pin_memory=device.type == "cuda"', "pin_memory=False", _SECOND),
+    Mutant("we_kernels/transfer.py", 'pin_memory=target.type == "cuda"', "pin_memory=False", _SECOND),
     Mutant(_GPU + "launch.py", "else torch.cuda.device(device)", "else nullcontext()", "tests/triton/test_launch.py"),
     Mutant("python/weight_evolution/parameters.py", "return weight, 1\n", "return weight, 0\n", _EVOLUTION),
     Mutant(_GPU + "importance.py", "channels.to(ACC), ACC)", "channels.to(ACC) + 1, ACC)", _TRITON),

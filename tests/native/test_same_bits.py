@@ -146,6 +146,29 @@ def test_evolution(native, dtype, flavour):
     assert int((results[0][0] >= 0).sum()) > 5
 
 
+@pytest.mark.parametrize("share", [1.0, 0.97, 0.6, 0.4, 2.0**-20, 2.0**-30])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_entropies_of_a_huge_range(native, dtype, share):
+    """Where edges, sums of them and inverses of a bin's width may overflow."""
+    most = share * torch.finfo(dtype).max
+    generator = torch.Generator().manual_seed(3)
+    spread = 2 * torch.rand(7, 700, generator=generator, dtype=torch.float64) - 1
+    weights = [torch.tensor([[0.0, 1.0, most]]), *(most * part for part in (spread, spread.abs(), 1 - spread / 500))]
+    weights = [weight.to(torch.float64).clamp(-most, most).to(dtype) for weight in weights]
+    bank = wk.FilterBank([*weights, *(-weight for weight in weights)])
+
+    def work():
+        return [
+            wk.weight_entropy(bank, bins, per=per) for bins in (1, 3, 10, 15, 16, 100) for per in ("tensor", "filter")
+        ]
+
+    results = on_every_level(native, work)
+    with wk.use_backend("torch"):
+        expected = work()
+    for found in results:
+        assert [x.tolist() for x in found] == [x.tolist() for x in expected]
+
+
 def test_the_programs_float_mode_does_not_matter(native):
     """Subnormal numbers count even where torch was told to flush them to zero."""
     weight = torch.full((4, 16, 3, 3), 1e-40)

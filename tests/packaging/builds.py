@@ -63,8 +63,8 @@ def unpack(wheel, target):
 NO_EDITABLE = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in f.__module__]\n"
 
 
-def python(code, site, cwd):
+def python(code, site, cwd, **settings):
     """What a fresh interpreter prints that finds the packages in the folder ``site``."""
-    done = run(sys.executable, "-W", "error", "-c", NO_EDITABLE + code, cwd=cwd, PYTHONPATH=str(site))
+    done = run(sys.executable, "-W", "error", "-c", NO_EDITABLE + code, cwd=cwd, PYTHONPATH=str(site), **settings)
     assert done.returncode == 0, done.stdout
     return done.stdout.strip()

@@ -1,5 +1,6 @@
 """What gets into the sdist and the wheels, and that it works from a fresh folder."""
 
+import os
 import shutil
 import sys
 import tarfile
@@ -78,6 +79,42 @@ def test_a_failing_build_installs_pure_and_says_why(source, tmp_path):
     refused = builds.hook("build_wheel", source, tmp_path, WE_KERNELS_NATIVE="on", **compiler)
     assert refused.returncode
     assert "error: the extension we_kernels._native cannot be built: CMake Error" in refused.stdout
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_compiler_that_speaks_another_language(source, tmp_path):
+    """In a locale that cannot write its messages, nor read the note of why there is no extension."""
+    cmake = tmp_path / "bin" / "cmake"
+    cmake.parent.mkdir()
+    cmake.write_bytes(b"#!/bin/sh\necho 'CMake Error: Datei \xc2\xbbm\xc3\xb6gen\xc2\xab \xff fehlt'\nexit 1\n")
+    cmake.chmod(0o755)
+    path = f"{cmake.parent}:{os.environ['PATH']}"
+    wheel = builds.made(builds.hook("build_wheel", source, tmp_path, PATH=path, **ASCII), tmp_path)
+    site = builds.unpack(wheel, tmp_path / "site")
+    assert "Datei »mögen« \\xff fehlt" in (site / "we_kernels" / "_native_reason.txt").read_text(encoding="utf-8")
+    assert builds.python(USE, site, tmp_path, **ASCII).startswith("reference")
+    assert "CMake Error: Datei" in builds.python(
+        "import runpy; runpy.run_module('we_kernels')", site, tmp_path, **ASCII
+    )
+
+
+def test_sources_that_hide_the_installed_package(source, tmp_path):
+    """They have no extension; the installed package has one (here: any file)."""
+    wheel = builds.made(builds.hook("build_wheel", source, tmp_path, WE_KERNELS_NATIVE="off"), tmp_path)
+    site = builds.unpack(wheel, tmp_path / "site")
+    (site / "we_kernels" / "_native.abi3.so").touch()
+    shutil.rmtree(source / "build", ignore_errors=True)
+    code = f"import sys; sys.path.append({str(site)!r})\n" + USE
+    done = builds.run(sys.executable, "-c", builds.NO_EDITABLE + code, cwd=source, PYTHONPATH=str(source))
+    assert "RuntimeWarning: we_kernels is loaded from" in done.stdout
+    assert "reference [2, 3, -1, -1]" in done.stdout
+    code = "import runpy; runpy.run_module('we_kernels')"
+    path = f"{source}:{site}"
+    said = builds.run(sys.executable, "-c", builds.NO_EDITABLE + code, cwd=source, PYTHONPATH=path).stdout
+    assert f"loaded from: {source / 'we_kernels'}" in said
+    assert f"the package installed in {site / 'we_kernels'} has it" in said
 
 
 def test_editable_install_builds_in_place_and_again_only_what_changed(source, tmp_path):

@@ -55,7 +55,7 @@ def _match_filters_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         importance.new_empty(importance.shape, dtype=torch.int32),
-        importance.new_empty((len(local_ratios),)),
+        importance.new_empty((len(local_ratios),), dtype=torch.float32),
         importance.new_empty((len(sizes),), dtype=torch.int32),
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+
+from we_kernels.checks import is_integer, is_number
 
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules
@@ -122,7 +123,7 @@ def check_select(select: str) -> str:
 
 def check_rate(rate: float) -> float:
     """A number in (0, 1]."""
-    if isinstance(rate, bool) or not isinstance(rate, Real):
+    if not is_number(rate):
         raise TypeError(f"rate must be a number in (0, 1], got {type(rate).__name__}")
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"rate must be in (0, 1], got {rate}")
@@ -131,7 +132,7 @@ def check_rate(rate: float) -> float:
 
 def check_count(value: int, name: str) -> int:
     """An integer in [0, 2^63 - 1]."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not is_integer(value):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not 0 <= value < 2**63:
         raise ValueError(f"{name} must be in [0, 2^63 - 1], got {value}")

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import we_kernels as wk
+from we_kernels.checks import is_integer, is_number
 from we_kernels.grafting import MAX_BINS
 
 from ..invalid_filters import PUBLISHED_THRESHOLDS
@@ -281,9 +282,9 @@ def _check_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
 def _check_rule(
     strength: float, sharpness: float, level: str, criterion: str, bins: int, round_coefficient: bool
 ) -> Rule:
-    if not _is_number(strength) or not 0 <= strength <= 1:
+    if not is_number(strength) or not 0 <= strength <= 1:
         raise ValueError(f"strength must be a number in [0, 1], got {strength!r}")
-    if not _is_number(sharpness) or not 0 <= sharpness < math.inf:
+    if not is_number(sharpness) or not 0 <= sharpness < math.inf:
         raise ValueError(f"sharpness must be a finite number from 0, got {sharpness!r}")
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
@@ -298,9 +299,9 @@ def _check_rule(
 
 
 def _check_count(value: int, name: str, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_integer(value) or value < least:
         raise ValueError(f"{name} must be an integer from {least}, got {value!r}")
-    return value
+    return int(value)
 
 
 def _check_inputs(inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
@@ -309,7 +310,3 @@ def _check_inputs(inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, .
     if inputs is not None and not isinstance(inputs, tuple):
         raise TypeError(f"example_inputs must be a tensor or a tuple of them, got {type(inputs).__name__}")
     return inputs
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

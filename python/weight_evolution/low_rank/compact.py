@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from we_kernels.checks import is_integer
+
 from ..model.copies import copy_model
 from .layers import Layer, Plain, find_layers
 
@@ -38,9 +40,9 @@ def compact_like(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         if name not in by_name:
             raise ValueError(f"ranks: {name!r} is not a layer that can be replaced" + _because(skipped.get(name)))
         full_rank = by_name[name].full_rank
-        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= full_rank:
+        if not is_integer(rank) or not 1 <= rank <= full_rank:
             raise ValueError(f"ranks[{name!r}] must be an integer in [1, {full_rank}], got {rank!r}")
-        first, second = _two_layers(by_name[name].module, rank)
+        first, second = _two_layers(by_name[name].module, int(rank))
         first.reset_parameters()
         second.reset_parameters()
         replacements[by_name[name].module] = _pair(by_name[name].module, first, second)

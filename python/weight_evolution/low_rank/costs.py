@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.benchmark import Timer
 
+from we_kernels.checks import is_integer
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -82,7 +84,7 @@ def make_inputs(
             raise ValueError("counting MACs needs input_size, such as (3, 32, 32), or example_inputs")
         return example_inputs
     size = [*input_size] if isinstance(input_size, Sequence) else []
-    if not size or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
+    if not size or not all(is_integer(n) and n > 0 for n in size):
         raise ValueError(f"input_size must be a list of positive integers, such as (3, 32, 32), got {input_size!r}")
     if len(size) == _unbatched_dims(model):
         size = [1, *size]

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from we_kernels.checks import is_integer, is_number
+
 from .layers import Layer
 
 
@@ -46,9 +48,9 @@ def ranks_from_dict(layers: Sequence[Layer], ranks: Mapping[str, int], skipped: 
         if name not in names:
             why = f"it is skipped: {skipped[name]}" if name in skipped else f"the layers are {', '.join(sorted(names))}"
             raise ValueError(f"ranks: {name!r} is not a layer to project; {why}")
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        if not is_integer(rank) or rank < 1:
             raise ValueError(f"ranks[{name!r}] must be an integer from 1, got {rank!r}")
-    return [min(ranks.get(layer.name, layer.full_rank), layer.full_rank) for layer in layers]
+    return [min(int(ranks.get(layer.name, layer.full_rank)), layer.full_rank) for layer in layers]
 
 
 def ranks_for_budget(
@@ -68,7 +70,7 @@ def ranks_for_budget(
     Raises:
         ValueError: not even rank 1 everywhere meets the budget; names the smallest share that can be reached.
     """
-    if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not 0 < budget <= 1:
+    if not is_number(budget) or not 0 < budget <= 1:
         raise ValueError(f"budget must be a number in (0, 1], the share of the MACs that may remain, got {budget!r}")
     options = [_Options(layer, values, count) for layer, values, count in zip(layers, energies, macs, strict=True)]
     available = int(budget * total) - (total - sum(macs))
@@ -166,7 +168,7 @@ def _round_up(share: float) -> str:
 
 
 def _check_ratio(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"{name} must be a number in [0, 1), got {type(value).__name__}")
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be in [0, 1), got {value}")

@@ -62,7 +62,8 @@ def project_low_rank_(
             tasks, work = list(zip(batches, grams, energies, strict=True)), [batch.work for batch in batches]
             results = run(lambda task: _settle(*task, energy_transfer, skip_below), tasks, work, device)
             settled = [torch.cat(values) for values in zip(*results, strict=True)]
-        position = torch.tensor([member for batch in batches for member in batch.members], device=device).argsort()
+        members = [member for batch in batches for member in batch.members]
+        position = torch.tensor(members, dtype=torch.int64, device=device).argsort()
         energy, kept, skipped = (values[position] for values in settled)
     return energy, kept, skipped
 

@@ -19,7 +19,7 @@ _PROBE = 255
 
 def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, replacement: bool) -> Tensor:
     """bool [F]."""
-    selected = torch.empty(segments.num_filters, dtype=torch.bool)
+    selected = torch.empty(segments.num_filters, dtype=torch.bool, device="cpu")
     module.select_filters(
         segments.table.data_ptr(),
         segments.num_layers,

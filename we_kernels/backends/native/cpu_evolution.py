@@ -13,7 +13,7 @@ from .extension import module
 
 def filter_importance(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout) -> Tensor:
     """float32 [F]; float64 weights are summed in float64, all others in float32."""
-    importance = torch.empty(layout.num_filters)
+    importance = torch.empty(layout.num_filters, dtype=torch.float32, device="cpu")
     module.filter_importance(
         list(map(Tensor.data_ptr, weights)),
         layout.table.data_ptr(),
@@ -34,9 +34,9 @@ def match_filters(
     starvation_limit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L]."""
-    donor = torch.empty(segments.num_filters, dtype=torch.int32)
-    threshold = torch.empty(len(local_ratios))
-    inferior = torch.empty(segments.num_layers, dtype=torch.int32)
+    donor = torch.empty(segments.num_filters, dtype=torch.int32, device="cpu")
+    threshold = torch.empty(len(local_ratios), dtype=torch.float32, device="cpu")
+    inferior = torch.empty(segments.num_layers, dtype=torch.int32, device="cpu")
     module.match_filters(
         importance.data_ptr(),
         importance.numel(),
@@ -78,10 +78,10 @@ def evolve_(
     starvation_limit: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Importance, matching and crossover: donors, importances, thresholds, numbers of inferior filters."""
-    donor = torch.empty(layout.num_filters, dtype=torch.int32)
-    importance = torch.empty(layout.num_filters)
-    threshold = torch.empty(len(local_ratios))
-    inferior = torch.empty(len(weights), dtype=torch.int32)
+    donor = torch.empty(layout.num_filters, dtype=torch.int32, device="cpu")
+    importance = torch.empty(layout.num_filters, dtype=torch.float32, device="cpu")
+    threshold = torch.empty(len(local_ratios), dtype=torch.float32, device="cpu")
+    inferior = torch.empty(len(weights), dtype=torch.int32, device="cpu")
     module.evolve(
         list(map(Tensor.data_ptr, weights)),
         layout.table.data_ptr(),

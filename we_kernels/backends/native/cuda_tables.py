@@ -64,7 +64,7 @@ def plan(segments: Segments, groups: int, where: Place) -> Tensor:
     if key not in cache:
         _refuse_capture(where)
         source = segments.table.data_ptr(), segments.num_layers, groups
-        table = torch.empty(module.cuda_plan_size(*source), dtype=torch.int32)
+        table = torch.empty(module.cuda_plan_size(*source), dtype=torch.int32, device="cpu")
         module.cuda_make_plan(*source, (table.data_ptr(), table.nbytes))
         cache[key] = table.to(where.device)
     return _keep(cache[key], where)
@@ -98,7 +98,7 @@ def upload(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, wher
         if own not in _uploads:
             if len(_uploads) >= MAX_UPLOADS:
                 del _uploads[next(iter(_uploads))]
-            pinned = torch.tensor(values, dtype=dtype, pin_memory=where.device.type == "cuda")
+            pinned = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=where.device.type == "cuda")
             _uploads[own] = pinned.to(where.device, non_blocking=True)
         return _uploads[own]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -15,16 +17,37 @@ except ImportError as error:
     module = None
     _import_error = str(error)
 
-_note = Path(__file__).parents[2] / "_native_reason.txt"  # what setup.py could not build, and why
-_reason = _note.read_text().strip() if _note.exists() else ""
+_package = Path(__file__).parents[2]
+_note = _package / "_native_reason.txt"  # what setup.py could not build, and why
+_reason = _note.read_text(encoding="utf-8", errors="replace").strip() if _note.exists() else ""
 if module is None and _reason:
     _import_error = f"{_import_error}; {_reason}"
+
+
+def _installed_with_extension() -> Path | None:
+    """The installed package, where that is another one than this and has the extension."""
+    for distribution in metadata.distributions(name="weight-evolution"):
+        installed = Path(str(distribution.locate_file("we_kernels"))).resolve()
+        if installed != _package.resolve() and any(installed.glob("_native.*")):
+            return installed
+    return None
+
+
+if module is None and (_installed := _installed_with_extension()):
+    _import_error = f"{_import_error}; the package installed in {_installed} has it, but this one is loaded instead"
+    warnings.warn(
+        f"we_kernels is loaded from {_package}, where its native extension was not built, though the package installed "
+        f"in {_installed} has it: the slower reference runs. Start Python in another folder, or install this one "
+        "(pip install -e .)",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def unavailable(device: torch.device) -> str | None:
     """Why the extension cannot work on tensors of ``device``; None when it can."""
     if module is None:
-        return f"the native extension is not installed ({_import_error})"
+        return f"the native extension is not installed in {_package} ({_import_error})"
     if device.type == "cpu":
         return None
     if device.type != "cuda":
@@ -38,7 +61,7 @@ def unavailable(device: torch.device) -> str | None:
 def build_info() -> str:
     """Compiler, instruction set in use and CUDA architectures of the extension, or why there is none."""
     if module is None:
-        return f"not installed ({_import_error})"
+        return f"not installed in {_package} ({_import_error})"
     cuda = (
         f"CUDA for {module.cuda_architectures()}"
         if hasattr(module, "cuda_architectures")

@@ -15,7 +15,8 @@ def count_bins(
     weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, bins: int, per_filter: bool
 ) -> Tensor:
     """int64 [F, bins] or [L, bins]: elements of every filter or tensor in each bin; -1: one is not finite."""
-    counts = torch.empty((layout.num_filters if per_filter else len(weights), bins), dtype=torch.int64)
+    rows = layout.num_filters if per_filter else len(weights)
+    counts = torch.empty((rows, bins), dtype=torch.int64, device="cpu")
     module.count_bins(
         list(map(Tensor.data_ptr, weights)),
         layout.table.data_ptr(),
@@ -23,7 +24,7 @@ def count_bins(
         bins,
         per_filter,
         counts.data_ptr(),
-        len(counts),
+        rows,
         torch.get_num_threads(),
     )
     return counts

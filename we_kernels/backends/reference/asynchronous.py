@@ -18,7 +18,7 @@ def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, re
     """bool [F]."""
     layer = segments.layer_of_filter(rate.device)
     size, start, _ = segments.table_on(rate.device)[layer].unbind(1)
-    row = torch.arange(segments.num_filters, device=rate.device) - start
+    row = torch.arange(segments.num_filters, dtype=torch.int64, device=rate.device) - start
     bits = philox(row, layer, step & _LOW, step >> 32 & _LOW, seed)
     # A GPU's rate is not checked: NaN selects one filter, like 0.
     expected = rate.nan_to_num(0.0).clamp(0, 1) * size

@@ -18,7 +18,8 @@ def crossover_(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: La
     """In place; ``donor`` is int32 [F]. An element whose new value would not be finite keeps its value."""
     layer_of_filter = layout.segments.layer_of_filter(donor.device)
     size = layout.segments.table_on(donor.device)[layer_of_filter, 0]
-    replaced = ((donor >= 0) & (donor < size)).nonzero().squeeze(1)
+    donor = torch.where(donor < size, donor, -1)  # a copy: what another thread writes now cannot get past the check
+    replaced = (donor >= 0).nonzero().squeeze(1)
     counts = torch.bincount(layer_of_filter[replaced], minlength=len(layout.layers)).tolist()
     donors = donor[replaced].long()
     rows_by_layer, donors_by_layer = torch.split(replaced, counts), torch.split(donors, counts)

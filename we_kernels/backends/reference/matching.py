@@ -35,7 +35,7 @@ def match_filters(
             importance.new_zeros((segments.num_layers,), dtype=torch.int32),
         )
 
-    group = torch.tensor(segments.groups, device=device)[layer]
+    group = torch.tensor(segments.groups, dtype=torch.int64, device=device)[layer]
     threshold = torch.stack([_global_threshold(importance[group == g], rate) for g, rate in enumerate(rates.tolist())])
     peak = importance.new_zeros(segments.num_layers).scatter_reduce_(0, layer, importance, "amax")
     ratio = torch.tensor(local_ratios, dtype=torch.float32, device=device)[group]
@@ -78,7 +78,7 @@ def _count_inferior(
                 low, counters[g] = 1, 0
             n_low.append(min(below, low))
     if starvation is not None:
-        starvation.copy_(torch.tensor(counters, dtype=torch.int32))
+        starvation.copy_(torch.tensor(counters, dtype=torch.int32, device="cpu"))
     return n_low
 
 
@@ -89,7 +89,7 @@ def _forward_matching(importance: Tensor, segments: Segments, inferior: Tensor) 
     order = by_importance[layer[by_importance].argsort(stable=True)]  # by layer, then descending
     size, start, _ = segments.table_on(importance.device)[layer].unbind(1)
     dominant = size - inferior[layer]  # filters of the layer that stay
-    k = torch.arange(segments.num_filters, device=importance.device) - start - dominant
+    k = torch.arange(segments.num_filters, dtype=torch.int64, device=importance.device) - start - dominant
     matched = ((k >= 0) & (k < dominant)).nonzero().squeeze(1)
     donor = importance.new_full((segments.num_filters,), -1, dtype=torch.int32)
     donor[order[matched]] = (order[start[matched] + k[matched]] - start[matched]).int()

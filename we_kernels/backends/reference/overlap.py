@@ -18,7 +18,7 @@ def filter_overlap(weights: Sequence[Tensor], filter_dims: Sequence[int], layout
     """Mean over the pairs of each layer, float32 [L], and each filter's maximum, float32 [F]."""
     device = weights[0].device
     mean = torch.zeros(len(weights), dtype=torch.float64, device=device)
-    maximum = torch.zeros(layout.num_filters, device=device)
+    maximum = torch.zeros(layout.num_filters, dtype=torch.float32, device=device)
     for i, (weight, dim, layer) in enumerate(zip(weights, filter_dims, layout.layers, strict=True)):
         own = maximum[layer.first_filter : layer.first_filter + layer.filters]
         _add_tiles(filters_first(weight, dim), mean[i], own)

@@ -144,7 +144,7 @@ def _sgd_tables(layouts: tuple[Layout, ...], masked: tuple[bool, ...], device: t
         blocks = [-(-rows[i][0] // sgd.BLOCK) for i in own]
         if own:
             tiles.append((index, tables._tiles(own, blocks, [1] * len(own)).to(device)))
-    return _SgdTables(torch.tensor(rows, dtype=torch.int64).to(device), tuple(tiles))
+    return _SgdTables(torch.tensor(rows, dtype=torch.int64, device="cpu").to(device), tuple(tiles))
 
 
 def _addresses(tensors: Sequence[Tensor]) -> Tensor:

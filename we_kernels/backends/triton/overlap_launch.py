@@ -101,9 +101,9 @@ def _overlap_tables(layout: Layout, device: torch.device) -> OverlapTables:
             if layer.filters:
                 elements[wide] = starts[-1] + layer.filters * padded
         found = cache[device] = OverlapTables(
-            torch.tensor(tiles, dtype=torch.int32).reshape(-1, 3).to(device),
-            torch.tensor([0, *accumulate(counts)], dtype=torch.int32).to(device),
-            torch.tensor(starts, dtype=torch.int64).to(device),
+            torch.tensor(tiles, dtype=torch.int32, device="cpu").reshape(-1, 3).to(device),
+            torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device="cpu").to(device),
+            torch.tensor(starts, dtype=torch.int64, device="cpu").to(device),
             elements,
         )
     tables.keep_for_graph(layout, device)

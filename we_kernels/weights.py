@@ -1,0 +1,88 @@
+"""Which tensors the kernels can work on: dense ones with memory of their own; others are refused as what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import mod
+
+import torch
+from torch import Tensor
+
+from .layout import DTYPES, MAX_DIMS
+from .memory import strides_are_disjoint
+
+
+def check_weight(weight: Tensor, name: str) -> None:
+    """Refuses what the kernels cannot read and write by its address.
+
+    Raises:
+        TypeError: it is no tensor, or not of a supported dtype, layout or device, or a tensor of another kind.
+        ValueError: its shape, strides or address cannot be taken.
+    """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
+    if not torch.compiler.is_compiling() and (kind := _kind(weight)):
+        raise TypeError(f"{name} {kind}")
+    if weight.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {weight.dtype}")
+    if not 1 <= weight.dim() <= MAX_DIMS:
+        raise ValueError(f"{name} must have 1 to {MAX_DIMS} dimensions, got {weight.dim()}")
+    if not strides_are_disjoint(weight.shape, weight.stride()):
+        raise ValueError(f"{name} overlaps itself (an expanded view?); pass its contiguous() copy")
+    if not torch.compiler.is_compiling():
+        check_address(weight, name)
+
+
+def _kind(weight: Tensor) -> str | None:
+    """What a tensor is whose values are not in memory of its own, and what to do; None for all others."""
+    kind = type(weight)
+    if isinstance(weight, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)):
+        return "is not initialized yet; run one forward pass through the lazy module first"
+    if _is_called(kind, "DTensor"):
+        return (
+            "is a DTensor, of which this rank holds a part; filters must be whole: gather the model (full_tensor(), or "
+            "get_model_state_dict of torch.distributed.checkpoint), work on that and load it back"
+        )
+    if _is_called(kind, "FakeTensor"):
+        return "is a FakeTensor, without values; work on the real model, not on the one being traced or exported"
+    if weight.is_quantized:
+        return f"is quantized ({weight.dtype}); work on the float model, before it is quantized"
+    if weight.is_nested:
+        return "is a nested tensor; pass its parts (unbind()) as tensors of their own"
+    if weight.layout != torch.strided:
+        return f"must be a dense tensor, got layout {weight.layout}; pass its to_dense() copy"
+    if weight.is_meta:
+        return "is a meta tensor, without values; materialize the module first (to_empty, load)"
+    if torch._C._functorch.is_functorch_wrapped_tensor(weight):
+        return "is being transformed by torch.func (vmap, grad, jvp); call this outside of it"
+    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return f"is a {kind.__name__}, which keeps its values in a form of its own; pass the plain tensor"
+    if weight.is_neg():
+        return "is a negated view; pass its resolve_neg() copy"
+    return None
+
+
+def _is_called(kind: type, name: str) -> bool:
+    return any(base.__name__ == name and base.__module__.startswith("torch.") for base in kind.__mro__)
+
+
+def have_addresses(tensors: Sequence[Tensor]) -> bool:
+    """Whether `check_address` takes all of them: in one pass in C, for what is asked at every call."""
+    addresses = list(map(Tensor.data_ptr, tensors))
+    return all(addresses) and not any(map(mod, addresses, map(Tensor.element_size, tensors)))
+
+
+def check_address(tensor: Tensor, name: str) -> None:
+    """Refuses memory that was freed, or that elements cannot be read from.
+
+    Raises:
+        ValueError: says which of the two, and what to do.
+    """
+    address, size = tensor.data_ptr(), tensor.element_size()
+    if address == 0 and tensor.numel():
+        raise ValueError(f"the storage of {name} was freed (a sharded model between its passes?); restore it first")
+    if address % size:
+        raise ValueError(
+            f"{name} is misaligned: it starts at an address that is no multiple of the {size} bytes of an element "
+            "(a view of a file or buffer of bytes?); pass its clone()"
+        )
