@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from numbers import Integral, Real
 from operator import attrgetter
 
 import torch
@@ -135,8 +136,8 @@ def asynchronous_sgd_(
         TypeError, ValueError: an argument of the wrong kind, size, dtype, device or range; nothing is changed.
     """
     params, grads, dims = list(params), list(grads), _check_dims(filter_dims)
-    for value, name in ((momentum, "momentum"), (dampening, "dampening"), (weight_decay, "weight_decay")):
-        _check_number(value, name)
+    momentum, dampening = _check_number(momentum, "momentum"), _check_number(dampening, "dampening")
+    weight_decay = _check_number(weight_decay, "weight_decay")
     if nesterov and (momentum <= 0 or dampening != 0):
         raise ValueError("nesterov needs momentum above 0 and dampening 0")
     buffers = [] if momentum == 0 else list(momentum_buffers or ())
@@ -207,25 +208,25 @@ def _buffer_size(bank: FilterBank) -> int:
 
 
 def _check_count(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not 0 <= value <= _LARGEST:
         raise ValueError(f"{name} must be in [0, 2^63 - 1], got {value}")
-    return value
+    return int(value)
 
 
-def _check_number(value: float, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _check_number(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
 
 
 def _check_lr(lr: float | Tensor, device: torch.device) -> Tensor:
     """float64 [1] on ``device``."""
     if not isinstance(lr, Tensor):
-        _check_number(lr, "lr")
-        return torch.full((1,), lr, dtype=torch.float64, device=device)
+        return torch.full((1,), _check_number(lr, "lr"), dtype=torch.float64, device=device)
     if lr.numel() != 1 or not lr.is_floating_point():
         raise ValueError(
             f"lr must be a number or a floating-point tensor of one element, got {lr.dtype} {tuple(lr.shape)}"
@@ -246,11 +247,11 @@ def _check_lengths(count: int, **lists: Sequence[object]) -> None:
 def _check_dims(filter_dims: Sequence[int | None]) -> list[int]:
     """-1 stands for None."""
     for i, dim in enumerate(filter_dims):
-        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, Integral)):
             raise TypeError(f"filter_dims[{i}] must be an integer or None, got {type(dim).__name__}")
         if dim is not None and dim < 0:
             raise ValueError(f"filter_dims[{i}] must be None or at least 0, got {dim}")
-    return [-1 if dim is None else dim for dim in filter_dims]
+    return [-1 if dim is None else int(dim) for dim in filter_dims]
 
 
 def _keys(tensors: Sequence[Tensor], name: str) -> list[tuple[object, ...]]:

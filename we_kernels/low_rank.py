@@ -20,9 +20,11 @@ class LowRankResult(NamedTuple):
     energy_before: Tensor
     """float64 [L]: sum of the squared singular values of the (row-scaled) matrix."""
     energy_kept: Tensor
-    """float64 [L]: sum over the r kept ones, before the transfer; `energy_before` where the layer was left alone."""
+    """float64 [L]: sum over the r kept ones, before the transfer; `energy_before` where the layer was left alone, NaN
+    where that is because its projection has elements beyond the range of its dtype."""
     skipped: Tensor
-    """bool [L]: the largest singular value is under the limit, or a weight of the call is not finite."""
+    """bool [L]: the largest singular value is under the limit, the projection is beyond the range of the dtype, or a
+    weight of the call is not finite."""
 
 
 class LowRankBases:
@@ -42,12 +44,14 @@ class LowRankBases:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copies of a `state_dict`'s tensors."""
-        self.tensors = {int(position): tensor.clone() for position, tensor in state.items()}
+        with torch.inference_mode(False):
+            self.tensors = {int(position): tensor.clone() for position, tensor in state.items()}
 
     def _for(self, position: int, n: int, rank: int, like: Tensor) -> Tensor:
         tensor, dtype = self.tensors.get(position), accumulate_dtype(like)
         if tensor is None or tensor.shape != (n, rank) or tensor.dtype != dtype or tensor.device != like.device:
-            tensor = self.tensors[position] = torch.zeros((n, rank), dtype=dtype, device=like.device)
+            with torch.inference_mode(False):  # or it could not be written to in another mode
+                tensor = self.tensors[position] = torch.zeros((n, rank), dtype=dtype, device=like.device)
         return tensor
 
 

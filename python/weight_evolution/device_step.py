@@ -8,14 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
-from torch.optim import Optimizer
 
 import we_kernels as wk
 from we_kernels import backends
 from we_kernels.backends import reference
 from we_kernels.transfer import Place, send_, to_device
 
-from .optimizer_state import StateReset
+from .optimizer_state import OptimizerState, StateUpdate
 from .parameters import Targets
 
 
@@ -58,7 +57,7 @@ class DeviceStep:
     Args:
         targets: the parameters that take part.
         local_ratio, crossover, starvation_limit, measure_after: see `WeightEvolution`.
-        reset_optimizer: the optimizer whose state is reset, if any.
+        optimizer_state: the optimizer whose state changes with the weights, if any.
         cuda_graph: replay a recording of the step where the model is on a GPU. The first step after the parameters
             moved runs as ever (it compiles kernels and fills tables), the second is recorded.
     """
@@ -71,7 +70,7 @@ class DeviceStep:
         crossover: str,
         starvation_limit: float,
         measure_after: bool,
-        reset_optimizer: Optimizer | None,
+        optimizer_state: OptimizerState | None,
         cuda_graph: bool,
     ) -> None:
         self._targets = targets
@@ -79,7 +78,7 @@ class DeviceStep:
         self._crossover = crossover
         self._starvation_limit = starvation_limit
         self._measure_after = measure_after
-        self._reset_optimizer = reset_optimizer
+        self._optimizer_state = optimizer_state
         self._cuda_graph = cuda_graph
         self._rates = torch.empty(0, dtype=torch.float64)
         self._rates_sent: tuple[float, ...] = ()
@@ -157,7 +156,7 @@ class DeviceStep:
             self._rates_sent = rates
 
     def _evolve(self, bank: wk.FilterBank) -> Outcome:
-        reset = self._reset_optimizer and StateReset(self._reset_optimizer, [t.parameter for t in self._targets.items])
+        state = self._optimizer_state and StateUpdate(self._optimizer_state, self._parameters())
         selection = wk.evolve_with_selection_(
             bank,
             rate=self._rates,
@@ -167,8 +166,8 @@ class DeviceStep:
             starvation_limit=self._starvation_limit,
         )
         self._blend_linear_biases(bank, selection)
-        if reset:
-            reset.apply_()
+        if state:
+            state.apply_()
         after = wk.filter_importance(bank) if self._measure_after else None
         return Outcome(bank.names, bank.sizes, selection, self._counters.clone(), after)
 
@@ -178,6 +177,10 @@ class DeviceStep:
         with torch.cuda.device(bank.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outcome = self._evolve(bank)
         return _Recording(graph, outcome, memory)
+
+    def _parameters(self) -> list[Tensor]:
+        """All that a step may write to."""
+        return [*(target.parameter for target in self._targets.items), *(bias for _, bias in self._biases())]
 
     def _biases(self) -> list[tuple[int, Tensor]]:
         """The trainable biases of Linears that take part, with their position among the targets."""

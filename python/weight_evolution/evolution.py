@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from we_kernels.checks import check_rule
 
 from .device_step import DeviceStep, Outcome
-from .optimizer_state import optimizer_to_reset
+from .optimizer_state import check_optimizer_state
 from .parameters import ModuleFilter, find_targets
 from .report import EvolutionReport
 from .schedule import Schedule, StagedSigmoid
@@ -45,14 +45,19 @@ class WeightEvolution:
             which costs no pass over the weights: their importances tell.
         include: only modules of these names (with all inside them), name patterns (``*``) or types.
         exclude: no modules of these names, patterns or types.
-        optimizer: needed to reset its state.
-        optimizer_state: "keep" (as published) or "reset": replaced elements get the momentum and moments of a fresh
-            parameter. Resetting holds a copy of the weights during the step.
+        optimizer: the one that trains the model, so that its state can change with the weights.
+        optimizer_state: what becomes of the momentum and moments of replaced elements: "keep" (as published), "fill"
+            (momentum 0, second moments the mean of the tensor's other elements) or "reset" (all 0, as a fresh parameter
+            has them; under Adam the next steps of these elements are then several times too large, since the step
+            counter goes on). State that is a copy of the weight (float32 masters, slow weights) follows it if there is
+            an ``optimizer``; `OptimizerState` says what is seen. Holds a copy of the weights during the step where
+            there is state to change.
         measure_after: also measure the importances after the step, for `EvolutionReport.plot`; one more read of the
             weights.
         cuda_graph: replay the step as one CUDA graph while the model is on a GPU, with the same results: for a step so
             frequent that the host's time per launch counts. The first step runs as ever, the second is recorded (and
-            waits for the device), both again after parameters moved. Not with ``optimizer_state="reset"``.
+            waits for the device), both again after parameters moved. Only with ``optimizer_state="keep"``, which
+            then leaves all state as it is.
 
     Raises:
         TypeError, ValueError: name the argument or parameter and say what to do.
@@ -87,15 +92,17 @@ class WeightEvolution:
         self.local_ratio = _check_fraction(local_ratio, "local_ratio")
         if not _is_number(starvation_divisor) or not 0 < starvation_divisor < math.inf:
             raise ValueError(f"starvation_divisor must be a positive number, got {starvation_divisor!r}")
-        reset = optimizer_to_reset(optimizer, optimizer_state)
+        state = check_optimizer_state(optimizer, optimizer_state)
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a callable (base_rate, epoch) -> rate, got {type(schedule).__name__}")
         self.schedule: Schedule = StagedSigmoid.cifar() if schedule is None else schedule
         self.crossover = check_rule(crossover, "crossover")
         self.check_finite = check_finite
-        if cuda_graph and reset is not None:
+        if cuda_graph and optimizer_state != "keep":
             raise ValueError('cuda_graph=True needs optimizer_state="keep": a graph would write to outdated state')
         self._targets = find_targets(model, linear=linear_rate > 0, include=include, exclude=exclude)
+        if state is not None:
+            state.check_trains([target.parameter for target in self._targets.items])
         convs = sum(target.kind == "conv" for target in self._targets.items)
         self._device_step = DeviceStep(
             self._targets,
@@ -104,7 +111,7 @@ class WeightEvolution:
             # Without a convolution no filter can starve, but BatchNorms alone still need a limit.
             starvation_limit=max(convs, 1) / starvation_divisor,
             measure_after=measure_after,
-            reset_optimizer=reset,
+            optimizer_state=None if cuda_graph else state,
             cuda_graph=cuda_graph,
         )
         self._epoch = 0

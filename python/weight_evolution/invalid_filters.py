@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from .model.convolutions import convolutions
+
 PUBLISHED_THRESHOLDS = (0.1, 0.01)
 
 
@@ -21,13 +23,14 @@ def count_invalid_filters(model: nn.Module, threshold: float = 0.1) -> tuple[int
     Neural Networks", CVPR 2020 (arXiv 2001.05868), which uses 0.1 and 0.01.
 
     Raises:
-        TypeError: ``model`` is not a module. ValueError: ``threshold`` is not a finite number from 0. A filter that is
-            not finite is not under any threshold.
+        TypeError: ``model`` is not a module, or a weight is not initialized yet. ValueError: ``threshold`` is not a
+            finite number from 0, or a weight is only a part of it (FSDP). A filter that is not finite is not under any
+            threshold.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     check_threshold(threshold, "threshold")
-    norms = filter_norms((module, module.weight) for module in model.modules() if isinstance(module, _ConvNd))
+    norms = filter_norms(convolutions(model).values())
     return count_under(norms, [threshold])[0], len(norms)
 
 

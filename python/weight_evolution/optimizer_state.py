@@ -3,64 +3,188 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-# Per-element state that does not start at zero: Adagrad's sum, Rprop's step size, ASGD's average of the weight.
+from .wrapped_optimizers import parameters_of, wrapped_optimizers
+
+CHOICES = ("keep", "fill", "reset")
+
+# Names of torch.optim's state; other optimizers mostly use the same.
+_MOMENTS = {"exp_avg", "momentum_buffer", "grad_avg", "prev"}
+_MAGNITUDES = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf", "variance", "step_size"}
+_AVERAGES = {"ax"}  # ASGD's average of the weight, which training does not read
+# What does not start at zero: Adagrad's sum, Rprop's step size.
 _INITIAL = {"sum": "initial_accumulator_value", "step_size": "lr"}
-_AVERAGES = {"ax"}
 
 
-def optimizer_to_reset(optimizer: Optimizer | None, optimizer_state: str) -> Optimizer | None:
-    """The optimizer whose state is to be reset; None for "keep".
+class OptimizerState(NamedTuple):
+    """An optimizer, and what is to become of its state of elements that are overwritten.
+
+    | choice | first moments | second moments | copies of the weight |
+    | --- | --- | --- | --- |
+    | "keep" | as they are | as they are | follow the weight |
+    | "fill" | 0 | the mean of the tensor's other elements | follow the weight |
+    | "reset" | 0 | as a fresh parameter has them, mostly 0 | follow the weight |
+
+    The step counter is shared by all elements of a tensor and stays. With "reset" Adam therefore takes a second moment
+    of 0 for one of long standing, and its next steps of those elements are several times too large (2.5 learning rates
+    instead of 0.8 in a test); "fill" is for optimizers that divide by second moments.
+
+    Copies of the weight are float32 masters, slow weights (Lookahead), other iterates (schedule-free): state of a name
+    that torch.optim does not use whose distance from the weight is less than half the weight's norm. State of such a
+    name that has no negative element counts as a second moment, else as a first.
+
+    Only dense floating-point tensors of the parameter's shape, under the parameter in ``optimizer.state`` or that of an
+    optimizer that it holds, are seen. Factored state (Adafactor's rows and columns), 8-bit codes, and copies kept
+    elsewhere (in lists of the optimizer's own, or as its parameters instead of the model's) stay; an optimizer that
+    computes weights from such a copy undoes what was written.
+    """
+
+    optimizer: Optimizer
+    choice: str
+
+    def check_trains(self, parameters: Sequence[Tensor]) -> None:
+        """Refuse an optimizer of another model.
+
+        Raises:
+            ValueError: it has none of the parameters.
+        """
+        trained = set(map(id, parameters_of(self.optimizer)))
+        if not any(id(parameter) in trained for parameter in parameters):
+            raise ValueError(
+                f"optimizer ({type(self.optimizer).__name__}) has none of the model's weights that take part; pass the "
+                "one that trains them (not one of another model, or of copies of the weights)"
+            )
+
+
+def check_optimizer_state(optimizer: Optimizer | None, optimizer_state: str) -> OptimizerState | None:
+    """The two arguments as one; None without an optimizer.
 
     Raises:
-        ValueError: ``optimizer_state`` is neither "keep" nor "reset", or "reset" comes without an optimizer.
+        ValueError: ``optimizer_state`` is none of the choices, or needs an optimizer.
+        TypeError: ``optimizer`` is none.
     """
-    if optimizer_state not in ("keep", "reset"):
-        raise ValueError(f'optimizer_state must be "keep" or "reset", got {optimizer_state!r}')
-    if optimizer_state == "keep":
+    if optimizer_state not in CHOICES:
+        raise ValueError(f'optimizer_state must be "keep", "fill" or "reset", got {optimizer_state!r}')
+    if optimizer is None:
+        if optimizer_state != "keep":
+            raise ValueError(
+                f'optimizer_state="{optimizer_state}" needs optimizer=, the torch.optim.Optimizer whose state to change'
+            )
         return None
     if not isinstance(optimizer, Optimizer):
-        raise ValueError('optimizer_state="reset" needs optimizer=, the torch.optim.Optimizer whose state to reset')
-    return optimizer
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return OptimizerState(optimizer, optimizer_state)
 
 
-class StateReset:
-    """Gives replaced elements the optimizer state of a fresh parameter.
+class _Entry(NamedTuple):
+    """One tensor of state."""
 
-    Takes a copy of the parameters when made, so make it before the step and call `apply_` after. Covers all state
-    tensors of a parameter's own shape; factored state (Adafactor's rows and columns) belongs to no element and stays.
+    key: str
+    parameter: Tensor
+    group: dict[str, Any]
+    value: Tensor
+
+
+class StateUpdate:
+    """Treats the optimizer state of replaced elements as `OptimizerState` says.
+
+    Takes a copy of the parameters that have such state when made, so make it before the step and call `apply_` after.
+    Neither waits for the device.
+
+    Raises:
+        ValueError: the optimizer has none of the parameters.
     """
 
-    def __init__(self, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-        self._optimizer = optimizer
-        self._before = {parameter: parameter.detach().clone() for parameter in parameters}
+    def __init__(self, state: OptimizerState, parameters: Sequence[Tensor]) -> None:
+        state.check_trains(parameters)
+        self._choice = state.choice
+        wanted = set(map(id, parameters))
+        self._entries = [
+            entry
+            for entry in _entries(state.optimizer)
+            if id(entry.parameter) in wanted and (state.choice != "keep" or not _is_known(entry.key))
+        ]
+        self._before = {entry.parameter: entry.parameter.detach().clone() for entry in self._entries}
 
     @torch.no_grad()
     def apply_(self) -> None:
-        """Reset the state of every element that differs from the copy."""
-        for group in self._optimizer.param_groups:
+        """Change the state of every element that differs from the copy."""
+        for entry in self._entries:
+            before = self._before[entry.parameter]
+            # A NaN differs from itself, but where there is one, nothing was replaced.
+            changed = (entry.parameter != before) & (before == before)
+            entry.value.copy_(torch.where(changed, self._new(entry, before, changed).to(entry.value), entry.value))
+
+    def _new(self, entry: _Entry, before: Tensor, changed: Tensor) -> Tensor:
+        if entry.key in _AVERAGES:
+            return entry.parameter
+        if self._choice == "keep":
+            other = entry.value
+        elif self._choice == "fill":
+            other = _filling(entry, changed)
+        else:
+            other = _fresh(entry)
+        if _is_known(entry.key):
+            return other
+        return torch.where(_is_copy(entry.value, before), entry.parameter.to(entry.value), other.to(entry.value))
+
+
+def _entries(optimizer: Optimizer) -> list[_Entry]:
+    """State tensors with one value per element of their parameter, each once."""
+    found: dict[int, _Entry] = {}
+    for one in (optimizer, *wrapped_optimizers(optimizer)):
+        for group in one.param_groups:
             for parameter in group["params"]:
-                before = self._before.get(parameter)
-                state = self._optimizer.state.get(parameter)
-                if before is None or not state:
-                    continue
-                # A NaN differs from itself, but where there is one, nothing was replaced.
-                changed = (parameter != before) & (before == before)
-                for key, value in state.items():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        value.copy_(torch.where(changed, _fresh(key, parameter, group).to(value), value))
+                state = one.state.get(parameter)
+                for key, value in state.items() if isinstance(state, dict) else ():
+                    if _is_per_element(value, parameter) and key != "step":
+                        found[id(value)] = _Entry(key, parameter, group, value)
+    return list(found.values())
 
 
-def _fresh(key: str, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    if key in _AVERAGES:
-        return parameter.detach()
-    initial = group.get(_INITIAL.get(key, ""), 0.0)
+def _is_per_element(value: object, parameter: Tensor) -> bool:
+    return (
+        type(value) in (Tensor, nn.Parameter)  # subclasses may hold codes
+        and isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and value.shape == parameter.shape
+    )
+
+
+def _is_known(key: str) -> bool:
+    return key in _MOMENTS or key in _MAGNITUDES or key in _AVERAGES
+
+
+def _is_copy(value: Tensor, weight: Tensor) -> Tensor:
+    """bool [], on the device: nearer to the weight than half its norm."""
+    precision = torch.promote_types(value.dtype, torch.float32)
+    weight = weight.to(precision)
+    return (value.to(precision) - weight).square().sum() * 4 < weight.square().sum()
+
+
+def _filling(entry: _Entry, changed: Tensor) -> Tensor:
+    """[] on the device: the mean of a magnitude's other elements, of all where none is left; 0 for the rest."""
+    value = entry.value
+    if entry.key in _MOMENTS:
+        return value.new_zeros(())
+    precision = torch.promote_types(value.dtype, torch.float32)
+    others = ~changed & value.isfinite()
+    count = others.sum()
+    mean = torch.where(
+        count > 0, torch.where(others, value, 0).sum(dtype=precision) / count, value.mean(dtype=precision)
+    )
+    return mean if entry.key in _MAGNITUDES else torch.where((value >= 0).all(), mean, 0)
+
+
+def _fresh(entry: _Entry) -> Tensor:
+    initial = entry.group.get(_INITIAL.get(entry.key, ""), 0.0)
     if isinstance(initial, Tensor):  # a learning rate that the optimizer keeps on the device
-        return initial.to(parameter.dtype)
+        return initial.to(entry.value)
     # Not as_tensor: copying a number to a GPU waits for it.
-    return torch.full((), initial, dtype=parameter.dtype, device=parameter.device)
+    return entry.value.new_full((), initial)

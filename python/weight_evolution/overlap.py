@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import is_lazy
 
 import we_kernels as wk
 
+from .model.convolutions import convolutions
+from .model.wrappers import named_modules
 from .parameters import ModuleFilter, check_filters, matches
 
 
@@ -68,22 +69,15 @@ def measure_overlap(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     check_filters(include, "include", modules)
     check_filters(exclude, "exclude", modules)
-    weights: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, module in modules.items():
-        if not isinstance(module, _ConvNd) or any(matches(entry, name, module) for entry in exclude):
-            continue
-        if include is not None and not any(matches(entry, name, module) for entry in include):
-            continue
-        full_name = f"{name}.weight" if name else "weight"
-        if is_lazy(module.weight):
-            raise TypeError(f"{full_name} is not initialized yet; run one forward pass first")
-        if id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            weights[full_name] = _filters(module)
+
+    def chosen(name: str, module: nn.Module) -> bool:
+        included = include is None or any(matches(entry, name, module) for entry in include)
+        return included and not any(matches(entry, name, module) for entry in exclude)
+
+    weights = {name: _filters(module, weight) for name, (module, weight) in convolutions(model, chosen).items()}
     bank = wk.FilterBank(weights.values(), names=list(weights))
     found = wk.filter_overlap(bank)
     means, maxima = found.mean.tolist(), bank.split(found.maximum.cpu())
@@ -100,9 +94,8 @@ def filter_overlap(
     return measure_overlap(model, include=include, exclude=exclude).mean
 
 
-def _filters(module: _ConvNd) -> Tensor:
+def _filters(module: _ConvNd, weight: Tensor) -> Tensor:
     """[N, ...]; a transposed convolution's weight is [in, out / groups, *kernel], its filters are the outputs."""
-    weight: Tensor = module.weight.detach()
     if not module.transposed:
         return weight
     return torch.unflatten(weight, 0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)

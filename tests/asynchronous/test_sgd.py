@@ -193,12 +193,18 @@ def test_state_is_sgds_and_resumes_exactly(tmp_path):
     assert state.keys() == {"state", "param_groups", "asynchronous"}
     assert_equal(train(again, resumed, BATCHES[2:]), expected)
 
-    # SGD reads it, and is read; the subsets then go on as they were.
+    # SGD reads it, carries the subsets on in its first group, and is read.
     net = make_net()
     plain = SGD(net.parameters(), lr=0.5)
     plain.load_state_dict(state)
     assert plain.param_groups[0]["momentum"] == 0.9
     resumed.load_state_dict(plain.state_dict())
+    assert resumed.step_count == 2
+    assert "asynchronous" not in resumed.param_groups[0]
+
+    # Without an entry the subsets go on as they were.
+    train(again, resumed, BATCHES[2:])
+    resumed.load_state_dict(SGD(net.parameters(), lr=0.1).state_dict())
     assert resumed.step_count == 4
 
     groups = [state["param_groups"][0] | {"lr": 0.7}]
@@ -217,6 +223,32 @@ def test_copies_step_alone():
     train(model, optimizer, BATCHES[:1])
     again, second = copy.deepcopy((model, optimizer))
     assert_equal(train(model, optimizer, BATCHES[1:]), train(again, second, BATCHES[1:]))
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "dampening": 0.2}])
+def test_other_dtypes_of_gradients_and_momentum_as_sgd_takes_them(options):
+    """Weights become float64 after a step, momentum stays float32; then weights alone become bfloat16."""
+    models = [make_net() for _ in range(2)]
+    options = {"lr": 0.1, "weight_decay": 0.01} | options
+    plain = SGD(models[0].parameters(), **options, foreach=True)
+    AsynchronousUpdate(plain, models[0], rate=0.4)
+    fused = AsynchronousSGD(models[1].parameters(), **options, model=models[1], rate=0.4)
+    images, targets = BATCHES[0]
+    for step in range(5):
+        for model, optimizer in zip(models, (plain, fused), strict=True):
+            dtype = torch.float64 if step > 1 else torch.float32
+            optimizer.zero_grad()
+            backward(model.to(dtype), (images.to(dtype), targets))
+            if step == 4:
+                for parameter in model.parameters():
+                    parameter.data = parameter.data.bfloat16()
+            optimizer.step()
+        assert_equal(*map(snapshot, models))
+    assert fused.step_count == 5
+    gradients = [model.stem.weight.grad for model in models]
+    assert gradients[1].dtype == torch.float64
+    if not options.get("nesterov"):  # foreach's changes them
+        assert torch.equal(*gradients)
 
 
 def make(net, *args, **options):

@@ -1,5 +1,6 @@
 """AsynchronousUpdate around every kind of optimizer: exact against a twin that takes the plain step."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn, optim
@@ -352,6 +353,83 @@ def test_a_model_that_moves_or_changes_dtype():
         assert (model.stem.weight != before).flatten(1).any(1).tolist() == selection.tolist()
 
 
+class Replacing(optim.SGD):
+    """Gives its parameters other memory within its step."""
+
+    change = staticmethod(lambda data: data.clone())
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data = self.change(parameter.data)
+
+
+def other_strides(data):
+    return data.clone(memory_format=torch.channels_last) if data.dim() == 4 else data.t().clone().t()
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("start", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [lambda d: d.clone(), lambda d: d.contiguous(), other_strides, lambda d: d.bfloat16(), lambda d: d.double()],
+    ids=["moved", "contiguous", "other strides", "bfloat16", "float64"],
+)
+def test_weights_that_get_other_memory_within_the_step(change, start, rescale):
+    model, twin = (make_net().to(memory_format=start) for _ in range(2))
+    optimizer, plain = Replacing(model.parameters(), lr=0.1), optim.SGD(twin.parameters(), lr=0.1)
+    optimizer.change = change
+    update = AsynchronousUpdate(optimizer, model, rescale=rescale)
+    for step in range(2):
+        optimizer.zero_grad()
+        dtype = model.stem.weight.dtype
+        backward(model.to(dtype), (BATCHES[0][0].to(dtype), BATCHES[0][1]))
+        twin.to(dtype)
+        copy_weights(model, twin)
+        copy_gradients(model, twin)
+        selection, before = update.selection(), snapshot(model)
+        optimizer.step()
+        plain.step()
+        assert update.step_count == step + 1
+        after, full = snapshot(model), snapshot(twin)
+        for name, dim in DIMS.items():
+            moves = selection[name]
+            new, old, whole = (x[name].to(after[name].dtype).movedim(dim, 0) for x in (after, before, full))
+            assert torch.equal(new[~moves], old[~moves])
+            assert rescale or torch.equal(new[moves], whole[moves])
+            assert (new[moves] != old[moves]).any()
+        assert after["stem.weight"].dtype == change(before["stem.weight"]).dtype
+
+
+def test_weights_that_change_their_shape_within_the_step_are_reported():
+    model = make_net()
+    optimizer = Replacing(model.parameters(), lr=0.1)
+    update = AsynchronousUpdate(optimizer, model)
+    optimizer.change = lambda data: data[..., :1]
+    with pytest.raises(
+        (RuntimeError, ValueError), match=r"optimizer.step\(\) changed the shape of a convolution's weight"
+    ):
+        optimizer.step()
+    assert update.step_count == 0
+
+
+def test_numpy_numbers():
+    model = make_net()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    update = AsynchronousUpdate(optimizer, model, rate=np.float32(0.25), seed=np.int64(3))
+    assert update.selection(np.int32(2)).keys() == CONVS.keys()
+    update.rate = np.float16(0.5)
+    assert torch.tensor([update.state_dict()[key] for key in ("rate", "seed")]).tolist() == [0.5, 3.0]
+    assert type(update.state_dict()["rate"]) is float
+    assert type(update.state_dict()["seed"]) is int
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        AsynchronousUpdate(optim.SGD(model.parameters()), model, seed=np.float64(3))
+    with pytest.raises(TypeError, match="rate must be a number"):
+        AsynchronousUpdate(optim.SGD(model.parameters()), model, rate=np.bool_(True))
+
+
 def parametrized():
     model = make_net()
     nn.utils.parametrizations.weight_norm(model.stem)
@@ -419,6 +497,23 @@ def test_attaching_twice_is_an_error():
     with pytest.raises(ValueError, match="rate must be in"):
         update.rate = 2.0
     assert update.rate == 0.5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+def test_names_and_states_know_no_wrappers():
+    model, other = make_net(), make_net()
+    wrapped = nn.DataParallel(torch.compile(model))
+    update = AsynchronousUpdate(SGD(model.parameters(), lr=0.1), wrapped, seed=4, exclude=["stem"])
+    plain = AsynchronousUpdate(SGD(other.parameters(), lr=0.1), other, exclude=["stem"])
+    assert list(update.selection()) == list(plain.selection()) == list(CONVS)[1:]
+    plain.load_state_dict(update.state_dict())
+    assert plain.state_dict() == update.state_dict()
+    state = update.state_dict()
+    state["filters"] = {f"module._orig_mod.{name}": size for name, size in state["filters"].items()}
+    plain.load_state_dict(state)  # of an earlier version
+    state["filters"]["module._orig_mod.up.weight"] += 1
+    with pytest.raises(ValueError, match=r"up\.weight has 5 filters there and 4 here"):
+        plain.load_state_dict(state)
 
 
 def test_states_that_do_not_fit_change_nothing():

@@ -157,7 +157,7 @@ def test_non_finite_weight(name, value, backend):
         ({"starvation_divisor": math.nan}, ValueError, "starvation_divisor"),
         ({"crossover": "figure1"}, ValueError, 'crossover must be "paper" or "released", got \'figure1\''),
         ({"schedule": 0.2}, TypeError, "schedule must be a callable"),
-        ({"optimizer_state": "forget"}, ValueError, 'optimizer_state must be "keep" or "reset"'),
+        ({"optimizer_state": "forget"}, ValueError, 'optimizer_state must be "keep", "fill" or "reset"'),
         ({"optimizer_state": "reset"}, ValueError, 'optimizer_state="reset" needs optimizer='),
     ],
 )

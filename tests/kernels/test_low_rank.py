@@ -287,6 +287,63 @@ def test_squares_that_overflow_float32(implementation):
     assert_close(weights[0].double() / 1e25, expected(before.double() / 1e25, 3))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "size", "tolerance"),
+    [
+        (torch.float32, 3e17, 1e-5),
+        (torch.float32, 5e17, 1e-5),
+        (torch.float32, 1e18, 1e-5),
+        (torch.float32, 1e30, 1e-5),
+        (torch.float32, 2e37, 1e-5),
+        (torch.bfloat16, 2e37, 1e-2),
+        (torch.float16, 1.2e4, 2e-3),
+        (torch.float64, 1e150, 1e-5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16)], ids=["wide", "tall"])
+def test_huge_weights_cold_and_warm(shape, dtype, size, tolerance):
+    """A norm of 1.8e19 squared is beyond float32, and so are 640 elements of 2e37 added up."""
+    generator = torch.Generator().manual_seed(3)
+    weights = [torch.randn(shape, generator=generator, dtype=torch.float64).mul(size).to(dtype), torch.randn(9, 30)]
+    bases = wk.LowRankBases()
+    for seed in range(3):
+        weights[0] += (torch.randn(shape, generator=generator, dtype=torch.float64) * size / 100).to(dtype)
+        drift(weights[1:], 0.01, seed)
+        before = weights[0].double() / size
+        result = wk.project_low_rank_(weights, 4, bases=bases)
+        assert not result.skipped.any()
+        assert_close(weights[0].double() / size, expected(before, 4), max(tolerance, 5e-4 if seed else 0))
+        energy = before.square().sum() * size**2
+        assert float(result.energy_before[0] / energy) == pytest.approx(1.0, rel=1e-5)
+        assert 0 < float(result.energy_kept[0] / energy) < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16)], ids=["wide", "tall"])
+def test_a_projection_beyond_the_dtype_leaves_the_layer_alone(shape, dtype, implementation):
+    signs = torch.randn(shape, generator=torch.Generator().manual_seed(3)).sign().double()
+    weights = [(signs * torch.finfo(dtype).max * 0.99).to(dtype), torch.randn(shape).to(dtype)]
+    before = weights[0].clone()
+    assert expected(before, 4).abs().max() > torch.finfo(dtype).max
+    bases = wk.LowRankBases()
+    for _ in range(2):
+        result = wk.project_low_rank_(weights, 4, bases=bases)
+        assert result.skipped.tolist() == [True, False]
+        assert result.energy_kept.isnan().tolist() == [True, False]
+        assert torch.equal(weights[0], before)
+        assert_close(weights[1], expected(weights[1], 4), 0.02)
+
+
+def test_a_first_projection_in_inference_mode_is_not_the_last():
+    weights, bases, loaded = layers(), wk.LowRankBases(), wk.LowRankBases()
+    with torch.inference_mode():
+        wk.project_low_rank_(weights, RANKS, bases=bases)
+        loaded.load_state_dict(bases.state_dict())
+    wk.project_low_rank_(weights, RANKS, bases=bases)
+    wk.project_low_rank_(weights, RANKS, bases=loaded)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["weight", "full rank weight", "scale"])
 def test_poison_changes_nothing(where, value, implementation):

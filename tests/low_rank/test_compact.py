@@ -6,6 +6,8 @@ import networks
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import we_kernels as wk
@@ -153,6 +155,156 @@ def test_module_used_twice_is_replaced_once():
     assert isinstance(compact[0], nn.Sequential)
     assert compact[0] is compact[2] is compact.holders[0]
     expect_same(model, compact, torch.randn(2, 8, 6, 6))
+
+
+class Delegating(nn.Module):
+    """What it does not have itself, the compiled model inside answers for it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.head = nn.Conv2d(14, 14, 1)
+        self.body = torch.compile(model, backend="eager")
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("body"), name)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def test_a_wrapper_that_delegates_keeps_its_own_layers():
+    model = Delegating(nn.Conv2d(3, 14, 3))
+    projection = LowRankProjection(model, prune_ratio=0.8)
+    assert projection.layers == ["head", "body"]
+    projection.step()
+    compact = projection.compact()
+    assert set(projection.compact_ranks) == {"head", "body"}
+    expect_same(model, compact, X)
+    assert sum(p.numel() for p in compact.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrap", [checkpoint_wrapper, nn.DataParallel, lambda module: torch.compile(module, backend="eager")]
+)
+def test_wrapped_submodules_are_compacted_as_if_they_were_not(wrap):
+    plain, model = networks.branches(), networks.branches()
+    model.bare, model.last = wrap(model.bare), wrap(model.last)
+    ours, theirs = LowRankProjection(plain), LowRankProjection(model)
+    assert theirs.layers == ours.layers
+    assert theirs.batch_norm_pairs.names == networks.PAIRS
+    theirs.load_state_dict(ours.state_dict())
+    for projection in (ours, theirs):
+        projection.step()
+    compact, other = ours.compact(), theirs.compact()
+    assert list(other.state_dict()) == list(compact.state_dict())
+    assert torch.equal(other.eval()(X), compact.eval()(X))
+    assert theirs.compact_ranks == ours.compact_ranks
+    assert list(compact_like(model, theirs.compact_ranks).state_dict()) == list(compact.state_dict())
+    assert theirs.report((3, 13, 11)).macs_after == ours.report((3, 13, 11)).macs_after
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda conv: prune.random_unstructured(conv, "weight", 0.5),
+        lambda conv: prune.ln_structured(conv, "weight", 0.5, n=2, dim=0),
+        nn.utils.spectral_norm,
+        parametrizations.spectral_norm,
+        parametrizations.weight_norm,
+    ],
+)
+def test_beside_a_computed_weight(prepare):
+    model = networks.branches()
+    prepare(model.depthwise)
+    prepare(model.bare)
+    model(X).sum().backward()
+    projection = LowRankProjection(model)
+    projection.step()
+    before = copy.deepcopy(model.state_dict())
+    compact = projection.compact()
+    report = projection.report((3, 13, 11))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert {cost.name for cost in report.layers if cost.rank} == set(projection.compact_ranks) != set()
+    expect_same(model, compact, X)
+    # Gradients go to what the weight is computed from.
+    compact.train()(X).sum().backward()
+    name, parameter = next((n, p) for n, p in compact.bare.named_parameters() if n != "bias")
+    assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_model_that_keeps_an_activation():
+    class Keeping(networks.Branches):
+        def forward(self, x):
+            self.kept = [super().forward(x)]
+            return self.kept[0]
+
+    torch.manual_seed(0)
+    model = Keeping()
+    model(X)
+    assert not model.kept[0].is_leaf
+    kept = model.kept[0]
+    projection = LowRankProjection(model)
+    projection.step()
+    compact = projection.compact()
+    assert torch.equal(compact.kept[0], kept)
+    assert projection.report((3, 13, 11)).macs_after > 0
+    assert model.kept[0] is kept
+    assert len(compact_like(model, {}).kept) == 1
+
+
+def test_report_and_budget_leave_the_model_alone():
+    class Counting(networks.Branches):
+        def forward(self, x):
+            self.seen.append(torch.rand(1))
+            self.total += 1
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Counting()
+    model.seen = []
+    model.register_buffer("total", torch.zeros(()))
+    state, calls = torch.get_rng_state(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    projection = LowRankProjection(model, budget=0.5, input_size=(3, 13, 11))
+    projection.report((3, 13, 11), latency=True, min_run_time=0.01)
+    assert model.seen == []
+    assert model.total == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs"),
+    [(nn.Conv2d(8, 14, 3, padding=1), torch.randn(2, 8, 5, 5)), (nn.Linear(24, 18, bias=False), torch.randn(2, 24))],
+)
+def test_what_a_model_reads_of_a_layer_is_still_there(layer, inputs):
+    class Reading(nn.Module):
+        """As CLIP does, for the dtype; and as functional calls do."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            out = self.layer(x.to(self.layer.weight.dtype))
+            shape = self.layer.out_channels if isinstance(layer, nn.Conv2d) else self.layer.out_features
+            assert out.shape[1] == shape
+            return out
+
+    model = Reading()
+    projection = LowRankProjection(model, prune_ratio=0.7, linear=True)
+    projection.step()
+    compact = projection.compact()
+    expect_same(model, compact, inputs)
+    pair = compact.layer
+    torch.testing.assert_close(pair.weight, layer.weight, rtol=0, atol=1e-6)
+    assert pair.weight.device == layer.weight.device
+    assert (pair.bias is None) == (layer.bias is None)
+    for name in layer.__constants__:
+        assert getattr(pair, name) == getattr(layer, name), name
+    assert all(name.startswith(("layer.0.", "layer.1.")) for name in compact.state_dict())
 
 
 def test_costlier_and_vanishing_layers_stay_as_they_were():

@@ -207,6 +207,33 @@ def test_report():
     assert again.energy_kept["bare"] == pytest.approx(1.0, abs=1e-5)
 
 
+def test_a_projection_beyond_the_dtype_is_reported():
+    model = networks.branches().half()
+    signs = torch.randn(model.bare.weight.shape, generator=torch.Generator().manual_seed(3)).sign()
+    model.bare.weight.data.copy_(signs * 65000)
+    before = model.bare.weight.detach().clone()
+    report = LowRankProjection(model).step()
+    assert torch.equal(model.bare.weight, before)
+    assert report.skipped["bare"] == "its projection is beyond the range of torch.float16"
+    assert "beyond the range" in str(report)
+    assert set(report.skipped) == {"bare", "depthwise"}
+
+
+@pytest.mark.parametrize("first", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize("then", [torch.inference_mode, torch.enable_grad])
+def test_steps_in_inference_mode_and_out_of_it(first, then):
+    model, plain = networks.branches(), networks.branches()
+    projection, other = LowRankProjection(model), LowRankProjection(plain)
+    for mode in (first, then, torch.no_grad):
+        with mode():
+            projection.step()
+            state = projection.state_dict()
+        other.step()
+        projection.load_state_dict(state)
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in model.state_dict().items())
+    model(torch.ones(2, 3, 9, 9)).sum().backward()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_non_finite_weight_changes_nothing_and_is_named(value):
     model = networks.branches()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.optim.sgd import sgd
 
 import we_kernels as wk
 from we_kernels.layout import DTYPES, MAX_DIMS
 
-from ..parameters import ModuleFilter, Target
+from ..parameters import ModuleFilter, Target, Targets
+from .calls import only_makes_state
+from .convolutions import Convolutions
 from .subsets import Subsets
 from .targets import check_rate, check_select, find_convolutions, listed_convolutions
 
@@ -27,8 +31,12 @@ class AsynchronousSGD(SGD):
     over weights, gradients and momentum. `AsynchronousUpdate` says which subsets are drawn and which convolutions take
     part.
 
-    ``state_dict()`` is SGD's, with one more entry for the subsets; SGD can load it, and this can load SGD's (the
-    subsets then go on as they were).
+    Gradients or momentum of another dtype than their parameter's (after ``model.double()``, say) are taken as SGD takes
+    them, at SGD's speed.
+
+    ``state_dict()`` is SGD's, with one more entry for the subsets, which the first parameter group has, too:
+    torch.distributed.checkpoint keeps only state and groups. SGD can load it, and this can load SGD's (without such an
+    entry the subsets go on as they were).
 
     Source: Zhang et al., "Weight asynchronous update" (10.1007/s41095-020-0185-5).
 
@@ -86,12 +94,15 @@ class AsynchronousSGD(SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        find: Callable[[Iterable[Tensor]], Targets]
         if model is not None:
-            targets = find_convolutions(model, select, parameters, include, exclude)
+            find = partial(find_convolutions, model, select, include=include, exclude=exclude)
         else:
-            targets = listed_convolutions(conv_weights or (), select, parameters)
-        self._subsets = Subsets(targets, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale)
+            find = partial(listed_convolutions, () if conv_weights is None else tuple(conv_weights), select)
+        convolutions = Convolutions(find, self, model)
+        self._subsets = Subsets(
+            convolutions, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale
+        )
 
     @property
     def rate(self) -> float:
@@ -110,14 +121,14 @@ class AsynchronousSGD(SGD):
     @property
     def skipped(self) -> dict[str, str]:
         """Weights of convolutions that do not take part, and why."""
-        return dict(self._subsets.targets.skipped)
+        return dict(self._subsets.convolutions.targets.skipped)
 
     def selection(self, step: int | None = None) -> dict[str, Tensor]:
         """Parameter name -> bool [N] on the CPU: the filters (or input channels) that move in a step (the next)."""
         return self._subsets.selection(step)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in SGD; convolutions among the new parameters are updated as a whole.
+        """As in SGD; convolutions of the model among the new parameters take part from the next step on.
 
         Raises:
             TypeError, ValueError: a parameter or an option is not supported; no group is added.
@@ -140,23 +151,31 @@ class AsynchronousSGD(SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        bank = self._subsets.targets.bank()
+        idle = closure is None and only_makes_state(self)
+        bank = self._subsets.convolutions.bank()
         parts = bank.split(self._subsets.draw(bank))
         shares = self._subsets.shares(bank) if self._subsets.rescale else [1.0] * len(bank)
         masked = {
             id(target.parameter): (target, parts[i], shares[i])
-            for target, i in zip(self._subsets.targets.items, bank.position, strict=True)
+            for target, i in zip(self._subsets.convolutions.targets.items, bank.position, strict=True)
         }
         # All gradients are looked at before the first parameter moves.
         calls = [(group, part) for group in self.param_groups for part in _parts(group, masked, self.state)]
         for group, (share, rows) in calls:
-            self._update(group, share, rows)
-        self._subsets.advance()
+            equal = [row for row in rows if row.has_one_dtype]
+            if equal:
+                self._update(group, share, equal)
+            if len(equal) < len(rows):
+                self._update_as_sgd(group, share, [row for row in rows if not row.has_one_dtype])
+        if not idle:
+            self._subsets.advance()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """SGD's, and under "asynchronous" the step counter, seed and rate."""
-        return {**super().state_dict(), _STATE_KEY: self._subsets.state_dict()}
+        """SGD's, and under "asynchronous", there and in the first group, the step counter, seed and rate."""
+        state, subsets = super().state_dict(), self._subsets.state_dict()
+        first, *others = state["param_groups"]
+        return {**state, "param_groups": [{**first, _STATE_KEY: subsets}, *others], _STATE_KEY: subsets}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.
@@ -164,10 +183,13 @@ class AsynchronousSGD(SGD):
         Raises:
             ValueError: the state does not fit; nothing is changed.
         """
-        subsets = state_dict.get(_STATE_KEY)
+        places = [state_dict, *state_dict.get("param_groups", ())]
+        subsets = next((place[_STATE_KEY] for place in places if _STATE_KEY in place), None)
         if subsets is not None:
             self._subsets.check_state(subsets)
         super().load_state_dict({key: value for key, value in state_dict.items() if key != _STATE_KEY})
+        for group in self.param_groups:
+            group.pop(_STATE_KEY, None)
         if subsets is not None:
             self._subsets.load_state_dict(subsets)
 
@@ -197,6 +219,31 @@ class AsynchronousSGD(SGD):
             if row.first:
                 self.state[row.owner]["momentum_buffer"] = row.whole_buffer
 
+    def _update_as_sgd(self, group: dict[str, Any], share: float, rows: list[_Row]) -> None:
+        """What the kernel does not take: gradients or momentum of another dtype than the parameter's."""
+        before = [row.owner.clone() for row in rows]
+        buffers = [None if row.first else row.whole_buffer for row in rows]
+        sgd(
+            [row.owner for row in rows],
+            [row.owner.grad.clone() for row in rows if row.owner.grad is not None],  # Nesterov's changes them
+            buffers,
+            foreach=True,
+            fused=False,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"] if share == 1.0 else group["lr"] / share,
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+        )
+        for row, old, buffer in zip(rows, before, buffers, strict=True):
+            if group["momentum"] != 0:
+                self.state[row.owner]["momentum_buffer"] = buffer
+            if row.mask is not None and row.target is not None and row.dim is not None:
+                shape = [1] * row.param.dim()
+                shape[row.dim] = -1
+                row.param.copy_(torch.where(row.mask.view(shape), row.param, row.target.view_of(old)[0]))
+
 
 class _Row(NamedTuple):
     """One parameter with what belongs to it, as views whose filters lie along `dim`."""
@@ -206,9 +253,16 @@ class _Row(NamedTuple):
     param: Tensor
     grad: Tensor
     buffer: Tensor | None
-    dim: int | None
-    mask: Tensor | None
     first: bool
+    target: Target | None = None
+    dim: int | None = None
+    mask: Tensor | None = None
+
+    @property
+    def has_one_dtype(self) -> bool:
+        """Whether gradient and momentum have the parameter's."""
+        dtype = self.param.dtype
+        return self.grad.dtype == dtype and (self.buffer is None or self.buffer.dtype == dtype)
 
 
 def _parts(
@@ -231,9 +285,7 @@ def _parts(
             if buffer is None:
                 buffer = torch.empty_like(param)
         if id(param) not in masked:
-            found.setdefault((1.0, param.device), []).append(
-                _Row(param, buffer, param, grad, buffer, None, None, first)
-            )
+            found.setdefault((1.0, param.device), []).append(_Row(param, buffer, param, grad, buffer, first))
             continue
         target, mask, share = masked[id(param)]
         view, dim = target.view_of(param)
@@ -242,7 +294,7 @@ def _parts(
             # Loaded from a run with another memory format.
             buffer = states[param]["momentum_buffer"] = buffer.contiguous()
             buffer_view = target.view_of(buffer)[0]
-        row = _Row(param, buffer, view, target.view_of(grad)[0], buffer_view, dim, mask, first)
+        row = _Row(param, buffer, view, target.view_of(grad)[0], buffer_view, first, target, dim, mask)
         found.setdefault((share, param.device), []).append(row)
     return [(share, rows) for (share, _), rows in found.items()]
 

@@ -10,26 +10,28 @@ from torch import Tensor
 
 import we_kernels as wk
 
-from ..parameters import Targets
+from .convolutions import Convolutions
 from .targets import check_count, check_rate, expected_share
 
 _FORMAT = 1
+# Parts of names that states of earlier versions hold for wrapped models.
+_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 
 class Subsets:
     """Random subsets of the filters of many weights, one after the other, and how far it has come."""
 
     def __init__(
-        self, targets: Targets, *, rate: float, seed: int, select: str, replacement: bool, rescale: bool
+        self, convolutions: Convolutions, *, rate: float, seed: int, select: str, replacement: bool, rescale: bool
     ) -> None:
-        self.targets = targets
+        self.convolutions = convolutions
         self.rate = check_rate(rate)
         self.seed = check_count(seed, "seed")
         self.select = select
         self.replacement = bool(replacement)
         self.rescale = bool(rescale)
         # On the device, so that a captured graph counts on; reading it waits.
-        self.step = torch.zeros(1, dtype=torch.int64, device=targets.bank().device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=convolutions.bank().device)
 
     def draw(self, bank: wk.FilterBank) -> Tensor:
         """bool [F]: what moves in the next step; `advance` afterwards."""
@@ -47,13 +49,13 @@ class Subsets:
 
     def selection(self, step: int | None) -> dict[str, Tensor]:
         """Parameter name -> bool on the CPU; the next step for None."""
-        bank = self.targets.bank()
+        bank = self.convolutions.bank()
         at = self.step.to(bank.device) if step is None else check_count(step, "step")
         return dict(zip(bank.names, bank.split(self._select(bank, at).cpu()), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings; waits for the device."""
-        bank = self.targets.bank()
+        bank = self.convolutions.bank()
         return {
             "format": _FORMAT,
             "step": int(self.step),
@@ -80,8 +82,10 @@ class Subsets:
         for name, value in options.items():
             if value != getattr(self, name):
                 raise ValueError(f"state has {name}={value!r}, this object {getattr(self, name)!r}")
-        bank = self.targets.bank()
+        bank = self.convolutions.bank()
         own = dict(zip(bank.names, bank.sizes, strict=True))
+        if list(map(_without_wrappers, filters)) == list(map(_without_wrappers, own)):
+            filters = dict(zip(own, filters.values(), strict=True))
         for name in [*own, *filters]:
             if own.get(name) != filters.get(name):
                 raise ValueError(
@@ -98,3 +102,7 @@ class Subsets:
 
     def _select(self, bank: wk.FilterBank, step: int | Tensor) -> Tensor:
         return wk.select_filters(bank, self.rate, seed=self.seed, step=step, replacement=self.replacement)
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

@@ -5,17 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..model.weights import check_weight, reason_without_layers
+from ..model.wrappers import joined, named_modules
 from ..parameters import ModuleFilter, Target, Targets, check_filters, matches, own_parameter
 
 SELECTS = ("filters", "input_channels")
 
 
 @dataclass(frozen=True)
-class ChannelTarget(Target):
+class FilterTarget(Target):
+    """A convolution's weight, masked by filters."""
+
+    @property
+    def filters(self) -> tuple[Tensor, int]:
+        """The weight, or a view of it, and the dimension along which its filters lie.
+
+        Raises:
+            ValueError: it is not the whole weight of its convolution.
+        """
+        weight = self.parameter
+        check_weight(self.name, self.module, weight)
+        if weight.dim() < 2:  # of a weight given alone there is no module to ask
+            raise ValueError(f"{self.name} must be [N, C, *kernel], a whole weight, got shape {tuple(weight.shape)}")
+        return super().filters
+
+
+@dataclass(frozen=True)
+class ChannelTarget(FilterTarget):
     """A convolution's weight, masked by input channels, which all filters share."""
 
     def view_of(self, tensor: Tensor) -> tuple[Tensor, int]:
@@ -31,7 +52,7 @@ def listed_convolutions(weights: Iterable[Tensor], select: str, parameters: Iter
     """
     holder = nn.Module()
     optimized = set(map(id, parameters))
-    make = Target if select == "filters" else ChannelTarget
+    make = FilterTarget if select == "filters" else ChannelTarget
     items: list[Target] = []
     for i, weight in enumerate({id(weight): weight for weight in weights}.values()):
         if not isinstance(weight, nn.Parameter) or id(weight) not in optimized:
@@ -52,7 +73,8 @@ def find_convolutions(
 ) -> Targets:
     """Weights of the model's convolutions that are among ``parameters`` (the optimizer's), in module order.
 
-    Frozen ones, too: they may be thawed later.
+    Frozen ones, too: they may be thawed later. Names are as if there were no wrappers (torch.compile, DataParallel,
+    activation checkpointing).
 
     Raises:
         TypeError: ``model`` is not a module, or a weight cannot take part (parametrized, lazy).
@@ -60,10 +82,10 @@ def find_convolutions(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     check_filters(include, "include", modules)
     check_filters(exclude, "exclude", modules)
-    make = Target if select == "filters" else ChannelTarget
+    make = FilterTarget if select == "filters" else ChannelTarget
     optimized = set(map(id, parameters))
     items: list[Target] = []
     skipped: dict[str, str] = {}
@@ -71,7 +93,7 @@ def find_convolutions(
     for name, module in modules.items():
         if not isinstance(module, _ConvNd):
             continue
-        full_name = f"{name}.weight" if name else "weight"
+        full_name = joined(name, "weight")
         if any(matches(entry, name, module) for entry in exclude):
             skipped[full_name] = "excluded"
         elif include is not None and not any(matches(entry, name, module) for entry in include):
@@ -86,7 +108,7 @@ def find_convolutions(
     if not items:
         raise ValueError(
             "the optimizer has no convolution of the model to update"
-            + (f"; left out: {skipped}" if skipped else ": the model has none")
+            + (f"; left out: {skipped}" if skipped else f": {reason_without_layers(model)}")
         )
     return Targets(items, skipped)
 
@@ -100,7 +122,7 @@ def check_select(select: str) -> str:
 
 def check_rate(rate: float) -> float:
     """A number in (0, 1]."""
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+    if isinstance(rate, bool) or not isinstance(rate, Real):
         raise TypeError(f"rate must be a number in (0, 1], got {type(rate).__name__}")
     if not 0.0 < rate <= 1.0:
         raise ValueError(f"rate must be in (0, 1], got {rate}")
@@ -109,11 +131,11 @@ def check_rate(rate: float) -> float:
 
 def check_count(value: int, name: str) -> int:
     """An integer in [0, 2^63 - 1]."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not 0 <= value < 2**63:
         raise ValueError(f"{name} must be in [0, 2^63 - 1], got {value}")
-    return value
+    return int(value)
 
 
 def expected_share(size: int, rate: float, replacement: bool) -> float:

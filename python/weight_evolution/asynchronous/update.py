@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -13,11 +14,26 @@ from torch.optim import Optimizer
 import we_kernels as wk
 
 from ..parameters import ModuleFilter
+from ..wrapped_optimizers import wrapped_optimizers
+from .calls import check_hooks, only_makes_state, within_another_step
+from .convolutions import Convolutions
 from .sgd import AsynchronousSGD
 from .subsets import Subsets
 from .targets import check_rate, check_select, find_convolutions
 
 _attached: WeakSet[Optimizer] = WeakSet()
+
+
+_Layout = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
+
+
+class _Begun(NamedTuple):
+    """A step that has begun: its subset, and how the weights lay in memory when they were saved."""
+
+    selected: Tensor
+    buffer: Tensor
+    layout: list[_Layout]
+    counts: bool
 
 
 class AsynchronousUpdate:
@@ -29,13 +45,17 @@ class AsynchronousUpdate:
     for every layer and step, from ``seed`` and the number of the step alone, so all ranks of a data-parallel job draw
     the same without communication.
 
-    Convolutions whose weight the optimizer does not have when this is made take no part (see `skipped`), nor those that
-    ``optimizer.add_param_group`` adds later: call `detach` and make a new one. Frozen convolutions take part when they
-    are thawed.
+    Convolutions whose weight the optimizer does not have take no part (see `skipped`) until ``add_param_group`` adds
+    it. Frozen convolutions take part when they are thawed. Model and optimizer are looked at in each step: what can be
+    followed is followed, a weight that cannot be masked any more makes the step raise before anything is changed.
 
     A step that a GradScaler skips draws nothing. If the optimizer's step raises, the weights stay as it left them, and
     the next step draws the same subset again. A closure sees the weights as the plain optimizer would have them within
-    its step (LBFGS evaluates it there); the others are put back at the end.
+    its step (LBFGS evaluates it there); the others are put back at the end. A step that calls ``super().step()`` is one
+    step.
+
+    Copies (`copy.deepcopy`, pickle) of optimizer, model and this together go on alike; a copy of the optimizer without
+    this is the plain optimizer.
 
     Cost: a copy of the weights that do not move, before and after the step, in one buffer of the convolutions' size
     that is kept (with ``rescale`` a second one). `AsynchronousSGD` needs neither.
@@ -45,7 +65,8 @@ class AsynchronousUpdate:
     program is ``select="input_channels", replacement=True``.
 
     Args:
-        optimizer: any torch optimizer.
+        optimizer: any torch optimizer whose ``step()`` runs torch's step hooks. Of an optimizer around another one, the
+            outer one.
         model: the network, or a part of it; all its convolutions on one device.
         rate: in (0, 1]: the share of each layer's filters that moves, at least one filter.
         seed: of the random subsets.
@@ -59,6 +80,10 @@ class AsynchronousUpdate:
 
     Raises:
         TypeError, ValueError: name the argument or parameter and say what to do; nothing is attached.
+
+    ``optimizer.step()`` then raises before a weight moves: RuntimeError, if a weight that took part is not in the model
+    or the optimizer any more, or if an optimizer that the given one holds steps outside of its step; TypeError or
+    ValueError, if a weight was parametrized, pruned, sharded or resized.
     """
 
     def __init__(
@@ -76,23 +101,35 @@ class AsynchronousUpdate:
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if isinstance(optimizer, AsynchronousSGD):
-            raise ValueError("optimizer is an AsynchronousSGD, which updates asynchronously by itself; use it alone")
-        if optimizer in _attached:
-            raise ValueError("optimizer has an AsynchronousUpdate already; call its detach() first")
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        targets = find_convolutions(model, check_select(select), parameters, include, exclude)
-        self._subsets = Subsets(targets, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale)
-        self._bank: wk.FilterBank | None = None
+        for one in (optimizer, *wrapped_optimizers(optimizer)):
+            if isinstance(one, AsynchronousSGD):
+                raise ValueError(
+                    "optimizer is an AsynchronousSGD or holds one, which updates asynchronously by itself; use it alone"
+                )
+            if one in _attached:
+                raise ValueError(
+                    "optimizer, or one that it holds, has an AsynchronousUpdate already; call its detach() first"
+                )
+        check_hooks(optimizer)
+        find = partial(find_convolutions, model, check_select(select), include=include, exclude=exclude)
+        convolutions = Convolutions(find, optimizer, model)
+        self._subsets = Subsets(
+            convolutions, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale
+        )
+        self._optimizer = optimizer
+        self._attach()
+
+    def _attach(self) -> None:
+        self._layout: list[_Layout] = []
         self._buffer: Tensor | None = None
         self._before_step: list[Tensor] = []
-        self._pending: tuple[wk.FilterBank, Tensor] | None = None
+        self._begun: _Begun | None = None
         self._hooks = [
-            optimizer.register_step_pre_hook(self._save),
-            optimizer.register_step_post_hook(self._restore),
+            self._optimizer.register_step_pre_hook(self._save),
+            self._optimizer.register_step_post_hook(self._restore),
+            *(other.register_step_pre_hook(self._refuse_outside) for other in wrapped_optimizers(self._optimizer)),
         ]
-        self._optimizer = optimizer
-        _attached.add(optimizer)
+        _attached.add(self._optimizer)
 
     @property
     def rate(self) -> float:
@@ -111,7 +148,7 @@ class AsynchronousUpdate:
     @property
     def skipped(self) -> dict[str, str]:
         """Weights of convolutions that do not take part, and why."""
-        return dict(self._subsets.targets.skipped)
+        return dict(self._subsets.convolutions.targets.skipped)
 
     def selection(self, step: int | None = None) -> dict[str, Tensor]:
         """Parameter name -> bool [N] on the CPU: the filters (or input channels) that move in a step (the next)."""
@@ -124,7 +161,7 @@ class AsynchronousUpdate:
         if self._hooks:
             _attached.discard(self._optimizer)
         self._hooks = []
-        self._bank, self._buffer, self._before_step, self._pending = None, None, [], None
+        self._layout, self._buffer, self._before_step, self._begun = [], None, [], None
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next subsets depend on; plain numbers and strings. Waits for the device."""
@@ -139,32 +176,76 @@ class AsynchronousUpdate:
         """
         self._subsets.load_state_dict(state)
 
-    @torch.no_grad()
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_subsets": self._subsets, "_optimizer": self._optimizer, "attached": bool(self._hooks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, together with model and optimizer: it hooks into the copied optimizer."""
+        self._subsets, self._optimizer = state["_subsets"], state["_optimizer"]
+        if self._optimizer in _attached:
+            raise ValueError(
+                "a copy of an AsynchronousUpdate needs a copy of its optimizer and model: copy all at once"
+            )
+        self._attach()
+        if not state["attached"]:
+            self.detach()
+
+    # Hooks without decorators: within_another_step() asks who called them.
     def _save(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bank = self._subsets.targets.bank()
+        if within_another_step(optimizer):
+            return
+        self._begun = None
+        with torch.no_grad():
+            self._begun = self._begin(counts=not only_makes_state(optimizer, (*args[1:], *kwargs.values())))
+
+    def _restore(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._begun is None or within_another_step(optimizer):  # None: made within a step
+            return
+        begun, self._begun = self._begun, None
+        with torch.no_grad():
+            self._end(begun)
+        if begun.counts:
+            # What a GradScaler tells a fused optimizer, which then leaves out its step on the device.
+            self._subsets.advance(skipped=getattr(optimizer, "found_inf", None))
+
+    def _refuse_outside(self, other: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._begun is None:
+            raise RuntimeError(
+                f"{type(self._optimizer).__name__} has an AsynchronousUpdate, but the {type(other).__name__} in it "
+                "steps outside of its step() (in SAM's second_step, say), where nothing is masked; call step(), or "
+                f"detach() it and make one of that {type(other).__name__}"
+            )
+
+    def _begin(self, counts: bool) -> _Begun:
+        bank = self._subsets.convolutions.bank()
         selected = self._subsets.draw(bank)
-        if self._buffer is None or bank is not self._bank:  # also after a change of dtype or device
-            self._bank, self._buffer = bank, wk.unselected_buffer(bank)
+        layout = _layout(bank.weights)
+        if self._buffer is None or layout != self._layout:
+            self._layout, self._buffer = layout, wk.unselected_buffer(bank)
             self._before_step = [torch.empty_like(weight) for weight in bank.weights] if self._subsets.rescale else []
         wk.save_unselected_(bank, selected, self._buffer)
         if self._subsets.rescale:
             torch._foreach_copy_(self._before_step, list(bank.weights))
-        self._pending = bank, selected
+        return _Begun(selected, self._buffer, layout, counts)
 
-    @torch.no_grad()
-    def _restore(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._pending is None or self._buffer is None:  # made within a step
-            return
-        (bank, selected), self._pending = self._pending, None
+    def _end(self, begun: _Begun) -> None:
+        bank = self._subsets.convolutions.targets.bank()
+        layout = _layout(bank.weights)
+        if [after[0] for after in layout] != [before[0] for before in begun.layout]:
+            raise RuntimeError(
+                "optimizer.step() changed the shape of a convolution's weight, so that no filter can be put back; "
+                "exclude it, or detach() this AsynchronousUpdate"
+            )
         if self._subsets.rescale:
             self._stretch(bank)
-        wk.restore_unselected_(bank, selected, self._buffer)
-        # What a GradScaler tells a fused optimizer, which then leaves out its step on the device.
-        self._subsets.advance(skipped=getattr(optimizer, "found_inf", None))
+        if layout == begun.layout:
+            wk.restore_unselected_(bank, begun.selected, begun.buffer)
+        else:
+            _restore_by_value(bank, begun)
 
     def _stretch(self, bank: wk.FilterBank) -> None:
         """W + (what the optimizer added) / share, for all filters of the weights that have a gradient."""
-        targets = self._subsets.targets.items
+        targets = self._subsets.convolutions.targets.items
         moved = sorted({i for i, t in zip(bank.position, targets, strict=True) if t.parameter.grad is not None})
         if not moved:
             return
@@ -173,3 +254,20 @@ class AsynchronousUpdate:
         change = torch._foreach_sub(weights, before)
         torch._foreach_div_(change, [shares[i] for i in moved])
         torch._foreach_copy_(weights, torch._foreach_add(before, change))
+
+
+def _layout(weights: Sequence[Tensor]) -> list[_Layout]:
+    """All that the places of filters in the buffer depend on."""
+    return [(weight.shape, weight.stride(), weight.dtype, weight.device) for weight in weights]
+
+
+def _restore_by_value(bank: wk.FilterBank, begun: _Begun) -> None:
+    """What an optimizer gave other strides or another dtype, by way of weights as they were."""
+    before = [
+        torch.empty_strided(shape, stride, dtype=dtype, device=device) for shape, stride, dtype, device in begun.layout
+    ]
+    wk.restore_unselected_(wk.FilterBank(before, bank.filter_dims), begun.selected, begun.buffer)
+    for weight, old, dim, moves in zip(bank.weights, before, bank.filter_dims, bank.split(begun.selected), strict=True):
+        shape = [1] * weight.dim()
+        shape[dim] = -1
+        weight.copy_(torch.where(moves.to(weight.device).view(shape), weight, old.to(weight)))

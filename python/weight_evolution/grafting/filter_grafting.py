@@ -15,9 +15,9 @@ import we_kernels as wk
 from we_kernels.grafting import MAX_BINS
 
 from ..invalid_filters import PUBLISHED_THRESHOLDS
-from ..low_rank.layers import unwrap
-from .network import Information, Network, Rule
-from .parts import find_pairs, find_parts, first_difference
+from ..parameters import ModuleFilter
+from .network import Choice, Information, Network, Rule
+from .parts import first_difference
 from .report import GraftingReport, by_threshold
 from .ring import ExchangeError, Ring
 
@@ -39,7 +39,8 @@ class FilterGrafting:
 
     Args:
         models: two networks or more, on any devices, each on one. Or one network, with ``process_group``: each process
-            then has its own. DistributedDataParallel and torch.compile are seen through.
+            then has its own. Wrappers (torch.compile, DistributedDataParallel, activation checkpointing, ...) are seen
+            through.
         strength: A, in [0, 1]; coefficients are within 0.5 +- A / 2. 0: plain averaging with the neighbour.
         sharpness: c, from 0.
         level: "layer", or "filter": filter j and the elements j of the BatchNorm behind it are blended with
@@ -52,7 +53,12 @@ class FilterGrafting:
         process_group: of torch.distributed, for one model; the default group when left out and initialized. All its
             ranks make a FilterGrafting and call `step` together.
         ranks_per_network: a network is this many consecutive ranks of the group, which train it data-parallel and hold
-            equal weights. The coefficients are those of the first of them.
+            equal weights; 1 when left out, which a model in DistributedDataParallel refuses. The coefficients are those
+            of the first of them.
+        include: only modules of these names (with all inside them), name patterns (``*``) or types; names of single
+            parameters and buffers count, too.
+        exclude: no modules, parameters or buffers of these names, patterns or types. A convolution that is left out is
+            not measured either: what follows it has the coefficient of the one before.
         batch_norm_pairs: conv name -> BatchNorm name or None, where the traced graph should not decide.
         example_inputs: for torch.export, where torch.fx cannot trace the model (level "filter").
 
@@ -72,28 +78,30 @@ class FilterGrafting:
         bins: int = 10,
         round_coefficient: bool = False,
         process_group: dist.ProcessGroup | None = None,
-        ranks_per_network: int = 1,
+        ranks_per_network: int | None = None,
+        include: Sequence[ModuleFilter] | None = None,
+        exclude: Sequence[ModuleFilter] = (),
         batch_norm_pairs: Mapping[str, str | None] | None = None,
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
         self._rule = _check_rule(strength, sharpness, level, criterion, bins, round_coefficient)
-        inputs = _check_inputs(example_inputs)
+        choice = Choice(level, include, exclude, batch_norm_pairs, _check_inputs(example_inputs))
         self._steps = 0
         self._ring: Ring | None = None
 
         def make(model: nn.Module) -> Network:
-            model = unwrap(model) if isinstance(model, nn.Module) else model
-            parts = find_parts(model)
-            pairs = find_pairs(model, parts, batch_norm_pairs, inputs) if level == "filter" else None
-            network = Network(model, parts, pairs)
-            network.bank()
+            if self._ring is not None:
+                self._ring.check_replicas(model)
+            network = Network(model, choice)
+            network.bank()  # to refuse what it refuses before the first epoch instead of after it
             return network
 
         if isinstance(models, nn.Module):
-            self._ring = Ring(_check_group(process_group), _check_count(ranks_per_network, "ranks_per_network", 1))
+            count = 1 if ranks_per_network is None else _check_count(ranks_per_network, "ranks_per_network", 1)
+            self._ring = Ring(_check_group(process_group), count)
             self._networks = [self._make_with_others(make, models, self._ring)]
         else:
-            if process_group is not None or ranks_per_network != 1:
+            if process_group is not None or ranks_per_network is not None:
                 raise ValueError(
                     "process_group and ranks_per_network are for one model per rank; pass that model alone"
                 )
@@ -110,9 +118,11 @@ class FilterGrafting:
     def step(self) -> GraftingReport:
         """Graft all networks once; waits for their devices.
 
-        Over a process group it is collective. When it raises, the weights of this rank are unchanged.
+        Over a process group it is collective. When it raises, the weights of this rank are unchanged. What was frozen,
+        thawed or replaced since the last step is followed, as long as it is the same in all networks.
 
         Raises:
+            TypeError, ValueError: a network cannot be grafted any more, or differs from the others; says where.
             NonFiniteWeightError: a weight or buffer of some network is NaN or infinite; nothing was changed.
             ExchangeError: another rank failed, died or did not come within the group's time-out.
         """
@@ -139,7 +149,10 @@ class FilterGrafting:
         return report
 
     def _step_in_process(self) -> tuple[list[Information], list[tuple[int, ...]]]:
+        for network in self._networks:
+            network.look()
         _require_equal([network.describe() for network in self._networks], "models[{}]")
+        _refuse_shared(self._networks)
         before = [network.information(self._rule) for network in self._networks]
         for i, (network, one) in enumerate(zip(self._networks, before, strict=True)):
             _require_finite(network, one, f"network {i}: ")
@@ -181,6 +194,7 @@ class FilterGrafting:
         told: tuple[Any, Tensor] | None = None
         error: Exception | None = None
         try:
+            network.look()
             told = (network.describe(), network.information(self._rule).pack())
         except Exception as raised:  # told to the others, who would wait
             error = raised
@@ -216,7 +230,8 @@ def _require_finite(network: Network, information: Information, where: str) -> N
     if information.bad >= 0:
         raise wk.NonFiniteWeightError(
             f"{where}{network.parts.items[information.bad].name} is NaN or infinite; nothing was changed in any "
-            "network. Lower the learning rate or restore a checkpoint"
+            "network. Lower the learning rate or restore a checkpoint; a constant that is not finite can be left out "
+            "with exclude="
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 import we_kernels as wk
 
 from ..invalid_filters import PUBLISHED_THRESHOLDS, as_rows, count_under, filter_norms
+from ..model.wrappers import named_modules
+from ..parameters import ModuleFilter
 from .coefficients import filter_coefficients, layer_coefficients
-from .parts import FilterPairs, Parts
+from .parts import Conv, FilterPairs, Parts, find_norms, find_parts, pair_up
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,46 @@ class Information:
         return Information(rest[:layers], rest[layers:], tuple(invalid), bad)
 
 
-class Network:
-    """A model in a ring."""
+@dataclass(frozen=True)
+class Choice:
+    """What of a model takes part, and how its convolutions and BatchNorms are paired."""
 
-    def __init__(self, model: nn.Module, parts: Parts, pairs: FilterPairs | None) -> None:
+    level: str
+    include: Sequence[ModuleFilter] | None
+    exclude: Sequence[ModuleFilter]
+    batch_norm_pairs: Mapping[str, str | None] | None
+    example_inputs: tuple[Tensor, ...] | None
+
+
+class Network:
+    """A model in a ring. Models change, so `look` at it before each grafting."""
+
+    parts: Parts
+    pairs: FilterPairs | None
+
+    def __init__(self, model: nn.Module, choice: Choice) -> None:
         self.model = model
-        self.parts = parts
-        self.pairs = pairs
-        self._bank: wk.FilterBank | None = None
-        self._built_from: tuple[tuple[int, int, torch.Size], ...] = ()
+        self._choice = choice
+        self._structure: list[tuple[str, type]] = []
+        self.look()
+
+    def look(self) -> None:
+        """Find what takes part now; the model is traced anew only if it has other modules than before.
+
+        Raises:
+            TypeError, ValueError: something cannot be grafted (any more).
+        """
+        choice = self._choice
+        parts = find_parts(self.model, include=choice.include, exclude=choice.exclude)
+        pairs = None
+        if choice.level == "filter":
+            structure: list[tuple[str, type]] = [(name, type(module)) for name, module in named_modules(self.model)]
+            structure += [(conv.name, Conv) for conv in parts.convs]
+            if structure != self._structure:
+                self._norms = find_norms(self.model, parts, choice.batch_norm_pairs, choice.example_inputs)
+                self._structure = structure
+            pairs = pair_up(self.model, parts, self._norms)
+        self.parts, self.pairs = parts, pairs
 
     @property
     def per(self) -> Literal["tensor", "filter"]:
@@ -82,12 +115,8 @@ class Network:
         return described
 
     def bank(self) -> wk.FilterBank:
-        """All parts; made anew when a tensor was replaced, moved or resized."""
-        tensors = [part.tensor for part in self.parts.items]
-        state = tuple((t.untyped_storage().data_ptr(), t.data_ptr(), t.shape) for t in tensors)
-        if self._bank is None or state != self._built_from:
-            self._bank, self._built_from = self.bank_of(tensors), state
-        return self._bank
+        """All parts."""
+        return self.bank_of([part.tensor for part in self.parts.items])
 
     def bank_of(self, tensors: Sequence[Tensor], first: int = 0) -> wk.FilterBank:
         """A bank of tensors that stand for the parts from the ``first`` on."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from ..low_rank.batch_norm_pairs import find_batch_norms
+from we_kernels.layout import DTYPES
+
+from ..low_rank.batch_norm_pairs import BatchNormPairs, find_batch_norms
 from ..low_rank.layers import Layer, Plain
-from ..parameters import filters_of
+from ..model.weights import check_weight, reason_without_layers
+from ..model.wrappers import joined, named_modules
+from ..parameters import ModuleFilter, check_filters, filters_of, matches
 
 
 @dataclass(frozen=True)
@@ -64,33 +69,52 @@ class Parts:
         return grafted | {name: f"not grafted ({why})" for name, why in self.skipped.items()}
 
 
-def find_parts(model: nn.Module) -> Parts:
+def find_parts(
+    model: nn.Module, *, include: Sequence[ModuleFilter] | None = None, exclude: Sequence[ModuleFilter] = ()
+) -> Parts:
     """What follows a convolution in module order, up to the next, belongs to it; what comes before the first, to that.
 
+    Entries of ``include`` and ``exclude`` may name parameters and buffers, too. A convolution whose weight is left out
+    by them is not measured, so what follows it belongs to the one before.
+
     Raises:
-        TypeError: ``model`` is not a module, or a weight cannot be grafted (parametrized, pruned, lazy).
-        ValueError: the model has no convolution, or none that is trainable.
+        TypeError: ``model`` is not a module, or a tensor cannot be grafted (parametrized, pruned, lazy, sparse).
+        ValueError: the model has no convolution, or none that is trainable; a weight is only a part of it; an entry of
+            ``include`` or ``exclude`` matches nothing.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"each model must be a torch.nn.Module, got {type(model).__name__}")
+    modules = dict(named_modules(model))
+    owners = modules | {joined(name, a): module for name, module in modules.items() for a, _ in _tensors(module)}
+    check_filters(include, "include", owners)
+    check_filters(exclude, "exclude", owners)
     items: list[Part] = []
     convs: list[Conv] = []
     skipped: dict[str, str] = {}
     first_name: dict[int, str] = {}
     number_of: dict[int, int] = {}
     conv = 0
-    for module_name, module in model.named_modules():
-        prefix = f"{module_name}." if module_name else ""
+    for module_name, module in modules.items():
+        weight_name = joined(module_name, "weight")
         if isinstance(module, (_ConvNd, _BatchNorm, nn.Linear)):
-            _require_own_weight(module, prefix)
-        if isinstance(module, _ConvNd):
-            conv = number_of.setdefault(id(module.weight), len(convs))
-            if conv == len(convs):
-                convs.append(Conv(f"{prefix}weight", module))
+            if reason := _left_out(module_name, weight_name, module, include, exclude):
+                skipped[weight_name] = reason
+            else:
+                _require_own_weight(module, weight_name)
+                if isinstance(module, _ConvNd):
+                    conv = number_of.setdefault(id(module.weight), len(convs))
+                    if conv == len(convs):
+                        convs.append(Conv(weight_name, module))
         for attribute, tensor in _tensors(module):
-            name = prefix + attribute
+            name = joined(module_name, attribute)
+            if reason := _left_out(module_name, name, module, include, exclude):
+                skipped[name] = reason
+                continue
             if is_lazy(tensor):
-                raise TypeError(f"{name} is not initialized yet; run one forward pass before making FilterGrafting")
+                raise TypeError(
+                    f"{name} is not initialized yet; run one forward pass before making FilterGrafting, or pass "
+                    f"exclude=[{name!r}]"
+                )
             if id(tensor) in first_name:
                 skipped[name] = f"shared with {first_name[id(tensor)]}"
                 continue
@@ -98,9 +122,13 @@ def find_parts(model: nn.Module) -> Parts:
             if reason := _unfit(module, attribute, tensor):
                 skipped[name] = reason
             else:
+                _require_fit(tensor, name)
                 items.append(Part(name, module, attribute, conv))
     if not convs:
-        raise ValueError("the model has no convolution whose information could be compared; nothing can be grafted")
+        raise ValueError(
+            "the model has no convolution whose information could be compared; nothing can be grafted: "
+            + (f"left out: {skipped}" if skipped else reason_without_layers(model))
+        )
     if not any(isinstance(part.module, _ConvNd) for part in items):
         raise ValueError("no convolution of the model can be grafted; all are frozen (requires_grad is False) or empty")
     return Parts(items, convs, skipped)
@@ -118,27 +146,32 @@ class FilterPairs:
     """Convolution's weight -> why it has no BatchNorm of its own, and so one coefficient for all its filters."""
 
 
-def find_pairs(
+def find_norms(
     model: nn.Module,
     parts: Parts,
     given: Mapping[str, str | None] | None,
     example_inputs: tuple[Tensor, ...] | None,
-) -> FilterPairs:
-    """The BatchNorm that alone takes a convolution's output, by `find_batch_norms`.
+) -> BatchNormPairs:
+    """For each convolution, by the name of its module, the BatchNorm that alone takes its output.
 
     Raises:
         TypeError, ValueError: ``given`` names something that cannot be paired.
     """
-    layers = [Layer(conv.name.rpartition(".")[0], cast(Plain, conv.module)) for conv in parts.convs]
-    found = find_batch_norms(model, layers, given=given, example_inputs=example_inputs)
-    modules = dict(model.named_modules())
+    layers = [Layer(_module_name(conv), cast(Plain, conv.module)) for conv in parts.convs]
+    return find_batch_norms(model, layers, given=given, example_inputs=example_inputs)
+
+
+def pair_up(model: nn.Module, parts: Parts, found: BatchNormPairs) -> FilterPairs:
+    """The convolutions of ``parts`` with the BatchNorms of these names, as they are now."""
+    modules = dict(named_modules(model))
     norms: dict[int, _BatchNorm] = {}
     unpaired: dict[str, str] = {}
-    for number, (conv, layer) in enumerate(zip(parts.convs, layers, strict=True)):
-        norm_name = found.names[layer.name]
+    for number, conv in enumerate(parts.convs):
+        name = _module_name(conv)
+        norm_name = found.names[name]
         norm = modules[norm_name] if norm_name is not None else None
         if not isinstance(norm, _BatchNorm):
-            unpaired[conv.name] = "; ".join([found.reasons[layer.name], *found.errors])
+            unpaired[conv.name] = "; ".join([found.reasons[name], *found.errors])
         elif norm.weight is None:
             unpaired[conv.name] = f"{norm_name} has no scale"
         elif not has_filters(conv.module):
@@ -153,6 +186,10 @@ def find_pairs(
         members[id(parts.convs[number].module)] = number
     of_part = {part.name: members[id(part.module)] for part in parts.items if id(part.module) in members}
     return FilterPairs(norms, of_part, unpaired)
+
+
+def _module_name(conv: Conv) -> str:
+    return conv.name.rpartition(".")[0]
 
 
 def has_filters(module: nn.Module) -> bool:
@@ -183,12 +220,37 @@ def _unfit(module: nn.Module, attribute: str, tensor: Tensor) -> str | None:
     return "buffer of a frozen module" if own and not any(parameter.requires_grad for parameter in own) else None
 
 
-def _require_own_weight(module: nn.Module, prefix: str) -> None:
+def _left_out(
+    module_name: str,
+    name: str,
+    module: nn.Module,
+    include: Sequence[ModuleFilter] | None,
+    exclude: Sequence[ModuleFilter],
+) -> str | None:
+    def listed(entries: Sequence[ModuleFilter]) -> bool:
+        return any(matches(entry, n, module) for entry in entries for n in (module_name, name))
+
+    if listed(exclude):
+        return "excluded"
+    return None if include is None or listed(include) else "not included"
+
+
+def _require_own_weight(module: nn.Module, name: str) -> None:
     # _parameters, not getattr: a computed weight (parametrize, weight_norm, prune) is not among them.
     if "weight" not in module._parameters:
         raise TypeError(
-            f"{prefix}weight is computed from other tensors (parametrize, weight_norm or prune), which cannot be "
-            "blended one by one; remove the parametrization first"
+            f"{name} is computed from other tensors (parametrize, weight_norm or prune), which cannot be blended one "
+            f"by one; remove the parametrization first, or pass exclude=[{name.rpartition('.')[0]!r}]"
+        )
+    weight = module._parameters["weight"]
+    if weight is not None and not is_lazy(weight):
+        check_weight(name, module, weight)
+
+
+def _require_fit(tensor: Tensor, name: str) -> None:
+    if tensor.layout != torch.strided or tensor.dtype not in DTYPES:
+        raise TypeError(
+            f"{name} is {tensor.dtype} of layout {tensor.layout}, which cannot be blended; pass exclude=[{name!r}]"
         )
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import we_kernels as wk
 
+from ..model.wrappers import inside
 from .network import Network
 
 CHUNK_BYTES = 1 << 20
@@ -51,6 +53,32 @@ class Ring:
         self._next = self._global((self.rank + ranks_per_network) % self.size)
         self._previous = self._global((self.rank - ranks_per_network) % self.size)
         self._on_cpu = dist.get_backend(group) in ("gloo", "mpi")
+
+    def check_replicas(self, model: nn.Module) -> None:
+        """Refuse a data-parallel model whose ranks are not one network of the ring.
+
+        Raises:
+            ValueError: says how to pass it.
+        """
+        module: nn.Module | None = model if isinstance(model, nn.Module) else None
+        while module is not None:
+            if isinstance(module, DistributedDataParallel):
+                replicas = dist.get_process_group_ranks(module.process_group)
+                first = self.network * self.ranks_per_network
+                own = [self._global(rank) for rank in range(first, first + self.ranks_per_network)]
+                if replicas != own:
+                    raise ValueError(
+                        f"the model is in DistributedDataParallel, whose ranks {replicas} hold one network; pass "
+                        f"ranks_per_network={len(replicas)} and a process_group in which these ranks come one after "
+                        f"the other, followed by those of the next network (now the ranks {own} would be one)"
+                    )
+            module = inside(module)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a FilterGrafting over a process group belongs to its ranks and cannot be copied; make a new one for the "
+            "copied model, on all ranks"
+        )
 
     def device(self, network: Network) -> torch.device:
         """Where the buffers are that the group can send."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from ..model.tracing import NotTracedError, trace
+from ..model.wrappers import named_modules
 from ..report import table
 from .layers import Layer
 
@@ -58,9 +57,13 @@ def find_batch_norms(
     reasons.update({layer.name: "not a convolution" for layer in open_layers if not isinstance(layer.module, _ConvNd)})
     errors: list[str] = []
     source, followers = "given", dict[str, list[_Follower]]()
+    modules = dict(named_modules(model))
     if convs:
-        source, followers = _trace(model, convs, example_inputs, errors)
-    modules = dict(model.named_modules())
+        try:
+            traced = trace(model, example_inputs)
+            source, followers = traced.source, _followers(traced.graph, traced.calls, modules)
+        except NotTracedError as error:
+            source, errors = "not traced", error.reasons
     names: dict[str, str | None] = {}
     for layer in layers:
         names[layer.name] = given.get(layer.name)
@@ -97,107 +100,28 @@ def _one_follower(calls: Sequence[_Follower]) -> tuple[str | None, str]:
     return calls[0].norm, ""
 
 
-def _trace(
-    model: nn.Module, convs: Sequence[Layer], example_inputs: tuple[Tensor, ...] | None, errors: list[str]
-) -> tuple[str, dict[str, list[_Follower]]]:
-    # Tracing runs the user's forward, so anything may be raised.
-    try:
-        return "torch.fx", _followers_from_fx(model, convs)
-    except Exception as error:
-        errors.append(f"torch.fx: {_first_line(error)}")
-    if example_inputs is None:
-        errors.append("torch.export: not tried without example_inputs")
-        return "not traced", {}
-    try:
-        return "torch.export", _followers_from_export(model, convs, example_inputs)
-    except Exception as error:
-        errors.append(f"torch.export: {_first_line(error)}")
-    return "not traced", {}
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (_ConvNd, _BatchNorm)) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _followers_from_fx(model: nn.Module, convs: Sequence[Layer]) -> dict[str, list[_Follower]]:
-    # As the model is called without options: a branch on one cannot be traced otherwise.
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(model.forward).parameters.items()
-        if parameter.default is None or isinstance(parameter.default, (bool, int, float))
-    }
-    graph = _Tracer().trace(model, concrete_args=defaults or None)
-    modules = dict(model.named_modules())
-    wanted = {layer.name for layer in convs}
-
-    def norm_of(node: fx.Node) -> str | None:
-        is_norm = node.op == "call_module" and isinstance(modules[str(node.target)], _BatchNorm)
-        return str(node.target) if is_norm else None
-
-    def passes(node: fx.Node) -> bool:
-        return node.op == "call_module" and isinstance(modules[str(node.target)], nn.Identity)
-
+def _followers(
+    graph: fx.Graph, calls: Mapping[fx.Node, str], modules: Mapping[str, nn.Module]
+) -> dict[str, list[_Follower]]:
+    """Of each convolution, for each of its calls."""
+    called = {node: modules[name] for node, name in calls.items()}
     followers: dict[str, list[_Follower]] = defaultdict(list)
     for node in graph.nodes:
-        if node.op == "call_module" and node.target in wanted:
-            followers[str(node.target)].append(_follower(node, norm_of, passes))
+        if isinstance(called.get(node), _ConvNd):
+            followers[calls[node]].append(_follower(node, calls, called))
     return followers
 
 
-def _followers_from_export(
-    model: nn.Module, convs: Sequence[Layer], example_inputs: tuple[Tensor, ...]
-) -> dict[str, list[_Follower]]:
-    # A copy, for the mode: in training mode the graph is full of statistics.
-    exported = copy.deepcopy(model).eval()
-    program = torch.export.export(exported, example_inputs)
-    names: dict[int, str] = {id(module): name for name, module in exported.named_modules()}
-    owners = {
-        id(tensor): (names[id(module)], attribute)
-        for module in exported.modules()
-        for attribute, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
-    signature = program.graph_signature
-    tensors = dict(exported.named_parameters(remove_duplicate=False)) | dict(
-        exported.named_buffers(remove_duplicate=False)
-    )
-    held = {
-        node: owners[id(tensors[held_name])]
-        for node in program.graph.nodes
-        if node.op == "placeholder"
-        and (held_name := {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.get(node.name)) in tensors
-    }
-    wanted = {layer.name for layer in convs}
-    modules = dict(exported.named_modules())
-
-    def norm_of(node: fx.Node) -> str | None:
-        for source in node.all_input_nodes:
-            name, attribute = held.get(source, ("", ""))
-            if attribute == "running_var" and isinstance(modules[name], _BatchNorm):
-                return name
-        return None
-
-    followers: dict[str, list[_Follower]] = defaultdict(list)
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        for source in node.all_input_nodes:
-            name, attribute = held.get(source, ("", ""))
-            if attribute == "weight" and name in wanted:
-                followers[name].append(_follower(node, norm_of, lambda _: False))
-    return followers
-
-
-def _follower(node: fx.Node, norm_of: Callable[[fx.Node], str | None], passes: Callable[[fx.Node], bool]) -> _Follower:
+def _follower(node: fx.Node, calls: Mapping[fx.Node, str], called: Mapping[fx.Node, nn.Module]) -> _Follower:
     users = list(node.users)
     if len(users) != 1:
         return _Follower(None, f"its output goes to {len(users)} places")
     user = users[0]
-    if norm := norm_of(user):
-        return _Follower(norm)
-    if passes(user):
-        return _follower(user, norm_of, passes)
+    module = called.get(user)
+    if isinstance(module, _BatchNorm):
+        return _Follower(calls[user])
+    if isinstance(module, nn.Identity):
+        return _follower(user, calls, called)
     return _Follower(None, f"followed by {'the output' if user.op == 'output' else user.name}, not by a BatchNorm")
 
 
@@ -211,7 +135,7 @@ def _check_given(
             f'batch_norm_pairs must be a dict {{"conv name": "batch norm name" or None}}, got {type(given).__name__}'
         )
     by_name = {layer.name: layer for layer in layers}
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    norms = {name: module for name, module in named_modules(model) if isinstance(module, _BatchNorm)}
     for name, norm in given.items():
         if name not in by_name:
             raise ValueError(f"batch_norm_pairs: {name!r} is not a layer to project; those are {_list(by_name)}")
@@ -231,7 +155,3 @@ def _check_given(
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

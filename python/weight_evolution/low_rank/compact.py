@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from .layers import Layer, Plain, find_layers, unwrap
+from ..model.copies import copy_model
+from .layers import Layer, Plain, find_layers
 
 VANISHING = 1e-4
 """A layer whose largest singular value is smaller is left alone."""
@@ -29,8 +30,8 @@ def compact_like(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         ValueError: a name is not that of a conv or Linear that can be replaced, or a rank is not in [1, full rank].
     """
     if not ranks:
-        return copy.deepcopy(unwrap(model))
-    layers, skipped = find_layers(unwrap(model), linear=True, include=None, exclude=())
+        return copy_model(model)
+    layers, skipped = find_layers(model, linear=True, include=None, exclude=())
     by_name = {layer.name: layer for layer in layers}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, rank in ranks.items():
@@ -42,19 +43,12 @@ def compact_like(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         first, second = _two_layers(by_name[name].module, rank)
         first.reset_parameters()
         second.reset_parameters()
-        replacements[by_name[name].module] = nn.Sequential(first, second).train(by_name[name].module.training)
-    return replace(unwrap(model), replacements)
-
-
-def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """A deep copy in which every reference to a module is one to its replacement, however often it occurs."""
-    memo: dict[int, object] = {id(old): new for old, new in replacements.items()}
-    result: nn.Module = copy.deepcopy(model, memo)
-    return result
+        replacements[by_name[name].module] = _pair(by_name[name].module, first, second)
+    return copy_model(model, replacements)
 
 
 @torch.no_grad()
-def factorize(layer: Layer, rank: int) -> nn.Sequential:
+def factorize(layer: Layer, rank: int) -> LowRankPair:
     """Two layers that compute the best rank-``rank`` approximation of this one; exact if it has that rank."""
     first, second = _two_layers(layer.module, rank)
     left, right = _factors(as_matrix(layer.weight), rank, layer.weight.dtype)
@@ -63,7 +57,32 @@ def factorize(layer: Layer, rank: int) -> nn.Sequential:
     if layer.module.bias is not None:
         assert second.bias is not None
         second.bias.copy_(layer.module.bias)
-    return nn.Sequential(first, second).train(layer.module.training)
+    return _pair(layer.module, first, second)
+
+
+class LowRankPair(nn.Sequential):
+    """Two layers in place of one; what a model may read of that one is still there."""
+
+    __jit_unused_properties__ = ["weight", "bias"]  # noqa: RUF012
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the one layer that computes the same: a product, made when it is read."""
+        first, second = (cast(Plain, layer).weight for layer in self)
+        return (second.flatten(1) @ first.flatten(1)).view(second.shape[:1] + first.shape[1:])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The second layer's."""
+        return cast(Plain, self[1]).bias
+
+
+def _pair(module: Plain, first: Plain, second: Plain) -> LowRankPair:
+    pair = LowRankPair(first, second).train(module.training)
+    for name in module.__constants__:
+        if hasattr(module, name):
+            setattr(pair, name, getattr(module, name))
+    return pair
 
 
 def _factors(matrix: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

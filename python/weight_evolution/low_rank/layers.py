@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from ..model.weights import check_weight, reason_without_layers
+from ..model.wrappers import joined, named_modules, unwrap
 from ..parameters import ModuleFilter, check_filters, matches
 
 Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """What can be replaced by two layers of its kind."""
+
+FROZEN = "frozen (requires_grad is False)"
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Their forward reads the weights of these children instead of calling them.
@@ -63,15 +67,60 @@ class Layer:
         return rank * self.cost_of_rank < self.cost
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile."""
-    while True:
-        if isinstance(model, (DataParallel, DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
+class Layers:
+    """The layers of a model that take part, in module order. Models change, so each call looks at them anew."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        linear: bool,
+        include: Sequence[ModuleFilter] | None,
+        exclude: Sequence[ModuleFilter],
+    ) -> None:
+        self._model = model
+        self._options = linear, include, exclude
+        self.items, self.unfit = find_layers(model, linear=linear, include=include, exclude=exclude)
+        self._shapes = {layer.name: layer.weight.shape for layer in self.items}
+        self.frozen: set[str] = set()
+        """Names of layers that were frozen since, at the last look."""
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def look(self) -> None:
+        """Follow what was replaced by its like, and what was frozen since.
+
+        Raises:
+            ValueError: a layer is gone, has another shape or cannot be projected any more, or one can be that could
+                not before.
+        """
+        fit, unfit = _sort(self._model, *self._options)
+        now = {layer.name: layer for layer in fit}
+        modules = dict(named_modules(self._model))
+        frozen = {name for name in self._shapes if unfit.get(name) == FROZEN}
+        for name, shape in self._shapes.items():
+            if name in frozen:
+                now[name] = Layer(name, cast(Plain, modules[name]))
+            if name not in modules:
+                raise changed(name, "it is gone")
+            if name not in now:
+                raise changed(name, unfit.get(name, f"it is a {type(modules[name]).__name__} now"))
+            if now[name].weight.shape != shape:
+                raise changed(name, f"its weight has shape {tuple(now[name].weight.shape)}, had {tuple(shape)}")
+        for name in now:
+            if name not in self._shapes:
+                raise changed(name, f"it can be projected now; before: {self.unfit.get(name, 'it was not there')}")
+        self.items = [now[name] for name in self._shapes]
+        self.frozen = frozen
+
+
+def changed(name: str, what: str) -> ValueError:
+    """The error for a part of the model that is not any more what the projection was made for."""
+    return ValueError(f"{name} has changed since LowRankProjection was made: {what}. Undo that or make a new one")
 
 
 def find_layers(
@@ -85,19 +134,32 @@ def find_layers(
 
     Raises:
         TypeError: ``model`` is not a module, or a weight is not initialized yet.
-        ValueError: an entry of ``include`` or ``exclude`` matches no module, or no layer is left.
+        ValueError: an entry of ``include`` or ``exclude`` matches no module, a weight is only a part of it, or no layer
+            is left.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     check_filters(include, "include", modules)
     check_filters(exclude, "exclude", modules)
+    layers, skipped = _sort(model, linear, include, exclude)
+    if not layers:
+        reason = f"left out: {skipped}" if skipped else reason_without_layers(model)
+        linears = "" if linear else " (Linear layers take part with linear=True)"
+        raise ValueError(f"model has no layer to project; {reason}{linears}")
+    return layers, skipped
+
+
+def _sort(
+    model: nn.Module, linear: bool, include: Sequence[ModuleFilter] | None, exclude: Sequence[ModuleFilter]
+) -> tuple[list[Layer], dict[str, str]]:
+    modules = dict(named_modules(model))
     holders: dict[int, list[str]] = defaultdict(list)
     for name, module in modules.items():
         for parameter in module.parameters(recurse=False):
             holders[id(parameter)].append(name)
     read_by = {
-        id(child): name
+        id(unwrap(child)): name
         for name, module in modules.items()
         if isinstance(module, _READS_WEIGHTS)
         for child in module.children()
@@ -117,14 +179,11 @@ def find_layers(
             skipped[name] = f"{parent} reads its weight directly"
         elif len(names := holders[id(module.weight)]) > 1:
             skipped[name] = f"shares its weight with {', '.join(other for other in names if other != name)}"
+        elif not module.weight.requires_grad:
+            skipped[name] = FROZEN
         else:
             assert isinstance(module, Plain)
             layers.append(Layer(name, module))
-    if not layers:
-        raise ValueError(
-            "model has no layer to project"
-            + (f"; left out: {skipped}" if skipped else " (Linear layers take part with linear=True)")
-        )
     return layers, skipped
 
 
@@ -140,10 +199,9 @@ def _unfit(name: str, module: _ConvNd | nn.Linear) -> str | None:
         return f"{module.groups} groups"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}"
+    check_weight(joined(name, "weight"), module, weight)
     if weight.numel() == 0:
         return "its weight is empty"
-    if not weight.requires_grad:
-        return "frozen (requires_grad is False)"
     if _has_own_forward(module):
         return f"{type(module).__name__} computes something else than {_plain_class(module).__name__}"
     return None

@@ -14,14 +14,18 @@ from torch.optim import Optimizer
 
 import we_kernels as wk
 
-from ..optimizer_state import StateReset, optimizer_to_reset
+from ..model.copies import copy_model
+from ..model.tracing import restored
+from ..model.wrappers import named_modules, unwrap
+from ..optimizer_state import StateUpdate, check_optimizer_state
 from ..parameters import ModuleFilter
 from .batch_norm_pairs import BatchNormPairs, find_batch_norms
-from .compact import as_matrix, compact_like, factorize, replace, vanishes
+from .compact import as_matrix, compact_like, factorize, vanishes
 from .costs import count_macs, count_parameters, make_inputs, measure_latency
-from .layers import Layer, find_layers, unwrap
+from .layers import FROZEN, Layer, Layers, changed
 from .ranks import energies, ranks_for_budget, ranks_from_dict, ranks_from_ratio
-from .report import CompactReport, LayerCost, ProjectionReport
+from .replicas import Replicas, count_other_ranks
+from .report import VANISHES, CompactReport, LayerCost, ProjectionReport
 
 _STATE_FORMAT = 1
 _DEFAULT_PRUNE_RATIO = 0.7
@@ -38,8 +42,10 @@ class LowRankProjection:
     (arXiv 2204.05566).
 
     Args:
-        model: the network; DistributedDataParallel and torch.compile are seen through. Its parameters may later move
-            between devices or be reloaded.
+        model: the network; wrappers (torch.compile, DistributedDataParallel, activation checkpointing, ...) are seen
+            through. Its parameters may later move between devices or be reloaded. In DistributedDataParallel making
+            the projection and each `step` are collective: all ranks rectify with the first one's running variances and
+            end with its weights, so pass the wrapped model.
         prune_ratio: in [0, 1): rank ``int(n - n * prune_ratio)``, at least 1, of n = min(N, C * kernel); or a list with
             one per layer (`layers`). 0.7 unless ranks are chosen otherwise.
         ranks: layer name -> rank; other layers stay as they are.
@@ -54,9 +60,9 @@ class LowRankProjection:
         example_inputs: a tensor or a tuple of them, for ``budget``, and for torch.export where torch.fx cannot trace.
         include: only modules of these names (with all inside them), name patterns (``*``) or types.
         exclude: no modules of these names, patterns or types.
-        optimizer: needed to reset its state.
-        optimizer_state: "keep" (as published) or "reset": projected weights get the momentum and moments of a fresh
-            parameter. Resetting holds a copy of the weights during the step.
+        optimizer: the one that trains the model, so that its state can change with the weights.
+        optimizer_state: "keep" (as published), "fill" or "reset" the momentum and moments of projected weights, as in
+            `WeightEvolution`.
         check_finite: raise when a weight is NaN or infinite. Such a step changes nothing, with or without the check.
 
     Raises:
@@ -82,7 +88,7 @@ class LowRankProjection:
         optimizer_state: str = "keep",
         check_finite: bool = True,
     ) -> None:
-        self._reset_optimizer = optimizer_to_reset(optimizer, optimizer_state)
+        self._optimizer_state = check_optimizer_state(optimizer, optimizer_state)
         given = {"prune_ratio": prune_ratio, "ranks": ranks, "budget": budget}
         chosen = [name for name, value in given.items() if value is not None]
         if len(chosen) > 1:
@@ -90,18 +96,22 @@ class LowRankProjection:
         if batch_norm_pairs is not None and not rectify_batch_norm:
             raise ValueError("batch_norm_pairs has no effect with rectify_batch_norm=False; leave one of them out")
         self._example_inputs = _check_inputs(example_inputs)
-        self._model = unwrap(model) if isinstance(model, nn.Module) else model
-        self._layers, self._unfit = find_layers(self._model, linear=linear, include=include, exclude=exclude)
+        self._layers = Layers(model, linear=linear, include=include, exclude=exclude)
+        self._model = unwrap(model)
+        self._replicas = Replicas.of(model)
+        _check_weights(self._layers.items)
+        if self._optimizer_state is not None:
+            self._optimizer_state.check_trains([layer.weight for layer in self._layers])
         self.energy_transfer = energy_transfer
         self.check_finite = check_finite
         self.batch_norm_pairs = self._find_pairs(rectify_batch_norm, batch_norm_pairs)
         if ranks is not None:
-            self._ranks = ranks_from_dict(self._layers, ranks, self._unfit)
+            self._ranks = ranks_from_dict(self._layers.items, ranks, self._layers.unfit)
         elif budget is not None:
             self._ranks = self._ranks_for_budget(budget, input_size)
         else:
             ratio = _DEFAULT_PRUNE_RATIO if prune_ratio is None else prune_ratio
-            self._ranks = ranks_from_ratio(self._layers, ratio)
+            self._ranks = ranks_from_ratio(self._layers.items, ratio)
         self._unranked = set() if ranks is None else {layer.name for layer in self._layers} - set(ranks)
         self._bases = wk.LowRankBases()
         self._steps = 0
@@ -127,7 +137,7 @@ class LowRankProjection:
             for layer, rank in zip(self._layers, self._ranks, strict=True)
             if rank >= layer.full_rank
         }
-        return self._unfit | full
+        return self._layers.unfit | full | dict.fromkeys(self._layers.frozen, FROZEN)
 
     @torch.no_grad()
     def step(self) -> ProjectionReport:
@@ -136,37 +146,43 @@ class LowRankProjection:
         On a GPU it returns without waiting for the device; with ``check_finite`` the error then comes when the report
         is checked, or at the next step.
 
+        A layer that was frozen since is left alone, a module that was replaced by its like is followed.
+
         Raises:
             NonFiniteWeightError: a weight or a BatchNorm is NaN or infinite; nothing was changed.
+            ValueError: the model has changed in another way since the projection was made; says where.
         """
         if self._unchecked is not None:
             unchecked, self._unchecked = self._unchecked, None
             unchecked.check_finite()
-        projected = self._projected()
+        self._layers.look()
+        projected = [(layer, rank) for layer, rank in self._projected() if layer.name not in self._layers.frozen]
         layers, ranks = [layer for layer, _ in projected], [rank for _, rank in projected]
         result = None
         on_cpu = True
-        reset = None
+        state = None
         if layers:
             weights = [layer.weight for layer in layers]
             on_cpu = _one_device(layers).type == "cpu"
-            if self._reset_optimizer is not None:
-                reset = StateReset(self._reset_optimizer, weights)
+            if self._optimizer_state is not None:
+                state = StateUpdate(self._optimizer_state, weights)
             result = wk.project_low_rank_(
                 weights,
                 ranks,
-                [self._row_scale(layer) for layer in layers],
+                self._row_scales(layers, of_first_rank=True),
                 bases=self._bases,
                 energy_transfer=self.energy_transfer,
             )
+            if self._replicas is not None:  # also where libraries or numbers of threads differ
+                self._replicas.take_(weights)
+            if state is not None:
+                state.apply_()
         report = ProjectionReport(self._steps, layers, ranks, self.batch_norm_pairs.names, self.skipped, result)
         if self.check_finite:
             if on_cpu:
                 report.check_finite()
             else:
                 self._unchecked = report
-        if reset is not None:
-            reset.apply_()
         self._steps += 1
         return report
 
@@ -182,7 +198,7 @@ class LowRankProjection:
             NonFiniteWeightError: a weight is NaN or infinite.
         """
         ranks, _ = self._replaced_and_kept()
-        return replace(
+        return copy_model(
             self._model,
             {layer.module: factorize(layer, ranks[layer.name]) for layer in self._layers if layer.name in ranks},
         )
@@ -208,24 +224,27 @@ class LowRankProjection:
         """
         inputs = make_inputs(self._model, input_size, self._example_inputs)
         ranks, kept = self._replaced_and_kept()
-        compact = compact_like(self._model, ranks)
-        own = dict(self._model.named_modules())
-        names = [layer.name for layer in self._layers] + list(self._unfit)
-        before, macs_before = count_macs(self._model, inputs, [own[name] for name in names])
-        after, macs_after = count_macs(compact, inputs, [compact.get_submodule(name) for name in names])
+        # Copies, since forward may change what it runs on.
+        with restored():
+            plain, compact = copy_model(self._model), compact_like(self._model, ranks)
+            own, own_compact = dict(plain.named_modules()), dict(compact.named_modules())
+            names = [layer.name for layer in self._layers] + list(self._layers.unfit)
+            before, macs_before = count_macs(plain, inputs, [own[name] for name in names])
+            after, macs_after = count_macs(compact, inputs, [own_compact[name] for name in names])
+            seconds = [measure_latency(m, inputs, min_run_time=min_run_time) for m in (plain, compact) if latency]
         costs = {
             name: LayerCost(name, tuple(_weight_shape(own[name])), ranks.get(name), b, a, kept.get(name, ""))
             for name, b, a in zip(names, macs_before, macs_after, strict=True)
         }
         return CompactReport(
             input_size=tuple(inputs[0].shape),
-            parameters_before=count_parameters(self._model),
+            parameters_before=count_parameters(plain),
             parameters_after=count_parameters(compact),
             macs_before=before,
             macs_after=after,
             layers=[costs[name] for name in own if name in costs],
-            latency_before=measure_latency(self._model, inputs, min_run_time=min_run_time) if latency else None,
-            latency_after=measure_latency(compact, inputs, min_run_time=min_run_time) if latency else None,
+            latency_before=seconds[0] if latency else None,
+            latency_after=seconds[1] if latency else None,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -265,10 +284,10 @@ class LowRankProjection:
             raise ValueError(f"state['steps'] must be an integer from 0, got {steps!r}")
         if set(ranks) != set(own):
             raise ValueError("state['ranks'] must have a rank for each of state['shapes']")
-        new_ranks = ranks_from_dict(self._layers, ranks, self._unfit)
+        new_ranks = ranks_from_dict(self._layers.items, ranks, self._layers.unfit)
         if not isinstance(bases, Mapping) or not all(isinstance(basis, Tensor) for basis in bases.values()):
             raise ValueError("state['bases'] must be a dict of tensors")
-        device = _one_device(self._layers)
+        device = _one_device(self._layers.items)
         new_bases = wk.LowRankBases()
         try:
             new_bases.load_state_dict({position: basis.to(device) for position, basis in bases.items()})
@@ -285,7 +304,7 @@ class LowRankProjection:
         if not rectify:
             names = [layer.name for layer in self._layers]
             return BatchNormPairs(dict.fromkeys(names), dict.fromkeys(names, "rectify_batch_norm=False"), "off")
-        pairs = find_batch_norms(self._model, self._layers, given=given, example_inputs=self._example_inputs)
+        pairs = find_batch_norms(self._model, self._layers.items, given=given, example_inputs=self._example_inputs)
         has_norm = any(isinstance(module, _BatchNorm) for module in self._model.modules())
         if pairs.source == "not traced" and has_norm:
             convs = [name for name, reason in pairs.reasons.items() if "traced" in reason]
@@ -295,43 +314,79 @@ class LowRankProjection:
                 "batch_norm_pairs (None for a conv without)",
                 stacklevel=3,
             )
+        modules = dict(named_modules(self._model))
+        own_statistics = [
+            norm for norm in pairs.names.values() if not isinstance(modules.get(norm or ""), nn.SyncBatchNorm)
+        ]
+        if self._replicas is None and any(own_statistics) and (others := count_other_ranks()):
+            warnings.warn(
+                f"torch.distributed has {others} other ranks, but the model is not in DistributedDataParallel. If they "
+                "train replicas of one network, pass the wrapped model: otherwise each rank rectifies with the running "
+                "variances of its own BatchNorms, and the replicas drift apart",
+                stacklevel=3,
+            )
         return pairs
 
-    def _row_scale(self, layer: Layer) -> Tensor | None:
-        """[N]: what the BatchNorm behind the layer multiplies each row by."""
+    def _row_scales(self, layers: Sequence[Layer], *, of_first_rank: bool = False) -> list[Tensor | None]:
+        """For each layer [N], what the BatchNorm behind it multiplies each row by.
+
+        ``of_first_rank``: those of the first replica, where there are several; collective.
+        """
+        modules = dict(named_modules(self._model))
+        scales = [self._row_scale(layer, modules) for layer in layers]
+        if of_first_rank and self._replicas is not None:
+            self._replicas.take_([scale for scale in scales if scale is not None])
+        return scales
+
+    def _row_scale(self, layer: Layer, modules: Mapping[str, nn.Module]) -> Tensor | None:
         norm_name = self.batch_norm_pairs.names.get(layer.name)
         if norm_name is None:
             return None
-        norm = self._model.get_submodule(norm_name)
-        assert isinstance(norm, _BatchNorm)
-        assert norm.running_var is not None
+        norm = modules.get(norm_name)
+        if not isinstance(norm, _BatchNorm):
+            raise changed(norm_name, f"behind {layer.name} there was a BatchNorm, not {type(norm).__name__}")
+        if norm.running_var is None or len(norm.running_var) != layer.rows:
+            raise changed(norm_name, f"it has no running variance of the {layer.rows} outputs of {layer.name}")
         dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
         scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
         return scale if norm.weight is None else scale * norm.weight.detach().to(dtype)
 
     def _ranks_for_budget(self, budget: float, input_size: Sequence[int] | None) -> list[int]:
         inputs = make_inputs(self._model, input_size, self._example_inputs)
-        total, macs = count_macs(self._model, inputs, [layer.module for layer in self._layers])
+        with restored():
+            plain = copy_model(self._model)  # since forward may change what it runs on
+            own = dict(plain.named_modules())
+            total, macs = count_macs(plain, inputs, [own[layer.name] for layer in self._layers])
         spectra = []
-        for layer in self._layers:
-            scale = self._row_scale(layer)
+        scales = self._row_scales(self._layers.items, of_first_rank=True)
+        for layer, scale in zip(self._layers, scales, strict=True):
             _require_finite(layer, scale)
             spectra.append(energies(as_matrix(layer.weight, scale)))
-        return ranks_for_budget(self._layers, spectra, macs, total, budget)
+        ranks = ranks_for_budget(self._layers.items, spectra, macs, total, budget)
+        return ranks if self._replicas is None else self._replicas.ranks_of_first(ranks)
 
     def _replaced_and_kept(self) -> tuple[dict[str, int], dict[str, str]]:
         """Layer name -> rank, of the layers that `compact` replaces; and of the others, why not."""
+        self._layers.look()
         replaced, kept = dict[str, int](), self.skipped
-        for layer, rank in self._projected():
-            scale = self._row_scale(layer)
+        projected = self._projected()
+        scales = self._row_scales([layer for layer, _ in projected])
+        for (layer, rank), scale in zip(projected, scales, strict=True):
             _require_finite(layer, scale)
             if not layer.saves(rank):
                 kept[layer.name] = f"two layers of rank {rank} would not cost less"
             elif vanishes(as_matrix(layer.weight, scale)):
-                kept[layer.name] = "largest singular value under 1e-4"
+                kept[layer.name] = VANISHES
             else:
                 replaced[layer.name] = rank
+                kept.pop(layer.name, None)  # frozen since
         return replaced, kept
+
+
+def _check_weights(layers: Sequence[Layer]) -> None:
+    """Raises what a step would, of weights that cannot be projected, before the first epoch instead of after it."""
+    _one_device(layers)
+    wk.FilterBank([layer.weight.detach() for layer in layers], names=[f"{layer.name}.weight" for layer in layers])
 
 
 def _require_finite(layer: Layer, scale: Tensor | None) -> None:

@@ -14,6 +14,8 @@ import we_kernels as wk
 from ..report import table
 from .layers import Layer
 
+VANISHES = "largest singular value under 1e-4"
+
 
 class ProjectionReport:
     """Result of `LowRankProjection.step`; reading it may wait for the device, making it does not."""
@@ -42,7 +44,7 @@ class ProjectionReport:
     def energy_kept(self) -> dict[str, float]:
         """Layer name -> share of its energy (sum of squared singular values) in the kept ranks, before the transfer.
 
-        NaN for a layer without energy.
+        NaN for a layer without energy, or whose projection is beyond the range of its dtype.
         """
         if self._result is None:
             return {}
@@ -54,9 +56,16 @@ class ProjectionReport:
         """Layer name -> why it was not projected."""
         if self._result is None:
             return self._left_out
-        flags = self._result.skipped.tolist()
-        why = "largest singular value under 1e-4" if self.finite else "nothing was projected: a weight is not finite"
-        return self._left_out | {name: why for name, flag in zip(self.ranks, flags, strict=True) if flag}
+        flags, beyond = self._result.skipped.tolist(), self._result.energy_kept.isnan().tolist()
+        if not self.finite:
+            beyond = [False] * len(flags)
+        why = VANISHES if self.finite else "nothing was projected: a weight is not finite"
+        entries = zip(self._layers, flags, beyond, strict=True)
+        return self._left_out | {
+            layer.name: f"its projection is beyond the range of {layer.weight.dtype}" if out else why
+            for layer, flag, out in entries
+            if flag
+        }
 
     @cached_property
     def finite(self) -> bool:

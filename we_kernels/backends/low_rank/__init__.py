@@ -28,6 +28,9 @@ from .parallel import run
 from .precision import full_precision
 from .subspace import iterate
 
+MOST = 1 / 16
+"""Share of the largest number up to which an energy leaves room for sums of it."""
+
 WAYS = [iterate, decompose, decompose_precisely]
 
 
@@ -49,7 +52,8 @@ def project_low_rank_(
         batches = make_batches(weights, filter_dims, ranks, row_scales, bases)
         grams = make_grams(batches)
         energies = [trace(gram) for gram in grams]
-        if not torch.cat(energies).isfinite().all():  # float32 squares overflow long before float32 weights do
+        # Squares overflow long before the weights do.
+        if not torch.cat([e / torch.finfo(b.dtype).max for e, b in zip(energies, batches, strict=True)]).le(MOST).all():
             grams = make_grams(batches, torch.float64)
             energies = [trace(gram) for gram in grams]
         before = torch.cat(energies)
@@ -79,7 +83,9 @@ def _settle(
         if found:
             members, result = [left[i] for i in found], result.take(found)
             before[members] = result.energy
-            kept[members] = batch.take(members).project_(result, energy_transfer)
+            # What is beyond the squares of its arithmetic is projected in the precision of its Gram matrix, too.
+            kept[members] = batch.take(members).project_(result, energy_transfer, gram.dtype)
+            skipped[members] = kept[members].isnan()
         if vanishing:
             skipped[[left[i] for i in vanishing]] = True
         left = [left[i] for i in still]

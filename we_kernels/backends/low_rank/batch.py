@@ -92,10 +92,14 @@ class Batch:
         """The last projection's U, [B, n, r]; may be the bases' own memory."""
         return joined([basis for stack in self.stacks for basis in stack.bases]).to(dtype)
 
-    def project_(self, found: Result, energy_transfer: bool) -> Tensor:
-        """Overwrite the weights with their projection and the bases with U; the kept energy, float64 [B]."""
+    def project_(self, found: Result, energy_transfer: bool, dtype: torch.dtype) -> Tensor:
+        """Overwrite the weights with their projection, computed in this dtype, and the bases with U.
+
+        Returns:
+            The kept energy, float64 [B]; NaN of a layer that was left alone, as its projection exceeds its own dtype.
+        """
         parts = zip(self.stacks, found.split(self.lengths), strict=True)
-        return torch.cat([stack.project_(part, energy_transfer) for stack, part in parts])
+        return torch.cat([stack.project_(part, energy_transfer, dtype) for stack, part in parts])
 
 
 def make_batches(

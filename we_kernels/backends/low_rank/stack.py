@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..reference.importance import accumulate_dtype
-from ..reference.low_rank import RECTIFICATION_EPS
+from ..reference.low_rank import RECTIFICATION_EPS, fits_always, representable
 from .bounds import Result
 
 GRAM_BLOCK = 64
@@ -112,9 +112,9 @@ class Stack:
         else:
             gram_matrix(self.scaled(out.dtype).mT, out)
 
-    def project_(self, found: Result, energy_transfer: bool) -> Tensor:
-        """Overwrite the weights with their projection and the bases with U; the kept energy, float64 [B]."""
-        u, x, scale = found.vectors.to(self.dtype), self.matrices(self.dtype), self.scale(self.dtype)
+    def project_(self, found: Result, energy_transfer: bool, dtype: torch.dtype) -> Tensor:
+        """As `Batch.project_`."""
+        u, x, scale = found.vectors.to(dtype), self.matrices(dtype), self.scale(dtype)
         for basis, vectors in zip(self.bases, u, strict=False):
             basis.copy_(vectors)
         if self.wide:
@@ -130,7 +130,7 @@ class Stack:
         factor = torch.ones_like(kept)
         if energy_transfer:
             factor = torch.where(kept > 0, found.energy / kept, factor).sqrt()
-        back = factor.to(self.dtype).view(-1, 1, 1)
+        back = factor.to(dtype).view(-1, 1, 1)
         if scale is not None:
             back = back * (scale / (scale.square() + RECTIFICATION_EPS))
 
@@ -138,7 +138,12 @@ class Stack:
             torch.bmm(back * u, coordinates, out=x)
         else:
             torch.bmm(coordinates.mul_(back), u.mT, out=x)
-        if len(self) > 1 or self.weights[0].dtype != self.dtype or not self.weights[0].is_contiguous():
+        own = self.weights[0].dtype
+        if not fits_always(dtype, own):
+            fits = representable(x, own)
+            x = torch.where(fits.view(-1, 1, 1), x, self._as_matrices().to(dtype))
+            kept = torch.where(fits, kept, torch.nan)
+        if len(self) > 1 or own != dtype or not self.weights[0].is_contiguous():
             shaped = [matrix.reshape(weight.shape) for weight, matrix in zip(self.weights, x, strict=True)]
             torch._foreach_copy_(self.weights, shaped)
         return kept

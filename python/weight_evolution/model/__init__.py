@@ -1,0 +1,1 @@
+"""What the methods need to know of a model."""
