@@ -99,6 +99,7 @@ def _rank_tile(
 
     limit = tl.load(threshold + group)
     ratio = tl.load(ratios + group)
+    zero_is_below = tl.load(ratios + groups + group)  # 1: importance 0 counts as -1, below any threshold
     below = tl.zeros((SCAN,), tl.int32)
     at_most = tl.zeros((SCAN,), tl.int32)
     peaks = tl.zeros((SCAN,), tl.float32)
@@ -106,7 +107,7 @@ def _rank_tile(
     while scan < filters:
         index = scan + tl.arange(0, SCAN)
         value = tl.load(importance + index, mask=index < filters, other=0.0)
-        below += ((index < filters) & (value < limit)).to(tl.int32)
+        below += ((index < filters) & (tl.where(value == 0, -zero_is_below, value) < limit)).to(tl.int32)
         at_most += ((index < filters) & (value <= limit)).to(tl.int32)
         peaks = tl.where(value > peaks, value, peaks)
         scan += SCAN
