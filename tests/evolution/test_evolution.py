@@ -52,6 +52,7 @@ def test_step_follows_the_specification(rule):
         schedule=always,
         crossover=rule,
         local_ratio=0.4,
+        include=["*"],  # the Linear, too, whose output is the network's
     )
     report = evolution.step()
     groups = {
@@ -309,9 +310,11 @@ def test_report_reads_like_a_table():
     report = evolution.step(epoch=4)
     text = str(report).splitlines()
     assert text[0] == "weight evolution after epoch 4, crossover 'paper'"
-    assert text[1].split() == ["group", "rate", "threshold", "filters", "inferior", "unmatched", "counter"]
+    assert text[1].split() == [
+        *("group", "rate", "threshold", "filters", "inferior", "starved", "unmatched", "counter")
+    ]
     row = next(line for line in text if line.startswith("3.weight")).split()
-    assert row[1:4] == ["20", str(report.inferior["3.weight"]), str(report.unmatched["3.weight"])]
+    assert row[1:5] == ["20", str(report.inferior["3.weight"]), "0", str(report.unmatched["3.weight"])]
     assert len({len(line) for line in text[1:5]}) == 1
 
 
@@ -323,7 +326,8 @@ def test_report_without_batch_norm():
 
 
 def test_plot_shows_every_layer(tmp_path):
-    report = WeightEvolution(network(), conv_rate=0.6, schedule=always, local_ratio=0.4, linear_rate=0.2).step()
+    options = {"conv_rate": 0.6, "schedule": always, "local_ratio": 0.4, "linear_rate": 0.2, "include": ["*"]}
+    report = WeightEvolution(network(), **options).step()
     figure = report.plot()
     labels = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in figure.axes]
     assert labels == [["0", "3"], ["1", "4"], ["1", "4"], ["8"]]

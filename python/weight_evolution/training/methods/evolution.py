@@ -31,7 +31,6 @@ class EvolutionMethod(Method):
     ) -> None:
         super().__init__(model, optimizer, options, input_size)
         self._every: int = options["every"]
-        self._last_epoch: int = options["epochs"] - 1
         self.evolution = make_evolution(model, optimizer, options)
 
     @classmethod
@@ -81,12 +80,14 @@ class EvolutionMethod(Method):
         }
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
-        if epoch == self._last_epoch or (epoch + 1) % self._every:
+        if (epoch + 1) % self._every:
             return {}
         device = next(self.model.parameters()).device
         wait_for(device)
         start = time.perf_counter()
         report = self.evolution.step(epoch=epoch)
+        if report is None:
+            return {}
         wait_for(device)
         columns: dict[str, float] = {"evolution_seconds": time.perf_counter() - start}
         for kind, rate in report.rates.items():
@@ -124,6 +125,7 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
             optimizer=optimizer if reset else None,
             optimizer_state="reset" if reset else "keep",
             measure_after=False,
+            epochs=options.get("epochs"),
         )
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
