@@ -15,13 +15,14 @@ _MIXING = {
     *("matmul", "mm", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"),
     *("batch_norm", "layer_norm", "group_norm", "instance_norm"),
 }
-"""Functions whose results are no longer the channels of a layer before them."""
+"""Functions that do what layers with weights do."""
 
 
 def output_layers(traced: Trace, modules: Mapping[str, nn.Module]) -> set[str]:
     """Names of convolutions and Linears whose channels are the network's output.
 
-    From there to the output are only operations without weights: activations, pooling, reshaping, sums with others.
+    From there to the output are only operations without weights: activations, pooling, reshaping, sums with others, but
+    no BatchNorm.
     """
     found: set[str] = set()
     seen: set[fx.Node] = set()
@@ -35,7 +36,7 @@ def output_layers(traced: Trace, modules: Mapping[str, nn.Module]) -> set[str]:
         module = None if name is None else modules.get(name)
         if name is not None and isinstance(module, (_ConvNd, nn.Linear)):
             found.add(name)
-        elif (module is None or next(module.parameters(), None) is None) and not _mixes(node):
+        elif not _mixes(node, module):
             pending += node.all_input_nodes
     return found
 
@@ -54,7 +55,10 @@ def convolutions_before(traced: Trace, modules: Mapping[str, nn.Module]) -> dict
     }
 
 
-def _mixes(node: fx.Node) -> bool:
+def _mixes(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether its result is no longer the channels of a layer before it, or not as they were."""
+    if module is not None:
+        return isinstance(module, _BatchNorm) or next(module.parameters(), None) is not None
     if node.op not in ("call_function", "call_method"):
         return False
     return getattr(node.target, "__name__", node.target) in _MIXING
