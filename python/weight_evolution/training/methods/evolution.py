@@ -25,6 +25,7 @@ class EvolutionMethod(Method):
     """`WeightEvolution` after every n-th epoch but the last: the network that remains is the one that was measured."""
 
     name = "evolution"
+    options_of_epochs = ("epochs", "schedule")
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
@@ -39,7 +40,12 @@ class EvolutionMethod(Method):
         group.add_argument("--crossover", choices=("paper", "released"), default="paper")
         group.add_argument("--conv-rate", type=fraction, metavar="R", help="base rate (0.2; 0.02 for imagenet)")
         group.add_argument("--norm-scale-rate", type=fraction, metavar="R", help="base rate (0.05; 0.02)")
-        group.add_argument("--norm-shift-rate", type=fraction, metavar="R", help="base rate (0.05; 0.02)")
+        group.add_argument(
+            "--norm-shift-rate",
+            type=_shift_rate,
+            metavar="R",
+            help='base rate (0.05; 0.02), or "inferior": 0.05 for channels whose filter is inferior, 0 for others',
+        )
         group.add_argument("--linear-rate", type=fraction, default=0.0, metavar="R", help="default 0: off")
         group.add_argument("--local-ratio", type=fraction, default=0.1, metavar="R", help="default 0.1")
         group.add_argument("--starvation-divisor", type=positive_float, default=2.0, metavar="D", help="default 2")
@@ -101,7 +107,8 @@ class EvolutionMethod(Method):
         return self.evolution.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.evolution.load_state_dict(state)
+        # The trainer has compared all options.
+        self.evolution.load_state_dict(state, strict=False)
 
 
 def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mapping[str, Any]) -> WeightEvolution:
@@ -127,6 +134,8 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
             measure_after=False,
             epochs=options.get("epochs"),
         )
+    except KeyError as error:
+        raise UserError(f"the options of --method evolution have no {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
 
@@ -155,6 +164,10 @@ def _schedule_options(arguments: argparse.Namespace) -> dict[str, Any] | None:
             raise UserError(f"own stages need --milestones, --divisors and --tau; missing {' and '.join(missing)}")
         return own
     return None if arguments.schedule == "constant" else scaled_schedule(arguments.schedule, arguments.epochs)
+
+
+def _shift_rate(text: str) -> float | str:
+    return text if text == "inferior" else fraction(text)
 
 
 def _constant(base_rate: float, epoch: int) -> float:
