@@ -166,7 +166,7 @@ def test_parameters_of_another_optimizer():
     optimizer.add_param_group({"params": model[0].parameters()})
     assert list(evolution.step().filters) == ["0.weight", "2.weight", "3.weight", "3.bias"]
     other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="not among the optimizer's parameters"):
+    with pytest.raises(ValueError, match="has none of the model's weights"):
         WeightEvolution(model, optimizer=other, optimizer_state="reset")
 
 

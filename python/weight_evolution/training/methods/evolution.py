@@ -61,7 +61,7 @@ class EvolutionMethod(Method):
         group.add_argument("--evolve-every", type=positive_int, default=1, metavar="N", help="epochs (default 1)")
         group.add_argument(
             "--optimizer-state",
-            choices=("keep", "reset"),
+            choices=("keep", "fill", "reset"),
             default="keep",
             help="momentum of replaced elements (default keep, as published)",
         )
@@ -117,8 +117,8 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
     Raises:
         UserError: the options or the model do not fit.
     """
-    reset = options["optimizer_state"] == "reset" and optimizer is not None
     try:
+        state = "keep" if optimizer is None else options["optimizer_state"]
         return WeightEvolution(
             model,
             conv_rate=options["conv_rate"],
@@ -129,8 +129,8 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
             starvation_divisor=options["starvation_divisor"],
             schedule=make_schedule(options["schedule"]),
             crossover=options["crossover"],
-            optimizer=optimizer if reset else None,
-            optimizer_state="reset" if reset else "keep",
+            optimizer=optimizer if state != "keep" else None,
+            optimizer_state=state,
             measure_after=False,
             epochs=options.get("epochs"),
         )
