@@ -119,6 +119,7 @@ def check_matching(device, flavour, rates, ratios, groups, limit, counters, size
                     local_ratio=ratios,
                     starvation=counter[name],
                     starvation_limit=limit,
+                    zero_is_inferior=[True, False, True][: max(groups) + 1],
                 )
         for field in ("donor", "threshold", "inferior"):
             ours, theirs = getattr(found[backend], field).cpu(), getattr(found["torch"], field)

@@ -15,7 +15,7 @@ def importances(weights, dims):
     return result
 
 
-def match(layers, groups, rates, ratios, counters=None, limit=math.inf):
+def match(layers, groups, rates, ratios, counters=None, limit=math.inf, zero_is_inferior=False):
     """Donors per layer, thresholds, n_low per layer, counters; `layers` holds float32 importances as Python floats."""
     counters = None if counters is None else list(counters)
     thresholds = []
@@ -29,7 +29,7 @@ def match(layers, groups, rates, ratios, counters=None, limit=math.inf):
             n_low = sum(v <= thresholds[g] for v in layer)
         else:
             n_low = 0
-            n_global = sum(v < thresholds[g] for v in layer)
+            n_global = sum(v < thresholds[g] or (zero_is_inferior and v == 0) for v in layer)
             if n_global > 0:
                 bound = float(torch.tensor(ratios[g]) * torch.tensor(max(layer)))  # a float32 product
                 n_local = sum(v <= bound for v in layer)

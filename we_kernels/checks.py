@@ -129,6 +129,18 @@ def check_local_ratios(local_ratio: float | Sequence[float | None] | None, group
     return [-1.0 if ratio is None else check_fraction(ratio, "local_ratio") for ratio in ratios]
 
 
+def check_zero_is_inferior(flag: bool | Sequence[bool], groups: int) -> list[bool]:
+    """One flag per group."""
+    if isinstance(flag, bool):
+        return [flag] * groups
+    flags = list(flag) if isinstance(flag, Sequence) else None
+    if flags is None or not all(isinstance(entry, bool) for entry in flags):
+        raise TypeError(f"zero_is_inferior must be True, False or a list of them, one per group, got {flag!r}")
+    if len(flags) != groups:
+        raise ValueError(f"zero_is_inferior must have one entry per group ({groups}), got {len(flags)}")
+    return flags
+
+
 def check_donors(donor: Tensor, segments: Segments) -> None:
     """Every donor is -1 or a row of its own layer that is not itself replaced. Waits for the device.
 

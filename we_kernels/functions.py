@@ -10,7 +10,14 @@ from torch import Tensor
 
 from . import ops  # noqa: F401  (registers torch.ops.we_kernels)
 from .bank import FilterBank
-from .checks import check_local_ratios, check_rates, check_rule, check_starvation, check_vector
+from .checks import (
+    check_local_ratios,
+    check_rates,
+    check_rule,
+    check_starvation,
+    check_vector,
+    check_zero_is_inferior,
+)
 
 
 class Selection(NamedTuple):
@@ -48,6 +55,7 @@ def select_and_match(
     local_ratio: float | Sequence[float | None] | None = 0.1,
     starvation: Tensor | None = None,
     starvation_limit: float | None = None,
+    zero_is_inferior: bool | Sequence[bool] = False,
 ) -> Selection:
     """`match_filters` with everything it finds: donors, thresholds and the number of inferior filters per layer."""
     groups, device = bank.num_groups, bank.device
@@ -55,10 +63,11 @@ def select_and_match(
     rates = check_rates(rate, groups, device)
     ratios = check_local_ratios(local_ratio, groups)
     limit = check_starvation(starvation, starvation_limit, groups, device)
+    zeros = check_zero_is_inferior(zero_is_inferior, groups)
     if not bank.weights:
         return _empty_selection(groups)
     donor, threshold, inferior = torch.ops.we_kernels.match_filters(
-        importance, bank.sizes, bank.groups, rates, ratios, starvation, limit
+        importance, bank.sizes, bank.groups, rates, ratios, starvation, limit, zeros
     )
     return Selection(donor, importance, threshold, inferior)
 
@@ -71,6 +80,7 @@ def match_filters(
     local_ratio: float | Sequence[float | None] | None = 0.1,
     starvation: Tensor | None = None,
     starvation_limit: float | None = None,
+    zero_is_inferior: bool | Sequence[bool] = False,
 ) -> Tensor:
     """Donor of every filter, int32 [F]: the row in the same layer that replaces it, or -1.
 
@@ -88,12 +98,20 @@ def match_filters(
         starvation: int32 [G] counter, updated in place; None: the starvation rule is off.
         starvation_limit: a layer that is globally inferior but locally not counts one; at this count it gives up
             one filter. (number of conv layers) / starvation_divisor.
+        zero_is_inferior: for all groups or one each: a filter of importance 0 counts as strictly below the threshold,
+            whatever that is. Without it, none does where more than the rate's share of the group has importance 0.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, size, dtype, device or range; nothing is changed.
     """
     return select_and_match(
-        bank, importance, rate=rate, local_ratio=local_ratio, starvation=starvation, starvation_limit=starvation_limit
+        bank,
+        importance,
+        rate=rate,
+        local_ratio=local_ratio,
+        starvation=starvation,
+        starvation_limit=starvation_limit,
+        zero_is_inferior=zero_is_inferior,
     ).donor
 
 
@@ -130,6 +148,7 @@ def evolve_with_selection_(
     rule: str = "paper",
     starvation: Tensor | None = None,
     starvation_limit: float | None = None,
+    zero_is_inferior: bool | Sequence[bool] = False,
 ) -> Selection:
     """`evolve_` with everything it finds."""
     bank.check()
@@ -138,11 +157,12 @@ def evolve_with_selection_(
     rates = check_rates(rate, groups, device)
     ratios = check_local_ratios(local_ratio, groups)
     limit = check_starvation(starvation, starvation_limit, groups, device)
+    zeros = check_zero_is_inferior(zero_is_inferior, groups)
     if not bank.weights:
         return _empty_selection(groups)
     return Selection(
         *torch.ops.we_kernels.evolve_(
-            bank.weights, bank.filter_dims, bank.groups, rates, ratios, rule, starvation, limit
+            bank.weights, bank.filter_dims, bank.groups, rates, ratios, rule, starvation, limit, zeros
         )
     )
 
@@ -155,6 +175,7 @@ def evolve_(
     rule: str = "paper",
     starvation: Tensor | None = None,
     starvation_limit: float | None = None,
+    zero_is_inferior: bool | Sequence[bool] = False,
 ) -> Tensor:
     """Importance, matching and crossover as one step; returns the donors, int32 [F].
 
@@ -168,6 +189,7 @@ def evolve_(
         rule=rule,
         starvation=starvation,
         starvation_limit=starvation_limit,
+        zero_is_inferior=zero_is_inferior,
     ).donor
 
 

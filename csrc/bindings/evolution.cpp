@@ -24,10 +24,11 @@ Rule rule_of(const std::string& name) {
   throw std::invalid_argument("rule must be \"paper\" or \"released\"");
 }
 
-MatchingRule matching_rule(std::uintptr_t rates, const std::vector<double>& local_ratios, std::uintptr_t starvation,
-                           double limit) {
+MatchingRule matching_rule(std::uintptr_t rates, const std::vector<double>& local_ratios,
+                           const std::vector<std::uint8_t>& zero_is_inferior, std::uintptr_t starvation, double limit) {
   const auto groups = static_cast<std::int64_t>(local_ratios.size());
-  MatchingRule rule{array<const double>("rates", rates, groups), local_ratios, nullptr, limit};
+  if (!zero_is_inferior.empty()) check_size("zero_is_inferior", std::span(zero_is_inferior), groups);
+  MatchingRule rule{array<const double>("rates", rates, groups), local_ratios, zero_is_inferior, nullptr, limit};
   if (starvation != 0) rule.starvation = array<std::int32_t>("starvation", starvation, groups).data();
   return rule;
 }
@@ -50,7 +51,8 @@ void importance_binding(const py::list& weights, std::uintptr_t table, std::int6
 }
 
 void match_binding(std::uintptr_t importance, std::int64_t num_filters, std::uintptr_t table, std::int64_t num_layers,
-                   std::uintptr_t rates, const std::vector<double>& local_ratios, std::uintptr_t starvation,
+                   std::uintptr_t rates, const std::vector<double>& local_ratios,
+                   const std::vector<std::uint8_t>& zero_is_inferior, std::uintptr_t starvation,
                    double starvation_limit, std::uintptr_t donor, std::uintptr_t threshold, std::uintptr_t inferior,
                    int threads) {
   const py::gil_scoped_release unlocked;
@@ -59,7 +61,7 @@ void match_binding(std::uintptr_t importance, std::int64_t num_filters, std::uin
   const auto segments = array<const Segment>("table", table, num_layers);
   const auto values = array<const float>("importance", importance, num_filters);
   check_size("importance", values, check_segments(segments, groups));
-  const MatchingRule rule = matching_rule(rates, local_ratios, starvation, starvation_limit);
+  const MatchingRule rule = matching_rule(rates, local_ratios, zero_is_inferior, starvation, starvation_limit);
   const Selection selection = selection_of(donor, threshold, inferior, num_filters, groups, num_layers);
   Pairs pairs;
   match_filters(values, segments, rule, selection, pairs, check_threads(threads));
@@ -77,7 +79,8 @@ void crossover_binding(const py::list& weights, std::uintptr_t table, std::int64
 }
 
 void evolve_binding(const py::list& weights, std::uintptr_t table, std::int64_t num_layers, std::int64_t num_filters,
-                    std::uintptr_t rates, const std::vector<double>& local_ratios, const std::string& rule,
+                    std::uintptr_t rates, const std::vector<double>& local_ratios,
+                    const std::vector<std::uint8_t>& zero_is_inferior, const std::string& rule,
                     std::uintptr_t starvation, double starvation_limit, std::uintptr_t donor, std::uintptr_t importance,
                     std::uintptr_t threshold, std::uintptr_t inferior, int threads) {
   const std::vector<void*> pointers = addresses(weights);
@@ -87,7 +90,7 @@ void evolve_binding(const py::list& weights, std::uintptr_t table, std::int64_t 
   const Bank bank{array<const Layer>("table", table, num_layers), pointers};
   const auto values = array<float>("importance", importance, num_filters);
   check_size("importance", values, check_bank(bank, groups));
-  const MatchingRule matching = matching_rule(rates, local_ratios, starvation, starvation_limit);
+  const MatchingRule matching = matching_rule(rates, local_ratios, zero_is_inferior, starvation, starvation_limit);
   const Selection selection = selection_of(donor, threshold, inferior, num_filters, groups, num_layers);
   evolve(bank, values, matching, rule_of(rule), selection, check_threads(threads));
 }

@@ -92,12 +92,14 @@ void count_inferior(std::span<const Segment> segments, const MatchingRule& rule,
     const double ratio = rule.local_ratios[segment.group];
     const Key threshold = std::bit_cast<Key>(selection.threshold[segment.group]);
     const bool is_local = ratio >= 0;
+    const bool zero_is_below = !rule.zero_is_inferior.empty() && rule.zero_is_inferior[segment.group] != 0;
+    const Key bar = zero_is_below ? std::max<Key>(threshold, 1) : threshold;
     const float cut = static_cast<float>(ratio) * std::bit_cast<float>(scratch.ranges[i].highest);
     const Key limit = is_local ? std::bit_cast<Key>(cut) : threshold;
     std::int32_t below = 0;
     std::int32_t low = 0;
     for (std::int64_t f = 0; f < segment.filters; ++f) {
-      below += keys[f] < threshold ? 1 : 0;
+      below += keys[f] < bar ? 1 : 0;
       low += keys[f] <= limit ? 1 : 0;
     }
     if (is_local && below == 0) low = 0;

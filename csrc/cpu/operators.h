@@ -19,6 +19,8 @@ struct Segment {
 struct MatchingRule {
   std::span<const double> rates;         // [G]
   std::span<const double> local_ratios;  // [G], negative: no local selection
+  // [G], or empty: all false. Whether importance 0 counts as below any threshold.
+  std::span<const std::uint8_t> zero_is_inferior;
   std::int32_t* starvation;              // [G], or null: the rule is off
   double starvation_limit;
 };

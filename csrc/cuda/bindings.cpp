@@ -173,7 +173,7 @@ struct Matching {
       : plan(arrays.get<const std::int32_t>("plan", plan_memory, cuda::plan_size(segments, groups)),
              cpu::check_segments(segments, groups), static_cast<std::int64_t>(segments.size()), groups,
              cuda::num_rank_tiles(segments)),
-        rule{arrays.get<const double>("rates", rates, groups), arrays.get<const float>("ratios", ratios, groups),
+        rule{arrays.get<const double>("rates", rates, groups), arrays.get<const float>("ratios", ratios, 2 * groups),
              starvation ? arrays.get<std::int32_t>("starvation", *starvation, groups) : nullptr, limit_of(limit)},
         selection{arrays.get<std::int32_t>("donor", donor, plan.num_filters),
                   arrays.get<float>("threshold", threshold, groups),
@@ -189,7 +189,7 @@ struct Matching {
   }
 };
 
-std::int64_t groups_of(const Memory& ratios) { return ratios.second / static_cast<std::int64_t>(sizeof(float)); }
+std::int64_t groups_of(const Memory& ratios) { return ratios.second / static_cast<std::int64_t>(2 * sizeof(float)); }
 
 constexpr std::int64_t kAnyGroup = std::numeric_limits<std::int64_t>::max();
 

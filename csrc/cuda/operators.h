@@ -20,7 +20,7 @@ struct Bank {
 
 struct MatchingRule {
   const double* rates;       // [G]
-  const float* ratios;       // [G]; negative: no local selection
+  const float* ratios;       // [2, G]: negative, no local selection; not 0, importance 0 is below any threshold
   std::int32_t* starvation;  // [G], or null: the starvation rule is off
   std::int32_t limit;        // at least 1
 };

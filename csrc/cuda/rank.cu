@@ -22,11 +22,11 @@ struct LayerCounts {
   float peak;
 };
 
-__device__ LayerCounts count_layer(const float* importance, std::int32_t filters, float limit) {
+__device__ LayerCounts count_layer(const float* importance, std::int32_t filters, float limit, bool zero_is_below) {
   LayerCounts counts{0, 0, 0};
   for (std::int32_t i = thread_index(); i < filters; i += kThreads) {
     const float value = importance[i];
-    counts.below += value < limit;
+    counts.below += value < limit || (zero_is_below && value == 0);
     counts.at_most += value <= limit;
     counts.peak = value > counts.peak ? value : counts.peak;
   }
@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kThreads, 4) rank_kernel(Plan plan, const floa
   importance += start;
   if (warp_index() == 0 && row < filters) selection.donor[start + row] = -1;
 
-  const LayerCounts counts = count_layer(importance, filters, selection.threshold[group]);
+  const bool zero_is_below = rule.ratios[plan.num_groups + group] != 0;
+  const LayerCounts counts = count_layer(importance, filters, selection.threshold[group], zero_is_below);
   std::int32_t allowed = ratio < 0 ? counts.at_most : counts.below;
   if (any_poisoned(selection.threshold, plan.num_groups)) allowed = 0;
   if (first_row == 0) {

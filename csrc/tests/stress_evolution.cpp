@@ -27,7 +27,8 @@ Result evolved(const std::vector<Weight>& weights, Rule rule, int threads, bool 
   result.starvation.assign(2, 0);
   const double rates[] = {0.5, 0.8};
   const double ratios[] = {0.7, -1.0};
-  const MatchingRule matching{rates, ratios, result.starvation.data(), 1.5};
+  const std::uint8_t zero_is_inferior[] = {1, 0};
+  const MatchingRule matching{rates, ratios, zero_is_inferior, result.starvation.data(), 1.5};
   const Selection selection{result.donor, result.threshold, result.inferior};
   const Bank bank = copies.bank();
   require(check_bank(bank, 2) == copies.filters(), "check_bank() counts other filters");

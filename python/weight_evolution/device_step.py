@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from we_kernels import backends
 from we_kernels.backends import reference
 from we_kernels.transfer import Place, send_, to_device
 
+from .inferior_shifts import InferiorShifts
 from .optimizer_state import OptimizerState, StateUpdate
 from .parameters import Targets
 
@@ -58,6 +59,7 @@ class DeviceStep:
         targets: the parameters that take part.
         local_ratio, crossover, starvation_limit, measure_after: see `WeightEvolution`.
         optimizer_state: the optimizer whose state changes with the weights, if any.
+        inferior_shifts: restricts the shifts, if any.
         cuda_graph: replay a recording of the step where the model is on a GPU. The first step after the parameters
             moved runs as ever (it compiles kernels and fills tables), the second is recorded.
     """
@@ -71,11 +73,15 @@ class DeviceStep:
         starvation_limit: float,
         measure_after: bool,
         optimizer_state: OptimizerState | None,
+        inferior_shifts: InferiorShifts | None,
         cuda_graph: bool,
     ) -> None:
         self._targets = targets
         self._local_ratios = [None if kind == "linear" else local_ratio for kind in targets.kinds]
+        # As the released program, which leaves dead filters where they outnumber the rate's share, or as the paper.
+        self._zero_is_inferior = [crossover == "paper" and kind in ("conv", "linear") for kind in targets.kinds]
         self._crossover = crossover
+        self._inferior_shifts = inferior_shifts
         self._starvation_limit = starvation_limit
         self._measure_after = measure_after
         self._optimizer_state = optimizer_state
@@ -135,14 +141,7 @@ class DeviceStep:
         bank = self._targets.bank()
         self._send(tuple(rates), bank.device)
         counters = self._counters.clone()
-        selection = wk.select_and_match(
-            bank,
-            wk.filter_importance(bank),
-            rate=self._rates,
-            local_ratio=self._local_ratios,
-            starvation=counters,
-            starvation_limit=self._starvation_limit,
-        )
+        selection = self._select(bank, counters)
         return Outcome(bank.names, bank.sizes, selection, counters, None)
 
     def _send(self, rates: tuple[float, ...], device: torch.device) -> None:
@@ -157,19 +156,33 @@ class DeviceStep:
 
     def _evolve(self, bank: wk.FilterBank) -> Outcome:
         state = self._optimizer_state and StateUpdate(self._optimizer_state, self._parameters())
-        selection = wk.evolve_with_selection_(
-            bank,
-            rate=self._rates,
-            local_ratio=self._local_ratios,
-            rule=self._crossover,
-            starvation=self._counters,
-            starvation_limit=self._starvation_limit,
-        )
+        if self._inferior_shifts is None:
+            selection = wk.evolve_with_selection_(bank, rule=self._crossover, **self._matching(self._counters))
+        else:
+            selection = self._select(bank, self._counters)
+            wk.crossover_(bank, selection.donor, self._crossover, validate=False)
         self._blend_linear_biases(bank, selection)
         if state:
             state.apply_()
         after = wk.filter_importance(bank) if self._measure_after else None
         return Outcome(bank.names, bank.sizes, selection, self._counters.clone(), after)
+
+    def _select(self, bank: wk.FilterBank, counters: Tensor) -> wk.Selection:
+        selection = wk.select_and_match(bank, wk.filter_importance(bank), **self._matching(counters))
+        return selection if self._inferior_shifts is None else self._inferior_shifts.restrict(bank, selection)
+
+    def _matching(self, counters: Tensor) -> dict[str, Any]:
+        return {
+            "rate": self._rates,
+            "local_ratio": self._local_ratios,
+            "starvation": counters,
+            "starvation_limit": self._starvation_limit,
+            "zero_is_inferior": self._zero_is_inferior,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A graph belongs to the memory that it was recorded for: a copy records its own.
+        return {**self.__dict__, "_warm": None, "_recording": None}
 
     def _record(self, memory: _Memory) -> _Recording:
         bank, graph = memory[0], torch.cuda.CUDAGraph()

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from we_kernels import FilterBank
 
+from .model.tracing import NotTracedError, trace
+from .model.weights import check_weight, reason_without_layers
+from .model.wrappers import joined, named_modules
+from .optimizer_state import OptimizerState
+from .outputs import output_layers
+from .own_forward import reason_of_own_forward
+from .wrapped_optimizers import parameters_of
+
 KINDS = ("conv", "norm_scale", "norm_shift", "linear")
 """The groups of parameters that share one global threshold."""
+
+COMPUTED = "computed from other parameters (parametrize, weight_norm or prune), so writing to it would have no effect"
 
 ModuleFilter = str | type[nn.Module]
 
@@ -45,8 +58,10 @@ class Target:
 
         Raises:
             TypeError: the filters of a transposed convolution with groups are not a view in this memory format.
+            ValueError: the parameter is not the whole weight of its module.
         """
         parameter = self.parameter
+        check_weight(self.name, self.module, parameter)
         tensor, dim = self.view_of(parameter)
         if tensor is not parameter and tensor.data_ptr() != parameter.data_ptr():
             raise TypeError(
@@ -95,7 +110,12 @@ class Targets:
     def bank(self) -> FilterBank:
         """The bank of all targets; made anew when a parameter was replaced, moved or resized."""
         parameters = [target.parameter for target in self.items]
-        state = (*map(id, parameters), *map(Tensor.data_ptr, parameters), *map(attrgetter("shape"), parameters))
+        state = (
+            *map(id, parameters),
+            *map(Tensor.data_ptr, parameters),
+            *map(attrgetter("shape"), parameters),
+            *map(Tensor.stride, parameters),
+        )
         if self._bank is None or state != self._built_from:
             tensors, dims = zip(*(target.filters for target in self.items), strict=True)
             group = {kind: g for g, kind in enumerate(self.kinds)}
@@ -104,6 +124,10 @@ class Targets:
             self._built_from = state
         return self._bank
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the bank, which is known by identities and addresses: a copy makes its own.
+        return {"items": self.items, "skipped": self.skipped, "_bank": None, "_built_from": ()}
+
 
 def find_targets(
     model: nn.Module,
@@ -111,48 +135,104 @@ def find_targets(
     linear: bool,
     include: Sequence[ModuleFilter] | None,
     exclude: Sequence[ModuleFilter],
+    optimizer: Optimizer | None = None,
 ) -> Targets:
     """Convolutions, BatchNorms and, if asked, Linears, in module order; a shared parameter is taken once.
 
+    Names are as if there were no wrappers (torch.compile, DataParallel, activation checkpointing, ...). Left out,
+    unless ``include`` names them: layers whose output is the network's, where torch.fx can trace it (and others are
+    left), and adapters (LoRA).
+
     Raises:
-        TypeError: ``model`` is not a module, or a weight cannot take part (parametrized, lazy); says which and what
-            to do.
-        ValueError: an entry of ``include`` or ``exclude`` matches no module, or nothing is left to evolve.
+        TypeError: ``model`` is not a module, or a weight cannot take part (lazy, distributed); says which and what to
+            do.
+        ValueError: an entry of ``include`` or ``exclude`` matches no module, the optimizer is of another model, or
+            nothing is left to evolve.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(model.named_modules())
+    modules = dict(named_modules(model))
     check_filters(include, "include", modules)
     check_filters(exclude, "exclude", modules)
+    kinds = {name: _kinds_of(module, linear) for name, module in modules.items()}
+    outputs = _output_weights(model, modules) if include is None and any(kinds.values()) else set()
+    trained = None
+    if optimizer is not None:
+        parameters = [module._parameters.get(attribute) for module, attribute in candidates(model, linear)]
+        OptimizerState(optimizer, "keep").check_trains([p for p in parameters if p is not None])
+        trained = set(map(id, parameters_of(optimizer)))
+    choose = partial(_choose, modules, kinds, include, exclude, trained)
+    items, skipped = choose(outputs)
+    if not items and outputs:  # a network of output layers only
+        items, skipped = choose(set())
+    if not items:
+        why = f"; left out: {skipped}" if skipped else f": {reason_without_layers(model)}"
+        linears = "" if linear else " (Linear layers take part when linear_rate > 0)"
+        raise ValueError(f"model has no trainable convolution or BatchNorm to evolve{why}{linears}")
+    return Targets(items, skipped)
+
+
+def _choose(
+    modules: Mapping[str, nn.Module],
+    kinds: Mapping[str, list[tuple[str, str]]],
+    include: Sequence[ModuleFilter] | None,
+    exclude: Sequence[ModuleFilter],
+    trained: set[int] | None,
+    outputs: set[int],
+) -> tuple[list[Target], dict[str, str]]:
+    """Those that take part, and the others with the reason. ``trained``, ``outputs``: identities of parameters."""
     items: list[Target] = []
     skipped: dict[str, str] = {}
     seen: set[int] = set()
     for name, module in modules.items():
-        for attribute, kind in _kinds_of(module, linear):
-            full_name = f"{name}.{attribute}" if name else attribute
+        for attribute, kind in kinds[name]:
+            full_name = joined(name, attribute)
             if any(matches(entry, name, module) for entry in exclude):
                 skipped[full_name] = "excluded"
                 continue
             if include is not None and not any(matches(entry, name, module) for entry in include):
                 skipped[full_name] = "not included"
                 continue
+            if attribute not in module._parameters:
+                skipped[full_name] = COMPUTED
+                continue
             parameter = own_parameter(module, attribute, full_name)
             if parameter is None:  # BatchNorm(affine=False)
                 continue
             if not parameter.requires_grad:
                 skipped[full_name] = "frozen (requires_grad is False)"
-                continue
-            if id(parameter) in seen:
+            elif trained is not None and id(parameter) not in trained:
+                skipped[full_name] = "not among the optimizer's parameters"
+            elif id(parameter) in seen:
                 skipped[full_name] = "shared with a parameter listed before"
-                continue
-            seen.add(id(parameter))
-            items.append(Target(full_name, kind, module, attribute))
-    if not items:
-        raise ValueError(
-            "model has no trainable convolution or BatchNorm to evolve"
-            + (f"; left out: {skipped}" if skipped else " (Linear layers take part when linear_rate > 0)")
-        )
-    return Targets(items, skipped)
+            elif id(parameter) in outputs:
+                skipped[full_name] = "its layer's output is the network's; include= brings it back"
+            elif include is None and _is_adapter(name):
+                skipped[full_name] = "part of an adapter (LoRA); include= brings it back"
+            elif (reason := reason_of_own_forward(module)) is not None:
+                skipped[full_name] = reason
+            else:
+                seen.add(id(parameter))
+                items.append(Target(full_name, kind, module, attribute))
+    return items, skipped
+
+
+def candidates(model: nn.Module, linear: bool) -> list[tuple[nn.Module, str]]:
+    """(module, attribute) of all parameters of the right kind, whether they take part or not."""
+    return [(module, attribute) for _, module in named_modules(model) for attribute, _ in _kinds_of(module, linear)]
+
+
+def _output_weights(model: nn.Module, modules: dict[str, nn.Module]) -> set[int]:
+    """Identities of the weights of layers whose output is the network's; none if it cannot be traced."""
+    try:
+        traced = trace(model)
+    except NotTracedError:
+        return set()
+    return {id(modules[name]._parameters.get("weight")) for name in output_layers(traced, modules)}
+
+
+def _is_adapter(name: str) -> bool:
+    return any(part.lower().startswith("lora_") for part in name.split("."))
 
 
 def _kinds_of(module: nn.Module, linear: bool) -> list[tuple[str, str]]:
@@ -178,6 +258,12 @@ def own_parameter(module: nn.Module, attribute: str, name: str) -> Tensor | None
             f"effect; remove the parametrization or pass exclude=[{name.rpartition('.')[0]!r}]"
         )
     parameter = module._parameters[attribute]
+    if type(parameter).__module__.startswith("torch.distributed"):
+        raise TypeError(
+            f"{name} is a {type(parameter).__name__} (FSDP2 or tensor parallelism): each rank has a part of it, "
+            "which has no whole filters. Take the step on a gathered model (torch.distributed.checkpoint.state_dict), "
+            f"or pass exclude=[{name.rpartition('.')[0]!r}]"
+        )
     if parameter is not None and is_lazy(parameter):
         raise TypeError(f"{name} is not initialized yet; run one forward pass first")
     if (

@@ -36,6 +36,7 @@ class EvolutionReport:
         kinds: Sequence[str],
         outcome: Outcome,
         pending: bool,
+        local_ratio: float,
     ) -> None:
         self.epoch = epoch
         """The epoch just trained, from 0."""
@@ -47,6 +48,7 @@ class EvolutionReport:
         self.filters = dict(zip(outcome.names, outcome.sizes, strict=True))
         """Parameter name -> number of filters."""
         self._outcome = outcome
+        self._local_ratio = torch.tensor(local_ratio, dtype=torch.float32)
         self._threshold = Readback(outcome.selection.threshold)
         self.pending = pending
         """Whether the error of a weight that is not finite is still to be raised."""
@@ -74,8 +76,17 @@ class EvolutionReport:
 
     @cached_property
     def inferior(self) -> dict[str, int]:
-        """Parameter name -> number of inferior filters that got a donor, counted as in the recorded cases."""
+        """Parameter name -> number of inferior filters that got a donor, `starved` ones included."""
         return {name: int((donor >= 0).sum()) for name, donor in self.donors.items()}
+
+    @cached_property
+    def starved(self) -> dict[str, int]:
+        """Parameter name -> 1 where the starvation rule took a filter that is not locally inferior, else 0."""
+        selected = dict(zip(self.filters, self._results.selection.inferior.tolist(), strict=True))
+        return {
+            name: int(selected[name] == 1 and self.kinds[name] != "linear" and not self._has_low(importance))
+            for name, importance in self.importance_before.items()
+        }
 
     @cached_property
     def unmatched(self) -> dict[str, int]:
@@ -131,18 +142,24 @@ class EvolutionReport:
         lines = [f"weight evolution after epoch {self.epoch}, crossover {self.crossover!r}"]
         if not self.finite:
             lines.append("not done: a weight is not finite")
-        rows: list[tuple[str, ...]] = [("group", "rate", "threshold", "filters", "inferior", "unmatched", "counter")]
+        rows: list[tuple[str, ...]] = [
+            ("group", "rate", "threshold", "filters", "inferior", "starved", "unmatched", "counter")
+        ]
         for kind, rate in self.rates.items():
             names = [name for name, of in self.kinds.items() if of == kind]
-            totals = (sum(counts[name] for name in names) for counts in (self.filters, self.inferior, self.unmatched))
+            totals = (sum(counts[name] for name in names) for counts in self._counts)
             counter = self.counters[kind]
             rows.append((kind, f"{rate:.4f}", f"{self.thresholds[kind]:.4g}", *map(str, totals), str(counter)))
         lines += table(rows)
-        rows = [("parameter", "filters", "inferior", "unmatched", "smallest", "largest")]
+        rows = [("parameter", "filters", "inferior", "starved", "unmatched", "smallest", "largest")]
         for name, importance in self.importance_before.items():
             span = (f"{importance.min():.4g}", f"{importance.max():.4g}") if len(importance) else ("-", "-")
-            rows.append((name, *(str(c[name]) for c in (self.filters, self.inferior, self.unmatched)), *span))
+            rows.append((name, *(str(counts[name]) for counts in self._counts), *span))
         return "\n".join([*lines, "", *table(rows)])
+
+    @property
+    def _counts(self) -> tuple[dict[str, int], ...]:
+        return self.filters, self.inferior, self.starved, self.unmatched
 
     def plot(self) -> Figure:
         """Importances of every layer before and after the step (needs matplotlib, the extra ``plot``).
@@ -153,6 +170,10 @@ class EvolutionReport:
         from .report_plot import plot_report
 
         return plot_report(self)
+
+    def _has_low(self, importance: Tensor) -> bool:
+        """Whether one of a layer's importances is locally inferior; a product of float32, as in the kernels."""
+        return bool((importance <= importance.max() * self._local_ratio).any())
 
     def _by_name(self, per_filter: Tensor) -> dict[str, Tensor]:
         parts = torch.split(per_filter.cpu(), list(self.filters.values()))

@@ -27,7 +27,7 @@ class Call:
         self.plan = torch.zeros(module.cuda_plan_size(self.segments.data_ptr(), 2, 1), dtype=torch.int32)
         module.cuda_make_plan(self.segments.data_ptr(), 2, 1, memory(self.plan))
         self.scratch = torch.full((module.cuda_scratch_size(2, 9),), -7, dtype=torch.int32)
-        self.rates, self.ratios = torch.tensor([0.5], dtype=torch.float64), torch.tensor([0.5])
+        self.rates, self.ratios = torch.tensor([0.5], dtype=torch.float64), torch.tensor([0.5, 0.0])
         self.starvation = torch.full((1,), -7, dtype=torch.int32)
         self.importance, self.threshold = torch.full((9,), -7.0), torch.full((1,), -7.0)
         self.donor, self.inferior = (torch.full((n,), -7, dtype=torch.int32) for n in (9, 2))
@@ -91,7 +91,8 @@ def test_a_good_call_works(emulated):
         ({"rates": (8, 4)}, "rates has elements of another size"),
         ({"rates": (8, 16)}, "rates has 2 elements, not 1"),
         ({"ratios": (8, 0)}, "group is not in"),
-        ({"ratios": (8, 8)}, "plan has"),
+        ({"ratios": (8, 16)}, "plan has"),
+        ({"ratios": (8, 12)}, "ratios has 3 elements, not 2"),
         ({"starvation": (8, 8)}, "starvation has 2 elements, not 1"),
         ({"limit": 0.0}, "starvation_limit must be positive"),
         ({"limit": float("nan")}, "starvation_limit must be positive"),
@@ -133,7 +134,7 @@ def test_the_other_functions_check_too(emulated):
     call.segments[1, 1] = 3
     where = call.segments.data_ptr(), 2
     for function, arguments in (
-        (emulated.cuda_match, (*where, *[(8, 4)] * 5, None, 1.0, *[(8, 4)] * 3, 0, 0)),
+        (emulated.cuda_match, (*where, *[(8, 8)] * 5, None, 1.0, *[(8, 4)] * 3, 0, 0)),
         (emulated.cuda_plan_size, (*where, 1)),
         (emulated.cuda_make_plan, (*where, 1, memory(call.plan))),
     ):

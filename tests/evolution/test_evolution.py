@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from weight_evolution import NonFiniteWeightError, WeightEvolution
+from weight_evolution import NonFiniteWeightError, StagedSigmoid, WeightEvolution
 
 
 def network(seed=0):
@@ -52,6 +52,7 @@ def test_step_follows_the_specification(rule):
         schedule=always,
         crossover=rule,
         local_ratio=0.4,
+        include=["*"],  # the Linear, too, whose output is the network's
     )
     report = evolution.step()
     groups = {
@@ -152,6 +153,9 @@ def test_non_finite_weight(name, value, backend):
         ({"norm_scale_rate": -0.1}, ValueError, "norm_scale_rate"),
         ({"norm_shift_rate": math.nan}, ValueError, "norm_shift_rate"),
         ({"linear_rate": "much"}, ValueError, "linear_rate"),
+        ({"norm_shift_rate": "all"}, ValueError, 'norm_shift_rate \\(or "inferior"\\) must be'),
+        ({"epochs": 0}, ValueError, "epochs must be an integer from 1, got 0"),
+        ({"epochs": 1.5}, ValueError, "epochs must be an integer from 1"),
         ({"local_ratio": 2}, ValueError, "local_ratio"),
         ({"starvation_divisor": 0}, ValueError, "starvation_divisor must be a positive number"),
         ({"starvation_divisor": math.nan}, ValueError, "starvation_divisor"),
@@ -181,6 +185,159 @@ def test_schedule_out_of_range(rate):
 def test_bad_epoch(epoch):
     with pytest.raises(ValueError, match="epoch must be an integer from 0"):
         WeightEvolution(network()).step(epoch=epoch)
+
+
+@pytest.mark.parametrize("rule", ["paper", "released"])
+def test_dead_filters_past_the_share_of_the_rate(rule, backend):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8))
+    with torch.no_grad():
+        model[0].weight[:6] = 0
+        model[2].weight[:5] = 0
+    shifts = model[1].bias.clone()  # all 0, as most networks begin
+    report = WeightEvolution(model, schedule=always, crossover=rule).step()
+    assert report.thresholds["conv"] == 0
+    if rule == "released":
+        assert sum(report.inferior.values()) == 0
+        return
+    assert report.inferior == {"0.weight": 6, "1.weight": 0, "1.bias": 0, "2.weight": 3, "3.weight": 0, "3.bias": 0}
+    assert report.unmatched["2.weight"] == 2
+    assert model[0].weight.abs().sum((1, 2, 3)).gt(0).all()
+    assert int(model[2].weight.abs().sum((1, 2, 3)).eq(0).sum()) == 2
+    assert torch.equal(model[1].bias, shifts)
+    row = next(line for line in str(report).splitlines() if line.startswith("2.weight")).split()
+    assert row[1:5] == ["8", "3", "0", "2"]
+
+
+def test_starved_filters_are_told_from_inferior_ones():
+    """The only filter below the threshold has 93% of its layer's largest importance."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, bias=False), nn.Conv2d(2, 3, 3, bias=False), nn.BatchNorm2d(3, affine=False)
+    )
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, 0.93]).view(2, 1, 1, 1))
+        model[1].weight.copy_(torch.tensor([2.0, 3.0, 0.01]).view(3, 1, 1, 1))
+    report = WeightEvolution(model, conv_rate=0.5, schedule=always, starvation_divisor=2.0).step()
+    assert report.inferior == {"0.weight": 1, "1.weight": 1}
+    assert report.starved == {"0.weight": 1, "1.weight": 0}
+    assert WeightEvolution(model, starvation_divisor=0.01).step().starved == {"0.weight": 0, "1.weight": 0}
+
+
+def shifting(model, **options):
+    return WeightEvolution(model, conv_rate=0.5, schedule=always, local_ratio=0.5, **options)
+
+
+def test_shifts_of_inferior_filters_only(backend):
+    plain, restricted = network(3), network(3)
+    # Small everywhere, so that many are candidates.
+    for model in (plain, restricted):
+        with torch.no_grad():
+            model[1].bias[:5] *= 1e-3
+            model[4].bias[:9] *= 1e-3
+    usual = shifting(plain, norm_shift_rate=0.05)
+    evolution = shifting(restricted, norm_shift_rate="inferior")
+    before = restricted[1].bias.clone(), restricted[4].bias.clone()
+    preview, expected = evolution.preview(), usual.step()
+    report = evolution.step()
+    for norm, conv, old in (("1.bias", "0.weight", before[0]), ("4.bias", "3.weight", before[1])):
+        wanted = torch.where(report.donors[conv] >= 0, expected.donors[norm], -1)
+        assert report.donors[norm].tolist() == preview.donors[norm].tolist() == wanted.tolist()
+        assert report.unmatched[norm] == 0
+        assert torch.equal(restricted.get_parameter(norm)[wanted < 0], old[wanted < 0])
+    for name in ("0.weight", "3.weight", "1.weight", "4.weight"):
+        assert torch.equal(restricted.get_parameter(name), plain.get_parameter(name))
+        assert report.donors[name].tolist() == expected.donors[name].tolist()
+
+
+def test_a_shift_moves_with_its_filter():
+    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.BatchNorm2d(4))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([4.0, 3.0, 1e-3, 2.0]).view(4, 1, 1, 1))
+        model[1].bias.copy_(torch.tensor([1.0, 1e-3, 1e-4, 2.0]))
+    # Both of the small shifts are inferior; the filter of one is.
+    options = {"schedule": lambda rate, epoch: 0.5, "norm_scale_rate": 0.0}
+    report = WeightEvolution(model, norm_shift_rate="inferior", **options).step()
+    assert report.donors["1.bias"].tolist() == [-1, -1, 0, -1]
+    assert report.inferior["1.bias"] == 1
+    model[0].requires_grad_(False)
+    assert WeightEvolution(model, norm_shift_rate="inferior", **options).step().donors["1.bias"].tolist() == [-1] * 4
+
+
+def test_inferior_shifts_need_a_trace():
+    class Branching(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    with pytest.raises(ValueError, match='norm_shift_rate="inferior" needs to know which convolution'):
+        WeightEvolution(Branching(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), norm_shift_rate="inferior")
+
+
+def test_a_second_step_for_an_epoch_warns_once_if_shifts_take_part():
+    evolution = WeightEvolution(network())
+    evolution.step(epoch=3)
+    with pytest.warns(UserWarning, match="a second step for epoch 3"):
+        evolution.step(epoch=3)
+    evolution.step(epoch=3)
+    for rate in (0, "inferior"):
+        quiet = WeightEvolution(network(), norm_shift_rate=rate)
+        quiet.step(epoch=3)
+        quiet.step(epoch=3)
+
+
+def test_no_step_after_the_last_epoch():
+    model = network()
+    evolution = WeightEvolution(model, epochs=3)
+    assert [evolution.step().epoch for _ in range(2)] == [0, 1]
+    before, counters = state(model), evolution.state_dict()["starvation"]
+    assert evolution.step() is None
+    assert evolution.step(epoch=17) is None
+    assert_unchanged(model, before)
+    assert evolution.epoch == 18
+    assert evolution.state_dict()["starvation"] == counters
+    assert evolution.step(epoch=0) is not None
+    assert WeightEvolution(network(), epochs=1).step() is None
+
+
+def test_numbers_of_numpy():
+    np = pytest.importorskip("numpy")
+    evolution = WeightEvolution(network(), conv_rate=np.float32(0.25), epochs=np.int64(9))
+    assert evolution.step(epoch=np.int32(2)).epoch == 2
+    assert evolution.state_dict()["options"]["conv_rate"] == 0.25
+    assert isinstance(evolution.state_dict()["options"]["conv_rate"], float)
+    assert isinstance(evolution.epoch, int)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conv_rate": 0.1}, "conv_rate=0.2, this WeightEvolution has 0.1"),
+        ({"norm_shift_rate": "inferior"}, "norm_shift_rate=0.05, this WeightEvolution has 'inferior'"),
+        ({"local_ratio": 0.2}, "local_ratio=0.1, this WeightEvolution has 0.2"),
+        ({"starvation_divisor": 3}, r"starvation_divisor=2.0, this WeightEvolution has 3.0"),
+        ({"crossover": "released"}, "crossover='paper', this WeightEvolution has 'released'"),
+        ({"schedule": always}, r"schedule='StagedSigmoid\(.*, this WeightEvolution has 'always'"),
+        ({"schedule": StagedSigmoid.imagenet()}, r"schedule='StagedSigmoid\(milestones=\(60, 120\)"),
+    ],
+)
+def test_states_of_other_options(options, message):
+    first = WeightEvolution(network())
+    first.step()
+    other = WeightEvolution(network(), **options)
+    before = other.state_dict()
+    with pytest.raises(ValueError, match=f"state was saved with {message}.*strict=False"):
+        other.load_state_dict(first.state_dict())
+    assert other.state_dict() == before
+    other.load_state_dict(first.state_dict(), strict=False)
+    assert other.epoch == 1
+    assert other.state_dict()["options"] == before["options"]
+
+
+def test_states_without_options_are_still_read():
+    first, second = WeightEvolution(network()), WeightEvolution(network(), conv_rate=0.7)
+    first.step()
+    old = {key: value for key, value in first.state_dict().items() if key != "options"} | {"format": 1}
+    second.load_state_dict(old)
+    assert second.epoch == 1
 
 
 def train(model, optimizer, epoch):
@@ -309,9 +466,11 @@ def test_report_reads_like_a_table():
     report = evolution.step(epoch=4)
     text = str(report).splitlines()
     assert text[0] == "weight evolution after epoch 4, crossover 'paper'"
-    assert text[1].split() == ["group", "rate", "threshold", "filters", "inferior", "unmatched", "counter"]
+    assert text[1].split() == [
+        *("group", "rate", "threshold", "filters", "inferior", "starved", "unmatched", "counter")
+    ]
     row = next(line for line in text if line.startswith("3.weight")).split()
-    assert row[1:4] == ["20", str(report.inferior["3.weight"]), str(report.unmatched["3.weight"])]
+    assert row[1:5] == ["20", str(report.inferior["3.weight"]), "0", str(report.unmatched["3.weight"])]
     assert len({len(line) for line in text[1:5]}) == 1
 
 
@@ -323,7 +482,8 @@ def test_report_without_batch_norm():
 
 
 def test_plot_shows_every_layer(tmp_path):
-    report = WeightEvolution(network(), conv_rate=0.6, schedule=always, local_ratio=0.4, linear_rate=0.2).step()
+    options = {"conv_rate": 0.6, "schedule": always, "local_ratio": 0.4, "linear_rate": 0.2, "include": ["*"]}
+    report = WeightEvolution(network(), **options).step()
     figure = report.plot()
     labels = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in figure.axes]
     assert labels == [["0", "3"], ["1", "4"], ["1", "4"], ["8"]]

@@ -127,11 +127,28 @@ def test_shared_parameters_take_part_once():
         lambda conv: prune.random_unstructured(conv, "weight", 0.5),
     ],
 )
-def test_computed_weights_are_refused(wrap):
-    model = nn.Sequential(wrap(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 8, 3))
-    with pytest.raises(TypeError, match=r"0.weight is computed from other parameters.*exclude=\['0'\]"):
-        WeightEvolution(model)
-    assert list(WeightEvolution(model, exclude=["0"]).state_dict()["filters"]) == ["1.weight"]
+def test_computed_weights_are_skipped(wrap):
+    model = nn.Sequential(wrap(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    evolution = WeightEvolution(model)
+    assert list(evolution.state_dict()["filters"]) == ["1.weight", "2.weight", "2.bias"]
+    assert evolution.skipped["0.weight"].startswith(
+        "computed from other parameters (parametrize, weight_norm or prune)"
+    )
+    with pytest.raises(ValueError, match=r"left out: {'0.weight': 'computed from other parameters"):
+        WeightEvolution(model[:1])
+
+
+def test_a_weight_computed_later_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    evolution = WeightEvolution(model)
+    before = evolution.state_dict()
+    prune.random_unstructured(model[0], "weight", 0.5)
+    for call in (evolution.step, evolution.preview, evolution.state_dict):
+        with pytest.raises(TypeError, match=r"0.weight is now computed from other parameters"):
+            call()
+    prune.remove(model[0], "weight")
+    assert evolution.state_dict() == before
+    evolution.step()
 
 
 def test_lazy_modules_are_refused_until_built():
@@ -158,6 +175,9 @@ def test_replaced_parameters_are_found():
     evolution = WeightEvolution(model, schedule=lambda rate, epoch: 0.5, local_ratio=1.0)
     evolution.step()
     old, model[0].weight = model[0].weight, nn.Parameter(torch.randn(12, 3, 3, 3))
+    with pytest.raises(ValueError, match=r"0.weight has shape \(12, 3, 3, 3\), but its Conv2d says \[8, 3"):
+        evolution.step()
+    model[0].out_channels = 12
     kept = old.detach().clone()
     assert evolution.step().filters == {"0.weight": 12}
     assert torch.equal(old, kept)

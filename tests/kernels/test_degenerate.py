@@ -104,6 +104,34 @@ def test_importances_that_are_not_norms(backend):
     assert wk.match_filters(bank, signed_zero, rate=0.5, local_ratio=0.5).tolist() == [-1, 3, 0, -1]
 
 
+@pytest.mark.parametrize("by_group", [False, True])
+def test_dead_filters_past_the_share_of_the_rate(backend, by_group):
+    """Half of the filters are 0, so the threshold is 0 and nothing lies strictly below it."""
+    importance = torch.tensor([0.0, 2.0, -0.0, 3.0, 0.0, 5.0, 4.0, 0.0])
+    bank = wk.FilterBank([torch.empty(4), torch.empty(4)], groups=[0, 1])
+    options = {"rate": 0.2, "local_ratio": 0.1}
+    assert wk.match_filters(bank, importance, **options).tolist() == [-1] * 8
+    flags = [False, True] if by_group else True
+    found = wk.select_and_match(bank, importance, **options, zero_is_inferior=flags)
+    assert found.donor.tolist() == [*([-1] * 4 if by_group else [3, -1, 1, -1]), 1, -1, -1, 2]
+    assert found.threshold.tolist() == [0.0, 0.0]
+    assert found.inferior.tolist() == [0 if by_group else 2, 2]
+
+
+def test_dead_filters_take_their_donors(backend):
+    torch.manual_seed(4)
+    weight = torch.randn(6, 3, 3, 3)
+    weight[2:5] = 0
+    counter = torch.zeros(1, dtype=torch.int32)
+    options = {"rate": 0.2, "local_ratio": 0.1, "starvation": counter, "starvation_limit": 1.0}
+    bank = wk.FilterBank([weight])
+    assert wk.evolve_(bank, **options).tolist() == [-1] * 6
+    found = wk.evolve_with_selection_(bank, **options, zero_is_inferior=True)
+    assert sorted(found.donor.tolist()) == [-1, -1, -1, 0, 1, 5]
+    assert found.inferior.tolist() == [3]
+    assert wk.filter_importance(bank).gt(0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_subnormals_are_not_flushed(backend, dtype):
     tiny = torch.finfo(dtype).smallest_normal / 64

@@ -52,14 +52,21 @@ def test_importance(dtype, memory_format):
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.7, 1.0, None])
 @pytest.mark.parametrize("limit", [None, 1.0, 2.5])
 @pytest.mark.parametrize("flavour", ["normal", "ties", "zeros"])
-def test_matching(rate, ratio, limit, flavour):
+@pytest.mark.parametrize("zero_is_inferior", [False, True])
+def test_matching(rate, ratio, limit, flavour, zero_is_inferior):
     _, bank = make(torch.float32, "contiguous", flavour)
     importance = wk.filter_importance(bank)
     layers = [part.tolist() for part in bank.split(importance)]
     start = [1, 0]
     starvation = None if limit is None else torch.tensor(start, dtype=torch.int32)
     expected = oracle.match(
-        layers, bank.groups, [rate, rate / 2], [ratio, 0.5], None if limit is None else start, limit or math.inf
+        layers,
+        bank.groups,
+        [rate, rate / 2],
+        [ratio, 0.5],
+        None if limit is None else start,
+        limit or math.inf,
+        zero_is_inferior,
     )
     found = wk.select_and_match(
         bank,
@@ -68,6 +75,7 @@ def test_matching(rate, ratio, limit, flavour):
         local_ratio=[ratio, 0.5],
         starvation=starvation,
         starvation_limit=limit,
+        zero_is_inferior=zero_is_inferior,
     )
     assert [part.tolist() for part in bank.split(found.donor)] == expected[0]
     assert found.threshold.tolist() == expected[1]

@@ -48,6 +48,7 @@ _TRITON_BLENDS = "tests/kernels/test_grafting.py -k triton"
 MUTANTS = [
     Mutant(_REFERENCE + "importance.py", ".div(layer.channels)", "", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "below = importance < threshold", "below = importance <= threshold", _KERNELS),
+    Mutant(_REFERENCE + "matching.py", "(importance == 0) & torch", "(importance < 0) & torch", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "importance <= ratio * peak", "importance < ratio * peak", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "counters[g] >= starvation_limit", "counters[g] > starvation_limit", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "low, counters[g] = 1, 0", "low = 1", _KERNELS),
@@ -62,7 +63,13 @@ MUTANTS = [
     Mutant(
         "we_kernels/ops/evolution.py", "check_donors(donor, layout.segments)", "pass", "tests/kernels/test_bad_input.py"
     ),
-    Mutant(_WE + "evolution.py", "max(convs, 1) / starvation_divisor", "max(convs, 1)", _EVOLUTION),
+    Mutant(_WE + "evolution.py", "max(convs, 1) / self.starvation_divisor", "max(convs, 1)", _EVOLUTION),
+    Mutant(_WE + "evolution.py", "if strict and name in options", "if False and name in options", _EVOLUTION),
+    Mutant(_WE + "evolution.py", "epoch >= self.epochs - 1", "epoch >= self.epochs", _EVOLUTION),
+    Mutant(_WE + "device_step.py", 'kind in ("conv", "linear")', 'kind != "linear"', _EVOLUTION),
+    Mutant(_WE + "outputs.py", "isinstance(module, _BatchNorm) or next", "next", _EVOLUTION),
+    Mutant(_WE + "structure.py", "and self._trained == self._trained_now()", "", _EVOLUTION),
+    Mutant(_WE + "inferior_shifts.py", "(donor[self._filter.clamp(min=0)] >= 0)", "(donor >= 0)", _EVOLUTION),
     Mutant(_WE + "evolution.py", "            report.raise_pending()", "            pass", _EVOLUTION),
     Mutant(_WE + "device_step.py", "(a * bias + (1 - a)", "(a * bias + a", _EVOLUTION),
     Mutant(_WE + "evolution.py", "self._unchecked[0].arrived", "True", _PRETENDED + "-k does_not_wait"),
@@ -78,7 +85,7 @@ MUTANTS = [
     Mutant(_GPU + "rank.py", "[None, :] < row[:, None]", "[None, :] > row[:, None]", _TRITON),
     Mutant(_GPU + "starvation.py", "(remainder == 0)", "(remainder == 1)", _TRITON),
     Mutant(_GPU + "crossover.py", "new = a * s + (1.0 - a) * l\n", "new = a * l + (1.0 - a) * s\n", _TRITON),
-    Mutant(_CPU + "matching.cpp", "below += keys[f] < threshold", "below += keys[f] <= threshold", _NATIVE),
+    Mutant(_CPU + "matching.cpp", "below += keys[f] < bar", "below += keys[f] <= bar", _NATIVE),
     Mutant(_CPU + "matching.cpp", "std::nth_element(candidates, candidates + rank, candidates + count);", "", _NATIVE),
     Mutant(_CPU + "ranking.cpp", "static_cast<Item>(0x7fffffff - key)", "static_cast<Item>(key)", _NATIVE),
     Mutant(_CPU + "simd_crossover.h", "take = bits > largest_bits", "take = bits >= largest_bits", _NATIVE),

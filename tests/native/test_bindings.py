@@ -31,6 +31,7 @@ class Call:
             "num_filters": self.filters,
             "rates": self.rates.data_ptr(),
             "local_ratios": [0.5],
+            "zero_is_inferior": [True],
             "rule": "paper",
             "starvation": 0,
             "limit": float("inf"),
@@ -70,6 +71,7 @@ def test_a_good_call_works(native):
         ({"rates": 0}, "rates is null"),
         ({"rates": 4}, "rates is misaligned"),
         ({"local_ratios": []}, "group is not in"),
+        ({"zero_is_inferior": [True, False]}, "zero_is_inferior has 2 elements, not 1"),
         ({"rule": "none"}, "rule must be"),
         ({"starvation": 2}, "starvation is misaligned"),
         ({"donor": 0}, "donor is null"),
@@ -134,7 +136,7 @@ def test_the_other_functions_check_too(native):
     segments = torch.tensor([[4, 0, 0], [5, 3, 0]])
     with pytest.raises(ValueError, match="layer 1 of the table: first_filter is 3, not 4"):
         native.match_filters(
-            *(call.importance.data_ptr(), 9, segments.data_ptr(), 2, call.rates.data_ptr(), [0.5], 0, 1.0),
+            *(call.importance.data_ptr(), 9, segments.data_ptr(), 2, call.rates.data_ptr(), [0.5], [], 0, 1.0),
             *(call.donor.data_ptr(), call.threshold.data_ptr(), call.inferior.data_ptr(), 1),
         )
     with pytest.raises(TypeError):

@@ -27,13 +27,13 @@ FLAVOURS = {
 }
 
 
-def compare(sizes, flavour, rate, ratio, limit, seed, groups=1):
+def compare(sizes, flavour, rate, ratio, limit, seed, groups=1, zero_is_inferior=False):
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.empty(size) for size in sizes]
     bank = wk.FilterBank(weights, groups=[i % groups for i in range(len(sizes))])
     importance = FLAVOURS[flavour](generator, sum(sizes))
     counters = [None if limit is None else torch.ones(bank.num_groups, dtype=torch.int32) for _ in range(2)]
-    arguments = {"rate": rate, "local_ratio": ratio, "starvation_limit": limit}
+    arguments = {"rate": rate, "local_ratio": ratio, "starvation_limit": limit, "zero_is_inferior": zero_is_inferior}
     found = wk.select_and_match(bank, importance, starvation=counters[0], **arguments)
     with wk.use_backend("torch"):
         expected = wk.select_and_match(bank, importance, starvation=counters[1], **arguments)
@@ -70,9 +70,10 @@ def test_a_large_layer_is_matched():
     st.sampled_from((None, 1.0, 2.5)),
     st.integers(0, 2**16),
     st.integers(1, 3),
+    st.booleans(),
 )
-def test_any_layers(sizes, flavour, rate, ratio, limit, seed, groups):
-    compare(sizes, flavour, rate, ratio, limit, seed, groups)
+def test_any_layers(sizes, flavour, rate, ratio, limit, seed, groups, zero_is_inferior):
+    compare(sizes, flavour, rate, ratio, limit, seed, groups, zero_is_inferior)
 
 
 def test_a_counter_at_its_end_does_not_overflow():

@@ -54,6 +54,16 @@ def weights(path):
         (["train", "--milestones", "3", "2", "--divisors", "1", "2", "3", "--tau", "1"], "milestones must be positive"),
         (["train", "--milestones", "3", "--divisors", "1", "--tau", "1"], "divisors must be one per stage (2)"),
         (["train", "--resume", "--overwrite"], "contradict"),
+        (["train", "--extend"], "--extend needs --resume"),
+        (["train", "--rate", "0.3"], "--rate belongs to --method asynchronous, which --method evolution is without"),
+        (
+            ["train", "--method", "baseline", "--conv-rate=0.3", "--tau", "1"],
+            "--conv-rate, --tau belongs to --method evo",
+        ),
+        (["train", "--method", "low-rank", "--graft-every", "2"], "--graft-every belongs to --method grafting"),
+        (["train", "--optimizer", "keep"], "unrecognized arguments: --optimizer keep"),
+        (["train", "--norm-shift-rate", "all"], "--norm-shift-rate: must be a number in [0, 1], got 'all'"),
+        (["train", "--model", "torch.nn:Linear"], "--model torch.nn:Linear does not work called with nothing"),
         (["train", "--data", "fashion-mnist", "--root", "/nowhere"], "apt install dataset-fashion-mnist"),
         (["train", "--threads", "0"], "--threads: must be an integer from 1"),
         (["train", "--output", "/dev/null/x"], "cannot make the folder /dev/null/x"),
@@ -94,7 +104,7 @@ def test_train_writes_logs_checkpoints_and_results(tmp_path, capsys):
 
 @pytest.mark.parametrize("method", ["baseline", "evolution"])
 def test_stop_and_resume_equals_one_go(tmp_path, method):
-    options = [*SMALL, "--method", method, "--local-ratio", "0.9"]
+    options = [*SMALL, "--method", method, *(["--local-ratio", "0.9"] if method == "evolution" else [])]
     assert run("train", *options, "--output", tmp_path / "whole") == 0
     assert run("train", *options, "--output", tmp_path / "parts", "--stop-after", 1) == 0
     assert run("train", *options, "--output", tmp_path / "parts", "--resume") == 0
@@ -102,6 +112,26 @@ def test_stop_and_resume_equals_one_go(tmp_path, method):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     with (tmp_path / "parts" / "seed-0" / "log.csv").open(newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+
+
+def test_a_run_is_extended_when_asked(tmp_path, capsys):
+    options = [*SMALL, "--local-ratio", "0.9", "--output", tmp_path]
+    assert run("train", *options) == 0
+    longer = [*options, "--epochs", 4, "--resume"]
+    before = (tmp_path / "seed-0" / "checkpoint.pt").read_bytes()
+    assert run("train", *longer) == 2
+    assert "the checkpoint is of a run of 2 epochs, not 4; to go on pass --extend" in capsys.readouterr().err
+    assert run("train", *longer, "--extend", "--conv-rate", 0.3) == 2
+    assert "conv_rate is 0.2 there and 0.3 here" in capsys.readouterr().err
+    assert run("train", *longer, "--extend", "--epochs", 2) == 2
+    assert "--extend needs more --epochs than the checkpoint's 2, got 2" in capsys.readouterr().err
+    assert (tmp_path / "seed-0" / "checkpoint.pt").read_bytes() == before
+    assert run("train", *longer, "--extend") == 0
+    with (tmp_path / "seed-0" / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
+    # No evolution after the last epoch: of the first run, and of the extension.
+    assert ["" if not row["evolution_rate_conv"] else "evolved" for row in rows] == ["evolved", "", "evolved", ""]
 
 
 def test_results_are_not_overwritten_unasked(tmp_path, capsys):
@@ -158,6 +188,38 @@ def test_inspect_prints_and_changes_nothing(tmp_path, capsys, method):
     assert float(conv[1]) == 0.5
     assert int(conv[4]) > 50  # at these options about half of the 304 filters
     assert path.read_bytes() == before
+
+
+BROKEN = {
+    "history": ([{}], "history[0] is {}"),
+    "model": ({"conv.weight": 3}, "model['conv.weight'] is 3"),
+    "config": ([], "config is []"),
+    "epoch": ("2", "epoch is '2'"),
+    "seed": (None, "seed is None"),
+    "methods": ({"evolution": 3}, "not a WeightEvolution state_dict"),
+}
+
+
+@pytest.mark.parametrize("key", [*BROKEN, "epochs", "method_options", "crossover"])
+def test_inspect_of_wrong_types_is_one_line(tmp_path, capsys, key):
+    run("train", *SMALL, "--epochs", 1, "--output", tmp_path)
+    path = tmp_path / "seed-0" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    if key in BROKEN:
+        state[key], message = BROKEN[key]
+    elif key == "crossover":
+        del state["config"]["method_options"]["evolution"]["crossover"]
+        message = "the options of --method evolution have no 'crossover'"
+    else:
+        state["config"][key] = [3]
+        message = f"the configuration's {key} is [3]"
+    torch.save(state, path)
+    capsys.readouterr()
+    assert run("inspect", path) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
 
 
 def test_info_and_version(capsys):

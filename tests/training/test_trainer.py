@@ -120,7 +120,13 @@ def test_accuracy_is_measured_before_the_evolution(digits, monkeypatch):
 def test_evolve_every(digits, monkeypatch, every, expected):
     epochs = []
     step = WeightEvolution.step
-    monkeypatch.setattr(WeightEvolution, "step", lambda self, epoch: epochs.append(epoch) or step(self, epoch))
+
+    def recorded(self, epoch):
+        report = step(self, epoch)
+        epochs.extend([] if report is None else [report.epoch])
+        return report
+
+    monkeypatch.setattr(WeightEvolution, "step", recorded)
     train(Trainer(make_config(evolution={"every": every}), 0, digits, CPU), EPOCHS)
     assert epochs == expected
 

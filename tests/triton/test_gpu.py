@@ -207,7 +207,7 @@ def network(linear=True, seed=0, device=DEVICE):
 
 def evolution_of(model, **options):
     rates = {"conv_rate": 0.6, "norm_scale_rate": 0.5, "norm_shift_rate": 0.4, "linear_rate": 0.5}
-    return WeightEvolution(model, **rates, local_ratio=0.5, **options)
+    return WeightEvolution(model, **rates, local_ratio=0.5, include=["*"], **options)
 
 
 def assert_same_models(ours, wanted):

@@ -49,7 +49,7 @@ def same(ours, wanted):
 
 
 def evolution_of(model, **options):
-    defaults = {"conv_rate": 0.6, "norm_scale_rate": 0.5, "norm_shift_rate": 0.4, "local_ratio": 0.5}
+    defaults = {"conv_rate": 0.6, "norm_scale_rate": 0.5, "norm_shift_rate": 0.4, "local_ratio": 0.5, "include": ["*"]}
     return WeightEvolution(model, **defaults | {"measure_after": False} | options)
 
 

@@ -34,10 +34,11 @@ def _match_filters(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     segments = segments_of(tuple(sizes), tuple(groups))
     result: tuple[Tensor, Tensor, Tensor] = backends.choose(importance.device, "match_filters").match_filters(
-        importance.contiguous(), segments, rates, local_ratios, starvation, starvation_limit
+        importance.contiguous(), segments, rates, local_ratios, starvation, starvation_limit, zero_is_inferior
     )
     if starvation is not None:
         increment_version(starvation)
@@ -52,6 +53,7 @@ def _match_filters_fake(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         importance.new_empty(importance.shape, dtype=torch.int32),
@@ -83,10 +85,11 @@ def _evolve(
     rule: str,
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layout = layout_of(weights, filter_dims, groups)
     result: tuple[Tensor, Tensor, Tensor, Tensor] = backends.choose(weights[0].device, "evolve_").evolve_(
-        weights, filter_dims, layout, rates, local_ratios, rule, starvation, starvation_limit
+        weights, filter_dims, layout, rates, local_ratios, rule, starvation, starvation_limit, zero_is_inferior
     )
     increment_version(weights)
     if starvation is not None:
@@ -103,6 +106,7 @@ def _evolve_fake(
     rule: str,
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_filters, like = count_filters(weights, filter_dims), weights[0]
     return (
@@ -116,7 +120,8 @@ def _evolve_fake(
 define("filter_importance(Tensor[] weights, int[] filter_dims) -> Tensor", _filter_importance, _filter_importance_fake)
 define(
     "match_filters(Tensor importance, int[] sizes, int[] groups, Tensor rates, float[] local_ratios, "
-    "Tensor(a!)? starvation, float starvation_limit) -> (Tensor donor, Tensor threshold, Tensor inferior)",
+    "Tensor(a!)? starvation, float starvation_limit, bool[] zero_is_inferior=[]) "
+    "-> (Tensor donor, Tensor threshold, Tensor inferior)",
     _match_filters,
     _match_filters_fake,
 )
@@ -127,7 +132,7 @@ define(
 )
 define(
     "evolve_(Tensor(a!)[] weights, int[] filter_dims, int[] groups, Tensor rates, float[] local_ratios, str rule, "
-    "Tensor(b!)? starvation, float starvation_limit) "
+    "Tensor(b!)? starvation, float starvation_limit, bool[] zero_is_inferior=[]) "
     "-> (Tensor donor, Tensor importance, Tensor threshold, Tensor inferior)",
     _evolve,
     _evolve_fake,

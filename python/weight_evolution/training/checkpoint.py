@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from .errors import UserError
 
 FORMAT = 1
-_ENTRIES = {
-    "format",
-    "config",
-    "seed",
-    "in_channels",
-    "num_classes",
-    "epoch",
-    "model",
-    "optimizer",
-    "methods",
-    "history",
+_ENTRIES: dict[str, type] = {
+    "format": int,
+    "config": dict,
+    "seed": int,
+    "in_channels": int,
+    "num_classes": int,
+    "epoch": int,
+    "model": dict,
+    "optimizer": dict,
+    "methods": dict,
+    "history": list,
 }
 
 
@@ -42,11 +42,24 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         UserError: there is no such file, or it is not a checkpoint of this program.
     """
     state = read_plain(path, "a checkpoint", device)
-    if not isinstance(state, dict) or not state.keys() >= _ENTRIES:
+    if not isinstance(state, dict) or not state.keys() >= _ENTRIES.keys():
         raise UserError(f"{path} is not a checkpoint of weight-evolution train")
+    for name, wanted in _ENTRIES.items():
+        if not isinstance(state[name], wanted):
+            _refuse(path, name, state[name])
     if state["format"] != FORMAT:
         raise UserError(f"{path} has format {state['format']}, this version reads {FORMAT}")
+    for name, tensor in state["model"].items():
+        if not isinstance(tensor, torch.Tensor):
+            _refuse(path, f"model[{name!r}]", tensor)
+    for i, row in enumerate(state["history"]):
+        if not isinstance(row, dict) or not isinstance(row.get("test_accuracy"), float):
+            _refuse(path, f"history[{i}]", row)
     return state
+
+
+def _refuse(path: Path, entry: str, value: object) -> NoReturn:
+    raise UserError(f"{path} is not a checkpoint of weight-evolution train: {entry} is {value!r:.60}")
 
 
 def read_plain(path: Path, what: str, device: torch.device | str = "cpu") -> Any:

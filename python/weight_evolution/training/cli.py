@@ -37,7 +37,9 @@ _DEFAULTS = TrainingConfig()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 after a one-line error message."""
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given)
+    options.given = {argument.partition("=")[0] for argument in given if argument.startswith("--")}
     try:
         options.run(options)
     except (UserError, BackendUnavailableError, NonFiniteWeightError, ExchangeError) as error:
@@ -50,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in one line, without the usage."""
+    """Errors in one line, without the usage; options are not guessed from their first letters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -101,6 +106,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="default runs")
     output.add_argument("--checkpoint-every", type=positive_int, default=1, metavar="N", help="epochs (default 1)")
     output.add_argument("--resume", action="store_true", help="continue from the checkpoints in --output")
+    output.add_argument("--extend", action="store_true", help="with --resume: on to more --epochs than the run had")
     output.add_argument("--overwrite", action="store_true", help="start anew where checkpoints exist")
     output.add_argument("--stop-after", type=positive_int, metavar="N", help="stop after epoch N, to --resume later")
     output.add_argument("--log", choices=LOG_FORMATS, default="csv", help="default csv")
@@ -164,7 +170,10 @@ def _train(options: argparse.Namespace) -> None:
     seeds = _seeds(options)
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite contradict each other")
+    if options.extend and not options.resume:
+        raise UserError("--extend needs --resume")
     method = _with_teachers(options.method, options.teachers)
+    _refuse_unused(options.given, method)
     grafting = GraftingMethod.name in method_names(method)
     if started_processes() is not None and not grafting:
         raise UserError(
@@ -193,6 +202,7 @@ def _train(options: argparse.Namespace) -> None:
         log=options.log,
         checkpoint_every=options.checkpoint_every,
         resume=options.resume,
+        extend=options.extend,
         overwrite=options.overwrite,
         tensorboard=options.tensorboard,
         stop_after=options.stop_after,
@@ -223,6 +233,20 @@ def _train(options: argparse.Namespace) -> None:
             f"MACs {run['macs']:,} -> {run['compact_macs']:,}; weight-evolution compact CHECKPOINT -o OUT writes it"
         )
     print(f"results in {options.output}")
+
+
+def _refuse_unused(given: set[str], method: str) -> None:
+    """Options of a method that is not used would be ignored."""
+    used = method_names(method)
+    for name in [name for name in METHODS if name not in used]:
+        parser = argparse.ArgumentParser(add_help=False)
+        METHODS[name].add_arguments(parser)
+        own = {option for action in parser._actions for option in action.option_strings}
+        if unused := sorted(own & given):
+            raise UserError(
+                f"{', '.join(unused)} belongs to --method {name}, which --method {method} is without; leave it out, or "
+                "join the methods by +"
+            )
 
 
 def _with_teachers(method: str, teachers: Sequence[str] | None) -> str:

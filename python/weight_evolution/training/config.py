@@ -49,15 +49,27 @@ class TrainingConfig:
         known = {entry.name for entry in fields(cls)}
         if set(values) != known:
             raise UserError(f"the configuration has unknown or missing entries: {sorted(known ^ set(values))}")
+        for entry in fields(cls):
+            default = getattr(cls, entry.name, None)
+            kind = dict if entry.name == "method_options" else (list, type(None)) if default is None else type(default)
+            value = values[entry.name]
+            if not isinstance(value, kind) and not (kind is float and type(value) is int):
+                raise UserError(f"the configuration's {entry.name} is {value!r}")
+        for method, options in values["method_options"].items():
+            if not isinstance(options, dict):
+                raise UserError(f"the configuration's method_options[{method!r}] is {options!r}")
         return cls(**values)
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """In words, the first entry in which two configurations differ."""
-    for key in [*here, *(key for key in there if key not in here)]:
+    """In words, the first entry in which two configurations differ; those of groups come last, as others may follow
+    from the single ones.
+    """
+    keys = [*here, *(key for key in there if key not in here)]
+    for key in sorted(keys, key=lambda key: isinstance(here.get(key), Mapping)):
         a, b = there.get(key), here.get(key)
         if a != b:
             if isinstance(a, Mapping) and isinstance(b, Mapping):
-                return first_difference(a, b)
+                return f"{key}: {first_difference(a, b)}"
             return f"{key} is {a!r} there and {b!r} here"
     return None

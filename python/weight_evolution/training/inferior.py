@@ -42,6 +42,7 @@ def count_inferior_filters(
         starvation_divisor=1e-9,  # a limit that no count reaches
         schedule=lambda base_rate, epoch: base_rate,
         measure_after=False,
+        include=["*"],  # output layers, too
     )
     report = selector.preview(epoch=0)
     convs = [name for name, kind in report.kinds.items() if kind == "conv"]

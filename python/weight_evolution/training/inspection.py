@@ -72,7 +72,7 @@ def inspect_checkpoint(
     evolution = make_evolution(model, None, options)
     if trained_with is not None:
         try:
-            evolution.load_state_dict(state["methods"][EvolutionMethod.name])
+            evolution.load_state_dict(state["methods"][EvolutionMethod.name], strict=False)
         except (KeyError, ValueError) as error:
             raise UserError(f"{path}: {error}") from None
     last_epoch = max(state["epoch"] - 1, 0)

@@ -124,7 +124,7 @@ class Networks:
                 path.replace(folders[i] / PREVIOUS)
             save_checkpoint(trainer.state_dict(), path)
 
-    def load(self, folders: Mapping[int, Path]) -> None:
+    def load(self, folders: Mapping[int, Path], *, extend: bool = False) -> None:
         """Resume from the last epoch of which all networks have a checkpoint; from none, when none has any.
 
         Raises:
@@ -138,7 +138,7 @@ class Networks:
                 raise UserError(f"the networks' checkpoints are of different epochs: {[sorted(e) for e in epochs]}")
             return
         for i, trainer in self.trainers.items():
-            _load(trainer, states[i][max(common)], folders[i])
+            _load(trainer, states[i][max(common)], folders[i], extend)
 
 
 def train_networks(
@@ -167,7 +167,7 @@ def train_networks(
         for folder in folders.values():
             make_folder(folder)
         if output.resume:
-            networks.load(folders)
+            networks.load(folders, extend=output.extend)
             say(f"seed {seed}: resumed after {networks.epoch} of {config.epochs} epochs")
         elif output.overwrite:
             for folder in folders.values():
@@ -240,9 +240,9 @@ def _train(networks: Networks, folders: Mapping[int, Path], output: OutputOption
             board.close()
 
 
-def _load(trainer: Trainer, state: Mapping[str, Any], folder: Path) -> None:
+def _load(trainer: Trainer, state: Mapping[str, Any], folder: Path, extend: bool) -> None:
     try:
-        trainer.load_state_dict(state)
+        trainer.load_state_dict(state, extend=extend)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
 

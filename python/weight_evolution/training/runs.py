@@ -29,6 +29,8 @@ class OutputOptions:
     log: str = "csv"
     checkpoint_every: int = 1
     resume: bool = False
+    extend: bool = False
+    """When resuming, go on to more epochs than the run was to have."""
     overwrite: bool = False
     tensorboard: bool = False
     stop_after: int | None = None
@@ -55,7 +57,7 @@ def train_seeds(
         trainer = Trainer(config, seed, dataset, device)
         folder = seed_folder(output.folder, seed)
         make_folder(folder)
-        _resume(trainer, folder / CHECKPOINT, output.resume, say)
+        _resume(trainer, folder / CHECKPOINT, output, say)
         _train(trainer, folder, output, say)
         _draw_overlap(trainer, folder, say)
         histories[seed] = trainer.history
@@ -137,14 +139,14 @@ def _compact_entries(last: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _resume(trainer: Trainer, path: Path, resume: bool, say: Callable[[str], None]) -> None:
-    if not resume:
+def _resume(trainer: Trainer, path: Path, output: OutputOptions, say: Callable[[str], None]) -> None:
+    if not output.resume:
         return
     if not path.exists():
         say(f"seed {trainer.seed}: no checkpoint at {path}, starting from the first epoch")
         return
     try:
-        trainer.load_state_dict(read_checkpoint(path, trainer.device))
+        trainer.load_state_dict(read_checkpoint(path, trainer.device), extend=output.extend)
     except UserError as error:
         raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     say(f"seed {trainer.seed}: resumed after {trainer.epoch} of {trainer.config.epochs} epochs")

@@ -150,13 +150,24 @@ class Trainer:
             "history": [dict(row) for row in self.history],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, extend: bool = False) -> None:
         """Resume where `state_dict` was taken.
+
+        Args:
+            state: what that returned.
+            extend: go on to more epochs than the state's run was to have, with the schedules of the new number.
 
         Raises:
             UserError: the state is of another configuration (model, data, method, ...) or seed; nothing is changed.
         """
         there = {**state["config"], "seed": state["seed"]}
+        if extend:
+            there |= self._extended(there)
+        elif there.get("epochs") != self.config.epochs:
+            raise UserError(
+                f"the checkpoint is of a run of {there.get('epochs')} epochs, not {self.config.epochs}; to go on pass "
+                "--extend and more --epochs: what is left follows the schedules of the new number"
+            )
         if difference := first_difference(there, {**self.config.to_dict(), "seed": self.seed}):
             raise UserError(f"the checkpoint is of another run: {difference}")
         check_model_state(state["model"], self.model)
@@ -169,6 +180,19 @@ class Trainer:
             raise UserError(f"the checkpoint does not fit this run: {error}") from None
         self.epoch = state["epoch"]
         self.history = [dict(row) for row in state["history"]]
+
+    def _extended(self, there: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a configuration changes with the number of epochs, as it is here."""
+        config = self.config
+        if there["epochs"] >= config.epochs:
+            raise UserError(
+                f"--extend needs more --epochs than the checkpoint's {there['epochs']}, got {config.epochs}"
+            )
+        options = {name: dict(entries) for name, entries in there["method_options"].items()}
+        for name, method in self.methods.items():
+            for key in method.options_of_epochs:
+                options.setdefault(name, {})[key] = config.method_options[name][key]
+        return {"epochs": config.epochs, "method_options": options}
 
     def _train(self, epoch: int) -> tuple[float, float]:
         config = self.config

@@ -32,6 +32,7 @@ def match_filters(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L]."""
     donor = torch.empty(segments.num_filters, dtype=torch.int32, device="cpu")
@@ -44,6 +45,7 @@ def match_filters(
         segments.num_layers,
         rates.data_ptr(),
         local_ratios,
+        zero_is_inferior,
         0 if starvation is None else starvation.data_ptr(),
         starvation_limit,
         donor.data_ptr(),
@@ -76,6 +78,7 @@ def evolve_(
     rule: str,
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Importance, matching and crossover: donors, importances, thresholds, numbers of inferior filters."""
     donor = torch.empty(layout.num_filters, dtype=torch.int32, device="cpu")
@@ -89,6 +92,7 @@ def evolve_(
         layout.num_filters,
         rates.data_ptr(),
         local_ratios,
+        zero_is_inferior,
         rule,
         0 if starvation is None else starvation.data_ptr(),
         starvation_limit,

@@ -31,6 +31,7 @@ def match_filters(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L]."""
     with tables.guard(importance.device):
@@ -41,7 +42,7 @@ def match_filters(
             segments.table.data_ptr(),
             segments.num_layers,
             _memory(importance),
-            *_matching(segments, where, work, rates, local_ratios, starvation, starvation_limit),
+            *_matching(segments, where, work, rates, local_ratios, starvation, starvation_limit, zero_is_inferior),
             _memory(donor),
             _memory(threshold),
             _memory(inferior),
@@ -67,6 +68,7 @@ def evolve_(
     rule: str,
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Importance, matching and crossover: donors, importances, thresholds, numbers of inferior filters."""
     segments = layout.segments
@@ -77,7 +79,7 @@ def evolve_(
         work = tables.scratch(segments, where)  # lives until the kernels are enqueued
         module.cuda_evolve(
             *_bank(weights, layout, where),
-            *_matching(segments, where, work, rates, local_ratios, starvation, starvation_limit),
+            *_matching(segments, where, work, rates, local_ratios, starvation, starvation_limit, zero_is_inferior),
             rule,
             _memory(donor),
             _memory(importance),
@@ -114,12 +116,16 @@ def _matching(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool],
 ) -> tuple[_Memory, _Memory, _Memory, _Memory, _Memory | None, float]:
+    groups = len(local_ratios)
+    # Behind the ratios of all groups their flags, so that one table holds both.
+    rules = (*local_ratios, *map(float, zero_is_inferior or [False] * groups))
     return (
-        _memory(tables.plan(segments, len(local_ratios), where)),
+        _memory(tables.plan(segments, groups, where)),
         _memory(work),
         _memory(rates),
-        _memory(tables.upload(tuple(local_ratios), torch.float32, where)),
+        _memory(tables.upload(rules, torch.float32, where)),
         None if starvation is None else _memory(starvation),
         starvation_limit,
     )

@@ -32,10 +32,11 @@ def match_filters(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L]."""
     result: tuple[Tensor, Tensor, Tensor] = _kernels(importance.device).match_filters(
-        importance, segments, rates, local_ratios, starvation, starvation_limit
+        importance, segments, rates, local_ratios, starvation, starvation_limit, zero_is_inferior
     )
     return result
 
@@ -54,9 +55,10 @@ def evolve_(
     rule: str,
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Importance, matching and crossover: donors, importances, thresholds, numbers of inferior filters."""
     result: tuple[Tensor, Tensor, Tensor, Tensor] = _kernels(weights[0].device).evolve_(
-        weights, filter_dims, layout, rates, local_ratios, rule, starvation, starvation_limit
+        weights, filter_dims, layout, rates, local_ratios, rule, starvation, starvation_limit, zero_is_inferior
     )
     return result

@@ -50,11 +50,12 @@ def evolve_(
     rule: str,
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Importance, matching and crossover: donors, importances, thresholds, numbers of inferior filters."""
     importance = filter_importance(weights, filter_dims, layout)
     donor, threshold, inferior = match_filters(
-        importance, layout.segments, rates, local_ratios, starvation, starvation_limit
+        importance, layout.segments, rates, local_ratios, starvation, starvation_limit, zero_is_inferior
     )
     crossover_(weights, filter_dims, layout, donor, rule)
     return donor, importance, threshold, inferior

@@ -21,10 +21,12 @@ def match_filters(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L].
 
-    If any importance is not finite, no filter is matched, thresholds are NaN and ``starvation`` stays as it was.
+    ``zero_is_inferior`` has an entry per group, or none at all: all False. If any importance is not finite, no filter
+    is matched, thresholds are NaN and ``starvation`` stays as it was.
     """
     device = importance.device
     layer = segments.layer_of_filter(device)
@@ -40,6 +42,8 @@ def match_filters(
     peak = importance.new_zeros(segments.num_layers).scatter_reduce_(0, layer, importance, "amax")
     ratio = torch.tensor(local_ratios, dtype=torch.float32, device=device)[group]
     below = importance < threshold[group]
+    if zero_is_inferior:
+        below |= (importance == 0) & torch.tensor(zero_is_inferior, device=device)[group]
     low = torch.where(ratio < 0, importance <= threshold[group], importance <= ratio * peak[layer])
     n_global, n_local = (torch.bincount(layer[mask], minlength=segments.num_layers).tolist() for mask in (below, low))
     n_low = _count_inferior(n_global, n_local, segments.groups, local_ratios, starvation, starvation_limit)

@@ -68,11 +68,14 @@ def match_filters(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L]."""
     from . import operators
 
-    return operators.match_filters(importance, segments, rates, local_ratios, starvation, starvation_limit)
+    return operators.match_filters(
+        importance, segments, rates, local_ratios, starvation, starvation_limit, zero_is_inferior
+    )
 
 
 def crossover_(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout, donor: Tensor, rule: str) -> None:
@@ -91,11 +94,12 @@ def evolve_(
     rule: str,
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Importance, matching and crossover: donors, importances, thresholds, numbers of inferior filters."""
     from . import operators
 
-    return operators.evolve_(weights, layout, rates, local_ratios, rule, starvation, starvation_limit)
+    return operators.evolve_(weights, layout, rates, local_ratios, rule, starvation, starvation_limit, zero_is_inferior)
 
 
 def filter_overlap(weights: Sequence[Tensor], filter_dims: Sequence[int], layout: Layout) -> tuple[Tensor, Tensor]:

@@ -149,6 +149,6 @@ def _fetch_tables(
         tl.load(slot_table + (slot + index) * SLOT_WIDTH, mask=inside, volatile=True)
         tl.load(slots + slot + index, mask=inside, volatile=True)
         slot += LAYERS
-    tl.load(ratios + index, mask=index < groups, volatile=True)
+    tl.load(ratios + index, mask=index < 2 * groups, volatile=True)
     if STARVES:
         tl.load(starvation + index, mask=index < groups, volatile=True)

@@ -55,11 +55,12 @@ def match_filters(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Donors int32 [F], thresholds float32 [G], inferior int32 [L]."""
     place = Place.current(importance.device)
     donor, threshold, inferior, work = _launch_matching(
-        importance, segments, rates, local_ratios, starvation, starvation_limit, place
+        importance, segments, rates, local_ratios, starvation, starvation_limit, zero_is_inferior, place
     )
     static = tables.matching_tables(segments, len(local_ratios), place)
     arguments = (static.segments, static.slots, work.order, inferior, donor)
@@ -97,6 +98,7 @@ def evolve_(
     rule: str,
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Donors, importances, thresholds, inferior; the crossover kernel reads the matches off the ranking itself."""
     place, segments = Place.current(weights[0].device), layout.segments
@@ -104,7 +106,7 @@ def evolve_(
     importance = torch.empty(layout.num_filters, dtype=torch.float32, device=place.device)
     _launch_importance(addresses, layout, importance, place)
     donor, threshold, inferior, work = _launch_matching(
-        importance, segments, rates, local_ratios, starvation, starvation_limit, place
+        importance, segments, rates, local_ratios, starvation, starvation_limit, zero_is_inferior, place
     )
     static = tables.layer_tables(layout, place)
     slots = tables.matching_tables(segments, len(local_ratios), place).slots
@@ -154,12 +156,14 @@ def _launch_matching(
     local_ratios: Sequence[float],
     starvation: Tensor | None,
     starvation_limit: float,
+    zero_is_inferior: Sequence[bool],
     place: Place,
 ) -> tuple[Tensor, Tensor, Tensor, Scratch]:
     """Donors (all -1 still), thresholds, inferior, and the ranking that the donors are read off."""
     device, groups = place.device, len(local_ratios)
     static = tables.matching_tables(segments, groups, place)
-    ratios = upload(tuple(local_ratios), torch.float32, place)
+    # Behind the ratios of all groups their flags, so that one table holds both.
+    ratios = upload((*local_ratios, *map(float, zero_is_inferior or [False] * groups)), torch.float32, place)
     work = tables.scratch(segments, groups, place)
     donor = torch.empty(segments.num_filters, dtype=torch.int32, device=device)
     threshold = torch.empty(groups, dtype=torch.float32, device=device)

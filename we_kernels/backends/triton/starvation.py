@@ -68,7 +68,9 @@ def count_inferior(
         ends = tl.load(fields + 5, mask=inside, other=0) > 0
         ratio = tl.load(ratios + group, mask=inside, other=0.0)
         bar = tl.load(threshold + group, mask=inside, other=0.0, cache_modifier=".cg")
-        allowed, low = _count_below(descending, first_filter, tl.where(bad, 0, filters), bar, ratio, TILE)
+        zero_is_below = tl.load(ratios + groups + group, mask=inside, other=0.0) > 0
+        counted = tl.where(bad, 0, filters)
+        allowed, low = _count_below(descending, first_filter, counted, bar, zero_is_below, ratio, TILE)
         if STARVES:
             counter = tl.load(starvation + group, mask=inside, other=0).to(tl.int64)
             carried = tl.minimum(counter, every - 1)
@@ -105,13 +107,13 @@ def count_inferior(
 
 
 @triton.jit
-def _count_below(descending, start, filters, threshold, ratio, TILE: tl.constexpr):
+def _count_below(descending, start, filters, threshold, zero_is_below, ratio, TILE: tl.constexpr):
     """Filters of each layer that global and local selection find inferior; without local selection, of both kinds.
 
     Two searches side by side for the last key above a bar, PROBES places at a time.
     """
     peak = tl.load(descending + start, mask=filters > 0, other=0, cache_modifier=".cg").to(tl.float32, bitcast=True)
-    global_bar = sort_key(threshold) - 1
+    global_bar = tl.maximum(sort_key(threshold) - 1, tl.where(zero_is_below, 0, -1))
     local_bar = sort_key(tl.where(ratio < 0, threshold, ratio * peak))
     probe = tl.arange(0, PROBES)[None, :]
     above = tl.zeros((TILE,), tl.int32)

@@ -22,6 +22,8 @@ class Method:
     """
 
     name: ClassVar[str]
+    options_of_epochs: ClassVar[tuple[str, ...]] = ()
+    """Names of the options that follow from the number of epochs; a run that is extended gets new ones."""
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]

@@ -25,13 +25,13 @@ class EvolutionMethod(Method):
     """`WeightEvolution` after every n-th epoch but the last: the network that remains is the one that was measured."""
 
     name = "evolution"
+    options_of_epochs = ("epochs", "schedule")
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
     ) -> None:
         super().__init__(model, optimizer, options, input_size)
         self._every: int = options["every"]
-        self._last_epoch: int = options["epochs"] - 1
         self.evolution = make_evolution(model, optimizer, options)
 
     @classmethod
@@ -40,7 +40,12 @@ class EvolutionMethod(Method):
         group.add_argument("--crossover", choices=("paper", "released"), default="paper")
         group.add_argument("--conv-rate", type=fraction, metavar="R", help="base rate (0.2; 0.02 for imagenet)")
         group.add_argument("--norm-scale-rate", type=fraction, metavar="R", help="base rate (0.05; 0.02)")
-        group.add_argument("--norm-shift-rate", type=fraction, metavar="R", help="base rate (0.05; 0.02)")
+        group.add_argument(
+            "--norm-shift-rate",
+            type=_shift_rate,
+            metavar="R",
+            help='base rate (0.05; 0.02), or "inferior": 0.05 for channels whose filter is inferior, 0 for others',
+        )
         group.add_argument("--linear-rate", type=fraction, default=0.0, metavar="R", help="default 0: off")
         group.add_argument("--local-ratio", type=fraction, default=0.1, metavar="R", help="default 0.1")
         group.add_argument("--starvation-divisor", type=positive_float, default=2.0, metavar="D", help="default 2")
@@ -56,7 +61,7 @@ class EvolutionMethod(Method):
         group.add_argument("--evolve-every", type=positive_int, default=1, metavar="N", help="epochs (default 1)")
         group.add_argument(
             "--optimizer-state",
-            choices=("keep", "reset"),
+            choices=("keep", "fill", "reset"),
             default="keep",
             help="momentum of replaced elements (default keep, as published)",
         )
@@ -81,12 +86,14 @@ class EvolutionMethod(Method):
         }
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
-        if epoch == self._last_epoch or (epoch + 1) % self._every:
+        if (epoch + 1) % self._every:
             return {}
         device = next(self.model.parameters()).device
         wait_for(device)
         start = time.perf_counter()
         report = self.evolution.step(epoch=epoch)
+        if report is None:
+            return {}
         wait_for(device)
         columns: dict[str, float] = {"evolution_seconds": time.perf_counter() - start}
         for kind, rate in report.rates.items():
@@ -100,7 +107,8 @@ class EvolutionMethod(Method):
         return self.evolution.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.evolution.load_state_dict(state)
+        # The trainer has compared all options.
+        self.evolution.load_state_dict(state, strict=False)
 
 
 def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mapping[str, Any]) -> WeightEvolution:
@@ -109,8 +117,8 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
     Raises:
         UserError: the options or the model do not fit.
     """
-    reset = options["optimizer_state"] == "reset" and optimizer is not None
     try:
+        state = "keep" if optimizer is None else options["optimizer_state"]
         return WeightEvolution(
             model,
             conv_rate=options["conv_rate"],
@@ -121,10 +129,13 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
             starvation_divisor=options["starvation_divisor"],
             schedule=make_schedule(options["schedule"]),
             crossover=options["crossover"],
-            optimizer=optimizer if reset else None,
-            optimizer_state="reset" if reset else "keep",
+            optimizer=optimizer if state != "keep" else None,
+            optimizer_state=state,
             measure_after=False,
+            epochs=options.get("epochs"),
         )
+    except KeyError as error:
+        raise UserError(f"the options of --method evolution have no {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
 
@@ -153,6 +164,10 @@ def _schedule_options(arguments: argparse.Namespace) -> dict[str, Any] | None:
             raise UserError(f"own stages need --milestones, --divisors and --tau; missing {' and '.join(missing)}")
         return own
     return None if arguments.schedule == "constant" else scaled_schedule(arguments.schedule, arguments.epochs)
+
+
+def _shift_rate(text: str) -> float | str:
+    return text if text == "inferior" else fraction(text)
 
 
 def _constant(base_rate: float, epoch: int) -> float:

@@ -91,10 +91,17 @@ def _make_from_factory(name: str, in_channels: int, num_classes: int) -> nn.Modu
     if not callable(factory):
         raise UserError(f"--model {name}: {factory_name} is not callable")
     given = {"in_channels": in_channels, "num_classes": num_classes}
-    parameters = inspect.signature(factory).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        given = {key: value for key, value in given.items() if key in parameters}
-    model = factory(**given)
+    try:
+        parameters = inspect.signature(factory).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            given = {key: value for key, value in given.items() if key in parameters}
+        model = factory(**given)
+    except Exception as error:  # of the user's code
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"--model {name} does not work called with {' and '.join(given) or 'nothing'}: {reason}; write a factory "
+            "in a module of your own that takes in_channels and num_classes"
+        ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"--model {name} must give a torch.nn.Module, got {type(model).__name__}")
     return model
