@@ -81,9 +81,9 @@ class Layers:
         include: Sequence[ModuleFilter] | None,
         exclude: Sequence[ModuleFilter],
     ) -> None:
-        self._model = model
-        self._options = linear, include, exclude
         self.items, self.unfit = find_layers(model, linear=linear, include=include, exclude=exclude)
+        self._model = unwrap(model)
+        self._options = linear, include, exclude
         _check_weights(self.items)
         self._shapes = {layer.name: layer.weight.shape for layer in self.items}
         self.frozen: set[str] = set()

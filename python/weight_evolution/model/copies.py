@@ -115,18 +115,18 @@ def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 memo[id(module)] = copy.deepcopy(unwrap(module), memo)
         result: nn.Module = copy.deepcopy(unwrap(model), memo)
     except (TypeError, NotImplementedError) as error:
-        raise CannotCopyError(f"the model cannot be copied{_culprit(model)} ({error})") from error
+        raise CannotCopyError(f"the model cannot be copied{_culprit(model, memo)} ({error})") from error
     return result
 
 
-def _culprit(model: nn.Module) -> str:
-    """In words, the first attribute that cannot be copied."""
+def _culprit(model: nn.Module, memo: dict[int, Any]) -> str:
+    """In words, the first attribute that cannot be copied; what could be is in the memo."""
     for name, module in named_modules(model):
         for attribute, value in vars(module).items():
             if attribute == "_modules":
                 continue
             try:
-                copy.deepcopy(value, {})
+                copy.deepcopy(value, memo)
             except (TypeError, NotImplementedError):
                 return f": {joined(name, attribute)} cannot"
     return ""
