@@ -11,6 +11,8 @@ from torch import Tensor
 from .layout import DTYPES, MAX_DIMS
 from .memory import strides_are_disjoint
 
+_NESTED = "is a nested tensor; pass its parts (unbind()) as tensors of their own"
+
 
 def check_weight(weight: Tensor, name: str) -> None:
     """Refuses what the kernels cannot read and write by its address.
@@ -36,7 +38,25 @@ def check_weight(weight: Tensor, name: str) -> None:
 def _kind(weight: Tensor) -> str | None:
     """What a tensor is whose values are not in memory of its own, and what to do; None for all others."""
     kind = type(weight)
-    if isinstance(weight, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)):
+    if kind not in (Tensor, torch.nn.Parameter) and (reason := _kind_of_class(kind)):
+        return reason
+    if weight.is_quantized:
+        return f"is quantized ({weight.dtype}); work on the float model, before it is quantized"
+    if weight.is_nested:
+        return _NESTED
+    if weight.layout != torch.strided:
+        return f"must be a dense tensor, got layout {weight.layout}; pass its to_dense() copy"
+    if weight.is_meta:
+        return "is a meta tensor, without values; materialize the module first (to_empty, load)"
+    if torch._C._functorch.is_functorch_wrapped_tensor(weight):
+        return "is being transformed by torch.func (vmap, grad, jvp); call this outside of it"
+    if weight.is_neg():
+        return "is a negated view; pass its resolve_neg() copy"
+    return None
+
+
+def _kind_of_class(kind: type[Tensor]) -> str | None:
+    if issubclass(kind, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)):
         return "is not initialized yet; run one forward pass through the lazy module first"
     if _is_called(kind, "DTensor"):
         return (
@@ -45,20 +65,10 @@ def _kind(weight: Tensor) -> str | None:
         )
     if _is_called(kind, "FakeTensor"):
         return "is a FakeTensor, without values; work on the real model, not on the one being traced or exported"
-    if weight.is_quantized:
-        return f"is quantized ({weight.dtype}); work on the float model, before it is quantized"
-    if weight.is_nested:
-        return "is a nested tensor; pass its parts (unbind()) as tensors of their own"
-    if weight.layout != torch.strided:
-        return f"must be a dense tensor, got layout {weight.layout}; pass its to_dense() copy"
-    if weight.is_meta:
-        return "is a meta tensor, without values; materialize the module first (to_empty, load)"
-    if torch._C._functorch.is_functorch_wrapped_tensor(weight):
-        return "is being transformed by torch.func (vmap, grad, jvp); call this outside of it"
+    if _is_called(kind, "NestedTensor"):
+        return _NESTED
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return f"is a {kind.__name__}, which keeps its values in a form of its own; pass the plain tensor"
-    if weight.is_neg():
-        return "is a negated view; pass its resolve_neg() copy"
     return None
 
 

@@ -62,7 +62,7 @@ void run_all(Copies& copies, std::span<const float> importance, std::span<const 
   std::vector<std::int32_t> matched(filters), inferior(segments.size());
   const double rates[] = {0.5};
   const double ratios[] = {0.7};
-  const MatchingRule matching{rates, ratios, nullptr, INFINITY};
+  const MatchingRule matching{rates, ratios, {}, nullptr, INFINITY};
   const Selection selection{matched, threshold, inferior};
   Pairs pairs;
   match_filters(importance, segments, matching, selection, pairs, threads);
