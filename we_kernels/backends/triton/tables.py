@@ -101,7 +101,7 @@ class Progress(NamedTuple):
     counted: Tensor
     """int32 [G]: programs that have counted."""
     poisoned: Tensor
-    """int32 [1]: programs that saw an importance that is not finite or negative."""
+    """int32 [1]: importances that are not finite or negative."""
     finished: Tensor
     """int32 [1]: programs that are through."""
 
