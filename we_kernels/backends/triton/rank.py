@@ -47,7 +47,7 @@ def ranks(importance, members, first, start, total, base, ROWS: tl.constexpr, KE
 @triton.jit
 def _come_first(keys, mine, tile, own_tile):
     """Larger keys, and in tiles before the own one equal keys, too."""
-    return is_larger(keys[None, :], (mine - (tile < own_tile).to(tl.int32))[:, None])
+    return is_larger((keys + (tile < own_tile).to(tl.int32))[None, :], mine[:, None])
 
 
 @kernel
