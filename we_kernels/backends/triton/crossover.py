@@ -129,11 +129,14 @@ def match_and_cross_kernel(
         if tl.load(fields + DTYPE_INDEX) == INDEX:
             start = tl.load(fields + FIRST_FILTER)
             k = match - tl.load(first_match + slot)
-            dominant = tl.load(fields + FILTERS) - tl.load(inferior + layer)
+            filters = tl.load(fields + FILTERS)
+            dominant = filters - tl.load(inferior + layer)
             source = tl.load(order + start + k)
             row = tl.load(order + start + dominant + k).to(tl.int64)
-            tl.store(donor + start + row, source, mask=part == 0)
-            _cross(tl.load(pointers + layer), fields, row, source, part, parts, DTYPE, RELEASED)
+            # Weights that change while they are ranked leave places of `order` unwritten.
+            if (source >= 0) & (source < filters) & (row >= 0) & (row < filters):
+                tl.store(donor + start + row, source, mask=part == 0)
+                _cross(tl.load(pointers + layer), fields, row, source, part, parts, DTYPE, RELEASED)
         number += tl.num_programs(0)
 
 

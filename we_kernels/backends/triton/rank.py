@@ -65,5 +65,6 @@ def donor_kernel(segments, slots, order, inferior, donor, BLOCK: tl.constexpr):
             k = first + tl.arange(0, BLOCK)
             source = tl.load(order + start + k, mask=k < matches, other=0)
             row = tl.load(order + start + dominant + k, mask=k < matches, other=0)
-            tl.store(donor + start + row, source, mask=k < matches)
+            # Importances that change while they are ranked leave places of `order` unwritten.
+            tl.store(donor + start + row, source, mask=(k < matches) & (row >= 0) & (row < filters))
             first += BLOCK

@@ -147,15 +147,15 @@ def _programs(segments: Segments, groups: int, members: Tensor, layers: Sequence
     # A group without filters has a threshold, too.
     counts = [max(size, i < groups) for i, (*_, size, _, _) in enumerate(owners)]
     tiles = _tiles(range(len(owners)), counts, [owner[-1] for owner in owners])
-    programs = torch.zeros((len(tiles), PROGRAM_WIDTH.value), dtype=torch.int32)
-    fields = torch.tensor(owners, dtype=torch.int32)[tiles[:, 0].long(), : len(PROGRAM_FIELDS)]
+    programs = torch.zeros((len(tiles), PROGRAM_WIDTH.value), dtype=torch.int32, device="cpu")
+    fields = torch.tensor(owners, dtype=torch.int32, device="cpu")[tiles[:, 0].long(), : len(PROGRAM_FIELDS)]
     programs[:, : len(PROGRAM_FIELDS)] = fields
     programs[:, PROGRAM_FIELDS.index("first")] = tiles[:, 1]
     return programs
 
 
 def _slot_table(segments: Segments, slots: Tensor) -> Tensor:
-    table = torch.zeros((len(slots), SLOT_WIDTH.value), dtype=torch.int32)
+    table = torch.zeros((len(slots), SLOT_WIDTH.value), dtype=torch.int32, device="cpu")
     filters, first_filter, group = segments.table[slots].T
     changes = group.diff().bool()
     begins, ends = torch.cat([changes.new_ones(1), changes]), torch.cat([changes, changes.new_ones(1)])
@@ -174,7 +174,7 @@ def layer_tables(layout: Layout, where: Place | torch.device) -> LayerTables:
         refuse_capture(place)
         rows = [(layer.channels * layer.kernel, _is_dense(layer), is_run(layer)) for layer in layout.layers]
         by_row = sorted(range(len(rows)), key=lambda i: -rows[i][0])
-        extra = torch.tensor(rows, dtype=torch.int64).reshape(-1, len(EXTRA_FIELDS))
+        extra = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, len(EXTRA_FIELDS))
         tables = cache[device] = LayerTables(
             torch.cat([layout.table, extra], dim=1).to(device),
             layout.segments.layer_of_filter(torch.device("cpu")).int().to(device),
@@ -257,10 +257,10 @@ def _new_progress(groups: int, device: torch.device) -> Progress:
 
 def _tiles(layers: Iterable[int], sizes: Sequence[int], rows: Sequence[int]) -> Tensor:
     """int32 [T, 2]: (layer, first row) of every run of ``rows`` filters of every layer."""
-    step = torch.tensor(rows, dtype=torch.int64)
-    count = (torch.tensor(sizes, dtype=torch.int64) + step - 1) // step
-    layer = torch.tensor(list(layers), dtype=torch.int64).repeat_interleave(count)
-    tile_in_layer = torch.arange(len(layer)) - (count.cumsum(0) - count).repeat_interleave(count)
+    step = torch.tensor(rows, dtype=torch.int64, device="cpu")
+    count = (torch.tensor(sizes, dtype=torch.int64, device="cpu") + step - 1) // step
+    layer = torch.tensor(list(layers), dtype=torch.int64, device="cpu").repeat_interleave(count)
+    tile_in_layer = torch.arange(len(layer), device="cpu") - (count.cumsum(0) - count).repeat_interleave(count)
     return torch.stack([layer, tile_in_layer * step.repeat_interleave(count)], dim=1).int().contiguous()
 
 
@@ -273,7 +273,7 @@ def _row_tiles(indices: Sequence[int], layout: Layout, rows: Sequence[tuple[int,
         (i, layer.filters, rows[i][0], layer.filter_stride, layer.first_filter, layer.channels, kind)
         for i, layer, kind in zip(indices, layers, kinds, strict=True)
     ]
-    of_tiles = torch.tensor(of_layers, dtype=torch.int64)[tiles[:, 0].long()]
+    of_tiles = torch.tensor(of_layers, dtype=torch.int64, device="cpu")[tiles[:, 0].long()]
     return torch.cat([of_tiles[:, :1], tiles[:, 1:].long(), of_tiles[:, 1:]], dim=1).contiguous()
 
 
