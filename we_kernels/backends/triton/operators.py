@@ -29,7 +29,7 @@ from .tables import Scratch
 from .threshold import CHUNK, PIVOTS
 
 MATCHING_WARPS = 8
-THRESHOLD_LANES, THRESHOLD_ITEMS, THRESHOLD_CANDIDATES = 256, 16, 1024
+THRESHOLD_LANES, THRESHOLD_ITEMS, THRESHOLD_CANDIDATES = 256, 8, 1024
 """Threads of a block, as many as its warps have, keys of each at a time, and possible thresholds that they hold."""
 
 STARVATION_TILE = 128
