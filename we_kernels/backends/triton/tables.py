@@ -157,8 +157,8 @@ def _programs(segments: Segments, groups: int, members: Tensor, layers: Sequence
 def _slot_table(segments: Segments, slots: Tensor) -> Tensor:
     table = torch.zeros((len(slots), SLOT_WIDTH.value), dtype=torch.int32, device="cpu")
     filters, first_filter, group = segments.table[slots].T
-    changes = group.diff().bool()
-    begins, ends = torch.cat([changes.new_ones(1), changes]), torch.cat([changes, changes.new_ones(1)])
+    begins, ends = torch.ones_like(group), torch.ones_like(group)
+    begins[1:] = ends[:-1] = group.diff() != 0
     fields = (slots, filters, first_filter, group, begins, ends)
     table[:, : len(SLOT_FIELDS)] = torch.stack([field.int() for field in fields], dim=1)
     return table
