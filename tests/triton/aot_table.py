@@ -93,7 +93,7 @@ MAY_CONTRACT = ("overlap", "sgd")
 VECTORS = ("importance", "snapshot", "sgd", "crossover", "match_and_cross")
 """Read their weights 16 bytes at a time where they lie so."""
 
-MOST = {"importance": (2250, 10), "matching": (3700, 72), "crossover": (4000, 1), "match_and_cross": (4000, 1)}
+MOST = {"importance": (3100, 16), "matching": (3700, 72), "crossover": (4000, 1), "match_and_cross": (4000, 1)}
 """Instructions and barriers, in any specialisation: so that a kernel does not grow unseen."""
 
 SHORT_NAMES = {
