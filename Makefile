@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test mutation bench gpu gpu-first lint clean
+.PHONY: demo test mutation hostile bench gpu gpu-first lint clean
 
 demo: .venv/installed
 	# One thread: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -13,6 +13,9 @@ test: lint
 
 mutation: .venv/installed
 	$(BIN)/python tests/mutation/check.py
+
+hostile: .venv/installed
+	$(BIN)/python tests/hostile/run.py
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py

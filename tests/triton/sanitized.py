@@ -20,7 +20,7 @@ def triton_kernels():
     from we_kernels.backends import triton as backend
 
     modules = [import_module(f"{backend.__name__}.{found.name}") for found in pkgutil.iter_modules(backend.__path__)]
-    return {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    return {name for module in modules for name in vars(module) if name.endswith("_kernel") and name[0] != "_"}
 
 
 def run_evolution(device):

@@ -1,0 +1,179 @@
+"""Random calls of the public interface, with arguments that are mostly right."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import we_kernels as wk
+import weight_evolution as we
+
+OPTIMIZERS: tuple[Callable[[Any], torch.optim.Optimizer], ...] = (
+    lambda p: torch.optim.SGD(p, lr=0.01),
+    lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
+    lambda p: torch.optim.AdamW(p, lr=1e-3),
+    lambda p: torch.optim.Adam(p, lr=1e-3, amsgrad=True),
+    lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.5),
+    lambda p: torch.optim.Adadelta(p),
+    lambda p: torch.optim.NAdam(p, lr=1e-3),
+)
+
+
+@dataclass
+class World:
+    """What the calls of one program act on."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    methods: list[Any] = field(default_factory=list)
+    """Objects of the four methods, made so far."""
+    states: list[dict[str, Any]] = field(default_factory=list)
+
+
+def odd(rng: random.Random, usual: Any) -> Any:
+    """``usual``, or now and then what does not belong there."""
+    if rng.random() < 0.93:
+        return usual
+    return rng.choice(
+        [-1, 0, 1, 2, 0.5, 1.5, float("nan"), float("inf"), True, "0.5", None, [], torch.tensor(0.5), 2**70]
+    )
+
+
+def make_evolution(rng: random.Random, world: World) -> None:
+    options: dict[str, Any] = {"conv_rate": odd(rng, rng.random()), "linear_rate": odd(rng, rng.choice([0.0, 0.5]))}
+    options["local_ratio"] = odd(rng, rng.choice([0.1, 0.5, 1.0]))
+    options["starvation_divisor"] = odd(rng, 2.0)
+    options["crossover"] = rng.choice(["paper", "released"])
+    if rng.random() < 0.3:
+        options |= {"optimizer": world.optimizer, "optimizer_state": "reset"}
+    options |= _filters(rng, world.model)
+    world.methods.append(we.WeightEvolution(world.model, schedule=lambda rate, epoch: rate, **options))
+
+
+def make_projection(rng: random.Random, world: World) -> None:
+    options: dict[str, Any] = {"prune_ratio": odd(rng, rng.random()), "linear": rng.random() < 0.5}
+    options["rectify_batch_norm"] = rng.random() < 0.7
+    if rng.random() < 0.3:
+        options["example_inputs"] = torch.randn(2, 3, 9, 9)
+    options |= _filters(rng, world.model)
+    world.methods.append(we.LowRankProjection(world.model, **options))
+
+
+def make_grafting(rng: random.Random, world: World) -> None:
+    others = [copy.deepcopy(world.model) for _ in range(rng.randint(1, 2))]
+    for other in others:
+        with torch.no_grad():
+            for parameter in other.parameters():
+                if parameter.is_floating_point():
+                    parameter.mul_(0.5)
+    options = {"strength": odd(rng, 0.4), "bins": odd(rng, 10), "level": rng.choice(["layer", "filter"])}
+    options["criterion"] = rng.choice(["entropy", "filter-entropy", "l1"])
+    world.methods.append(we.FilterGrafting([world.model, *others], **options))
+
+
+def make_update(rng: random.Random, world: World) -> None:
+    options = {"rate": odd(rng, 0.5), "seed": odd(rng, rng.randrange(100)), "rescale": rng.random() < 0.3}
+    options |= {"select": rng.choice(["filters", "input_channels"]), "replacement": rng.random() < 0.3}
+    update = we.AsynchronousUpdate(world.optimizer, world.model, **options)
+    world.methods.append(update)
+
+
+def _filters(rng: random.Random, model: nn.Module) -> dict[str, Any]:
+    if rng.random() < 0.8:
+        return {}
+    names = [name for name, _ in model.named_modules() if name]
+    chosen = rng.sample(names, min(len(names), rng.randint(1, 2)))
+    return {rng.choice(["include", "exclude"]): rng.choice([chosen, [nn.Conv2d], ["*conv*"], ["nothing"]])}
+
+
+def step(rng: random.Random, world: World) -> None:
+    method = rng.choice(world.methods)
+    if isinstance(method, we.AsynchronousUpdate):
+        train(rng, world)
+    elif isinstance(method, we.WeightEvolution):
+        report = method.step(*([odd(rng, rng.randrange(300))] if rng.random() < 0.2 else []))
+        str(report)
+    else:
+        str(method.step())
+
+
+def train(rng: random.Random, world: World) -> None:
+    """One step of the optimizer with made-up gradients."""
+    for parameter in world.model.parameters():
+        if parameter.requires_grad and parameter.is_leaf:
+            parameter.grad = None if rng.random() < 0.1 else torch.randn_like(parameter) * 0.01
+    world.optimizer.step()
+
+
+def look(rng: random.Random, world: World) -> None:
+    """Calls that change nothing."""
+    method = rng.choice(world.methods) if world.methods else None
+    ways: list[Callable[[], object]] = [
+        lambda: we.filter_overlap(world.model),
+        lambda: we.count_invalid_filters(world.model, odd(rng, 0.1)),
+        lambda: str(getattr(method, "skipped", None)),
+        lambda: repr(method),
+    ]
+    if isinstance(method, we.WeightEvolution):
+        ways += [lambda: str(method.preview())] * 3
+    if isinstance(method, we.LowRankProjection):
+        ways += [lambda: method.compact()] * 2 + [lambda: str(method.report((3, 9, 9)))]
+    rng.choice(ways)()
+
+
+def save(rng: random.Random, world: World) -> None:
+    method = rng.choice(world.methods)
+    if hasattr(method, "state_dict"):
+        buffer = io.BytesIO()
+        torch.save(method.state_dict(), buffer)
+        buffer.seek(0)
+        world.states.append(torch.load(buffer, weights_only=True))
+
+
+def load(rng: random.Random, world: World) -> None:
+    """Any state into any method, now and then damaged."""
+    method = rng.choice(world.methods)
+    if hasattr(method, "load_state_dict") and world.states:
+        state = copy.deepcopy(rng.choice(world.states))
+        if rng.random() < 0.3 and state:
+            key = rng.choice(list(state))
+            state[key] = rng.choice([None, -1, "x", [], {}, {"a": 1}])
+        method.load_state_dict(state)
+
+
+def copy_all(rng: random.Random, world: World) -> None:
+    """Go on with a copy of everything."""
+    everything = (world.model, world.optimizer, world.methods)
+    if rng.random() < 0.5:
+        copied = copy.deepcopy(everything)
+    else:
+        copied = pickle.loads(pickle.dumps(everything))
+    world.model, world.optimizer, world.methods = copied
+
+
+def kernels(rng: random.Random, world: World) -> None:
+    """The operators themselves, on the model's parameters."""
+    weights = [p for p in world.model.parameters() if rng.random() < 0.8]
+    bank = wk.FilterBank(weights, rng.choice([0, 0, 0, 1]))
+    ways: list[Callable[[], object]] = [
+        lambda: wk.filter_importance(bank),
+        lambda: wk.weight_entropy(bank, odd(rng, 10)),
+        lambda: wk.weight_l1(bank),
+        lambda: wk.filter_overlap(bank),
+        lambda: wk.evolve_(bank, rate=odd(rng, rng.random()), local_ratio=odd(rng, 0.5)),
+        lambda: wk.match_filters(bank, wk.filter_importance(bank), rate=odd(rng, 0.3)),
+        lambda: wk.blend_(bank, bank, torch.full((len(weights),), 0.5)),
+    ]
+    rng.choice(ways)()
+
+
+MAKERS = (make_evolution, make_projection, make_grafting, make_update)
+CALLS = (step, step, step, train, look, look, save, load, copy_all, kernels)
