@@ -18,6 +18,8 @@ class Implementation(Protocol):
     """One way to compute an evolution. `step` returns importances [F] and donors [F]."""
 
     name: str
+    contracts: bool
+    """It may compute a * b + c without rounding between, so it need not have the reference's bits."""
 
     def active(self) -> AbstractContextManager[None]:
         """To be entered around the calls, outside of what is timed."""
@@ -31,6 +33,8 @@ class Implementation(Protocol):
 
 class Backend:
     """A backend of `we_kernels`, through the functions that users call."""
+
+    contracts = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -63,6 +67,7 @@ class PerLayer:
     """
 
     name = "per_layer"
+    contracts = False
 
     def active(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -108,6 +113,7 @@ class CompiledPerLayer(PerLayer):
     """
 
     name = "per_layer compiled"
+    contracts = True
 
     def __init__(self) -> None:
         self._compiled_importances = torch.compile(super()._importances)

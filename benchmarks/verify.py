@@ -101,7 +101,8 @@ def _equal(result: Tensor, expected: Tensor, implementation: Implementation, wha
 def _weights_close(case: Case, weights: list[Tensor], implementation: Implementation, what: str) -> None:
     for index, (weight, expected) in enumerate(zip(case.weights, weights, strict=True)):
         blended = weight.dim() < 3 or weight.shape[2] == 1
-        allowed = BLEND_TOLERANCE[weight.dtype] * float(expected.abs().amax()) if blended else 0.0
+        exact = not blended and not implementation.contracts
+        allowed = 0.0 if exact else BLEND_TOLERANCE[weight.dtype] * float(expected.abs().amax())
         worst = float((weight.float() - expected.float()).abs().nan_to_num(torch.inf).amax())
         if worst > allowed:
             raise WrongResultError(f"{implementation.name}: {what}: layer {index} is off by {worst:.1e}")

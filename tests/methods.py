@@ -183,16 +183,20 @@ def check_sgd_is_foreach(device, dtype, options, backend="triton"):
 
 
 def check_entropy(device, dtypes, memory_format, bins, flavour="normal", backend="triton"):
-    """Counts are those of the reference; its logarithms may be another library's. One tensor holds a bad value."""
+    """Counts are those of the reference, there and on the CPU; its logarithms may be another library's.
+
+    One tensor holds a bad value.
+    """
     cases = make_cases(dtypes, memory_format, 21, flavour)
     cases[4].weight[0, 2] = -math.inf
-    moved, results = on(cases, device), {}
-    for name, placed in (("torch", cases), (backend, moved)):
+    moved, results = on(cases, device), []
+    for name, placed in (("torch", cases), ("torch", moved), (backend, moved)):
         bank = bank_of(placed)
         with wk.use_backend(name):
-            results[name] = [wk.weight_entropy(bank, bins, per=per, check_finite=False) for per in ("tensor", "filter")]
-    for found, wanted in zip(results[backend], results["torch"], strict=True):
-        torch.testing.assert_close(found.cpu(), wanted, rtol=2 * EPS[torch.float32], atol=0, equal_nan=True)
+            results.append([wk.weight_entropy(bank, bins, per=per, check_finite=False) for per in ("tensor", "filter")])
+    for wanted, *others in zip(*results, strict=True):
+        for found in others:
+            torch.testing.assert_close(found.cpu(), wanted, rtol=2 * EPS[torch.float32], atol=0, equal_nan=True)
         assert 0 < int(wanted.isnan().sum()) < len(wanted)
     assert_same_bits(moved, cases)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...layout import Layout
-from .importance import accumulate_dtype, filters_first
+from .importance import accumulate_dtype, divided, filters_first
 
 
 def count_bins(
@@ -35,7 +35,7 @@ def _count_rows(x: Tensor, bins: int) -> Tensor:
     # Where the range overflows, a quarter of everything.
     part = torch.where((high - low).isinf(), 0.25, 1.0).to(x.dtype)
     x, low, high = part * x, part * low, part * high
-    width = (high - low) / bins
+    width = divided(high - low, bins)
     edges = low + torch.arange(bins + 1, dtype=x.dtype, device=x.device) * width
     counts = [((x >= left[:, None]) & (x < right[:, None])).sum(1) for left, right in pairwise(edges.T)]
     return torch.where(finite, torch.stack(counts, dim=1), -1)

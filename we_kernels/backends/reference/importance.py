@@ -14,7 +14,7 @@ def filter_importance(weights: Sequence[Tensor], filter_dims: Sequence[int], lay
     """float32 [F]; float64 weights are summed in float64, all others in float32."""
     return torch.cat(
         [
-            l1_norm(filters_first(weight, dim)).div(layer.channels).float()
+            divided(l1_norm(filters_first(weight, dim)), layer.channels).float()
             for weight, dim, layer in zip(weights, filter_dims, layout.layers, strict=True)
         ]
     )
@@ -30,6 +30,11 @@ def l1_norm(filters: Tensor) -> Tensor:
     """Sum of magnitudes of each filter, accumulated in float32 or wider: [N, ...] -> [N]."""
     # torch.linalg.vector_norm takes several times as long on a CPU.
     return filters.abs().sum(tuple(range(1, filters.dim())), dtype=accumulate_dtype(filters))
+
+
+def divided(x: Tensor, by: int) -> Tensor:
+    """x / by, correctly rounded on every device: CUDA multiplies by the rounded reciprocal of a Python number."""
+    return x / x.new_full((), by)
 
 
 def accumulate_dtype(tensor: Tensor) -> torch.dtype:
