@@ -54,7 +54,6 @@ class Faulty(PerLayer):
     """Right but for one operation."""
 
     name = "faulty"
-    contracts = False
 
     def __init__(self, operation):
         self.operation = operation
