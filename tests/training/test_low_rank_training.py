@@ -12,6 +12,7 @@ from weight_evolution import LowRankProjection
 from weight_evolution.training import UserError, cli, load_compact
 from weight_evolution.training.checkpoint import read_checkpoint, save_checkpoint
 from weight_evolution.training.config import TrainingConfig
+from weight_evolution.training.methods import low_rank
 from weight_evolution.training.runs import summarize
 from weight_evolution.training.trainer import Trainer, evaluate
 
@@ -107,6 +108,20 @@ def test_resume_is_bit_equal(digits, tmp_path, method, options):
     second.load_state_dict(read_checkpoint(tmp_path / "c.pt"))
     train(second)
     assert_same(whole.state_dict(), second.state_dict())
+
+
+@pytest.mark.parametrize("state", ["keep", "fill", "reset"])
+def test_the_optimizer_s_state_is_treated_as_asked(digits, monkeypatch, state):
+    asked = []
+
+    class Asked(LowRankProjection):
+        def __init__(self, model, **options):
+            asked.append((options["optimizer_state"], options["optimizer"]))
+            super().__init__(model, **options)
+
+    monkeypatch.setattr(low_rank, "LowRankProjection", Asked)
+    trainer = Trainer(config_of(optimizer_state=state), 0, digits, CPU)
+    assert asked == [(state, None if state == "keep" else trainer.optimizer)]
 
 
 def test_the_last_epoch_ends_projected_and_its_accuracy_is_the_compact_networks(digits):

@@ -139,7 +139,7 @@ def make_projection(
         UserError: the options or the model do not fit.
     """
     parameter = next(model.parameters())
-    reset = options["optimizer_state"] == "reset" and optimizer is not None
+    state = "keep" if optimizer is None else options["optimizer_state"]
     try:
         return LowRankProjection(
             model,
@@ -149,8 +149,8 @@ def make_projection(
             rectify_batch_norm=options["rectify"],
             energy_transfer=options["energy_transfer"],
             example_inputs=torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype),
-            optimizer=optimizer if reset else None,
-            optimizer_state="reset" if reset else "keep",
+            optimizer=optimizer if state != "keep" else None,
+            optimizer_state=state,
         )
     except NonFiniteWeightError:
         raise
