@@ -6,25 +6,42 @@ import copy
 import io
 import pickle
 import random
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from invariants import flat, require_equal
+from torch import Tensor, nn
 
 import we_kernels as wk
 import weight_evolution as we
 
-OPTIMIZERS: tuple[Callable[[Any], torch.optim.Optimizer], ...] = (
-    lambda p: torch.optim.SGD(p, lr=0.01),
-    lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
-    lambda p: torch.optim.AdamW(p, lr=1e-3),
-    lambda p: torch.optim.Adam(p, lr=1e-3, amsgrad=True),
-    lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.5),
-    lambda p: torch.optim.Adadelta(p),
-    lambda p: torch.optim.NAdam(p, lr=1e-3),
+OPTIMIZERS: tuple[Callable[[nn.Module], torch.optim.Optimizer], ...] = (
+    lambda m: we.AsynchronousSGD(_parameters(m), model=m, lr=0.01, momentum=0.9),
+    lambda m: torch.optim.SGD(_parameters(m), lr=0.01),
+    lambda m: torch.optim.SGD(_parameters(m), lr=0.01, momentum=0.9, nesterov=True),
+    lambda m: torch.optim.AdamW(_parameters(m), lr=1e-3),
+    lambda m: torch.optim.Adam(_parameters(m), lr=1e-3, amsgrad=True),
+    lambda m: torch.optim.RMSprop(_parameters(m), lr=1e-3, momentum=0.5),
+    lambda m: torch.optim.Adadelta(_parameters(m)),
+    lambda m: torch.optim.NAdam(_parameters(m), lr=1e-3),
 )
+CONTEXTS: tuple[Callable[[], AbstractContextManager[Any]], ...] = (
+    *[nullcontext] * 14,
+    torch.no_grad,
+    torch.enable_grad,
+    torch.inference_mode,
+    lambda: torch.autocast("cpu", torch.bfloat16),
+    lambda: torch.device("meta"),
+)
+
+
+def _parameters(model: nn.Module) -> list[nn.Parameter]:
+    return list(model.parameters()) or [nn.Parameter(torch.zeros(1))]
 
 
 @dataclass
@@ -33,15 +50,22 @@ class World:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    others: list[nn.Module] = field(default_factory=list)
+    """Networks that the model is grafted with."""
     methods: list[Any] = field(default_factory=list)
     """Objects of the four methods, made so far."""
     states: list[dict[str, Any]] = field(default_factory=list)
+    trained: bool = False
+    """Whether the call at hand reached a step of the optimizer."""
 
 
 def odd(rng: random.Random, usual: Any) -> Any:
-    """``usual``, or now and then what does not belong there."""
-    if rng.random() < 0.93:
+    """``usual``, now and then as NumPy's number or tensor, or what does not belong there."""
+    way = rng.random()
+    if way < 0.85:
         return usual
+    if way < 0.93:
+        return rng.choice([np.float32, np.float64, np.int64, np.array])(usual)
     return rng.choice(
         [-1, 0, 1, 2, 0.5, 1.5, float("nan"), float("inf"), True, "0.5", None, [], torch.tensor(0.5), 2**70]
     )
@@ -52,17 +76,30 @@ def make_evolution(rng: random.Random, world: World) -> None:
     options["local_ratio"] = odd(rng, rng.choice([0.1, 0.5, 1.0]))
     options["starvation_divisor"] = odd(rng, 2.0)
     options["crossover"] = rng.choice(["paper", "released"])
+    options["norm_shift_rate"] = odd(rng, rng.choice([0.0, 0.05, 0.5, "inferior"]))
+    options["check_finite"] = rng.random() < 0.8
     if rng.random() < 0.3:
-        options |= {"optimizer": world.optimizer, "optimizer_state": "reset"}
+        options |= {"optimizer": world.optimizer, "optimizer_state": rng.choice(["keep", "fill", "reset"])}
+    if rng.random() < 0.2:
+        options["epochs"] = odd(rng, rng.choice([1, 5, 300]))
     options |= _filters(rng, world.model)
-    world.methods.append(we.WeightEvolution(world.model, schedule=lambda rate, epoch: rate, **options))
+    world.methods.append(we.WeightEvolution(world.model, schedule=_base_rate, **options))
+
+
+def _base_rate(rate: float, epoch: int) -> float:
+    return rate
 
 
 def make_projection(rng: random.Random, world: World) -> None:
     options: dict[str, Any] = {"prune_ratio": odd(rng, rng.random()), "linear": rng.random() < 0.5}
     options["rectify_batch_norm"] = rng.random() < 0.7
+    options["energy_transfer"] = rng.random() < 0.8
     if rng.random() < 0.3:
-        options["example_inputs"] = torch.randn(2, 3, 9, 9)
+        options["example_inputs"] = _normal(rng, torch.empty(2, 3, 9, 9, device="cpu"))
+    if rng.random() < 0.2:
+        options |= {"prune_ratio": None, "budget": odd(rng, rng.random()), "input_size": (3, 9, 9)}
+    if rng.random() < 0.3:
+        options |= {"optimizer": world.optimizer, "optimizer_state": rng.choice(["keep", "fill", "reset"])}
     options |= _filters(rng, world.model)
     world.methods.append(we.LowRankProjection(world.model, **options))
 
@@ -76,12 +113,15 @@ def make_grafting(rng: random.Random, world: World) -> None:
                     parameter.mul_(0.5)
     options = {"strength": odd(rng, 0.4), "bins": odd(rng, 10), "level": rng.choice(["layer", "filter"])}
     options["criterion"] = rng.choice(["entropy", "filter-entropy", "l1"])
+    options |= _filters(rng, world.model)
     world.methods.append(we.FilterGrafting([world.model, *others], **options))
+    world.others += others
 
 
 def make_update(rng: random.Random, world: World) -> None:
     options = {"rate": odd(rng, 0.5), "seed": odd(rng, rng.randrange(100)), "rescale": rng.random() < 0.3}
     options |= {"select": rng.choice(["filters", "input_channels"]), "replacement": rng.random() < 0.3}
+    options |= _filters(rng, world.model)
     update = we.AsynchronousUpdate(world.optimizer, world.model, **options)
     world.methods.append(update)
 
@@ -94,10 +134,16 @@ def _filters(rng: random.Random, model: nn.Module) -> dict[str, Any]:
     return {rng.choice(["include", "exclude"]): rng.choice([chosen, [nn.Conv2d], ["*conv*"], ["nothing"]])}
 
 
+def _normal(rng: random.Random, like: Tensor) -> Tensor:
+    """Values of its own generator, as the global one must stay as it is."""
+    generator = torch.Generator().manual_seed(rng.getrandbits(32))
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32, device="cpu").to(like)
+
+
 def step(rng: random.Random, world: World) -> None:
     method = rng.choice(world.methods)
     if isinstance(method, we.AsynchronousUpdate):
-        train(rng, world)
+        train(rng, world)  # which is a step of it
     elif isinstance(method, we.WeightEvolution):
         report = method.step(*([odd(rng, rng.randrange(300))] if rng.random() < 0.2 else []))
         str(report)
@@ -109,7 +155,8 @@ def train(rng: random.Random, world: World) -> None:
     """One step of the optimizer with made-up gradients."""
     for parameter in world.model.parameters():
         if parameter.requires_grad and parameter.is_leaf:
-            parameter.grad = None if rng.random() < 0.1 else torch.randn_like(parameter) * 0.01
+            parameter.grad = None if rng.random() < 0.1 else _normal(rng, parameter.detach()) * 0.01
+    world.trained = True
     world.optimizer.step()
 
 
@@ -142,21 +189,26 @@ def load(rng: random.Random, world: World) -> None:
     """Any state into any method, now and then damaged."""
     method = rng.choice(world.methods)
     if hasattr(method, "load_state_dict") and world.states:
+        before = method.state_dict()
         state = copy.deepcopy(rng.choice(world.states))
         if rng.random() < 0.3 and state:
             key = rng.choice(list(state))
             state[key] = rng.choice([None, -1, "x", [], {}, {"a": 1}])
-        method.load_state_dict(state)
+        try:
+            method.load_state_dict(state)
+        except Exception:
+            require_equal(flat(before), flat(method.state_dict()), "a state that was refused")
+            raise
 
 
 def copy_all(rng: random.Random, world: World) -> None:
     """Go on with a copy of everything."""
-    everything = (world.model, world.optimizer, world.methods)
+    everything = (world.model, world.optimizer, world.others, world.methods)
     if rng.random() < 0.5:
         copied = copy.deepcopy(everything)
     else:
         copied = pickle.loads(pickle.dumps(everything))
-    world.model, world.optimizer, world.methods = copied
+    world.model, world.optimizer, world.others, world.methods = copied
 
 
 def kernels(rng: random.Random, world: World) -> None:
@@ -177,3 +229,20 @@ def kernels(rng: random.Random, world: World) -> None:
 
 MAKERS = (make_evolution, make_projection, make_grafting, make_update)
 CALLS = (step, step, step, train, look, look, save, load, copy_all, kernels)
+
+
+def in_thread(call: Callable[[random.Random, World], None], rng: random.Random, world: World) -> None:
+    """The call in a thread of its own, whose error is raised here."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call(rng, world)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
+import threading
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 
 class Residual(nn.Module):
@@ -132,10 +135,12 @@ LAYERS: list[Callable[[random.Random, int], tuple[nn.Module, int]]] = [
 def wrapped(rng: random.Random, model: nn.Module) -> nn.Module:
     """The network, mostly as it is."""
     way = rng.random()
-    if way < 0.75:
+    if way < 0.7:
         return model
-    if way < 0.85:
+    if way < 0.8:
         return nn.DataParallel(model)
+    if way < 0.85:
+        return checkpoint_wrapper(model)
     if way < 0.9:
         return torch.compile(model, backend="eager")
     if way < 0.95:
@@ -249,6 +254,54 @@ def _cast(rng: random.Random, model: nn.Module) -> None:
     model.to(rng.choice([torch.float16, torch.bfloat16, torch.float32, torch.float64]))
 
 
+def _odd_dtype(rng: random.Random, model: nn.Module) -> None:
+    if (conv := _some_conv(rng, model)) is not None and (weight := conv._parameters.get("weight")) is not None:
+        dtype = rng.choice([torch.complex64, torch.int32, torch.float8_e4m3fn])
+        conv._parameters["weight"] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+
+
+def _without_values(rng: random.Random, model: nn.Module) -> None:
+    rng.choice([model, *_convs(model)]).to("meta")
+
+
+def _inference(rng: random.Random, model: nn.Module) -> None:
+    if (conv := _some_conv(rng, model)) is not None and (weight := conv._parameters.get("weight")) is not None:
+        with torch.inference_mode():
+            conv._parameters["weight"] = nn.Parameter(weight.detach().clone(), requires_grad=False)
+
+
+def _buffer(rng: random.Random, model: nn.Module) -> None:
+    made = rng.choice([torch.tensor([0.0, -torch.inf]), torch.eye(3).to_sparse(), torch.arange(3), torch.ones(0)])
+    rng.choice(list(model.modules())).register_buffer(f"extra{rng.randrange(3)}", made)
+
+
+def _uncopied(rng: random.Random, model: nn.Module) -> None:
+    """An attribute that copy and pickle refuse, or a hook, a computed tensor, a function on the instance."""
+    module = rng.choice(list(model.modules()))
+    kind = rng.randrange(4)
+    if kind == 0:
+        module.guard = threading.Lock()
+    elif kind == 1:
+        module.register_forward_hook(lambda module, inputs, output: None)
+    elif kind == 2:
+        with torch.enable_grad():
+            module.kept = torch.ones(2, requires_grad=True) * 2
+    else:
+        module.forward = functools.partial(type(module).forward, module)
+
+
+def _lazy(rng: random.Random, model: nn.Module) -> None:
+    rng.choice(list(model.modules())).add_module("lazy", rng.choice([nn.LazyConv2d, nn.LazyLinear])(3))
+
+
+def _norm_values(rng: random.Random, model: nn.Module) -> None:
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if norms:
+        tensors = [t for t in (*rng.choice(norms).parameters(), *rng.choice(norms).buffers()) if t.is_floating_point()]
+        if tensors:
+            rng.choice(tensors).fill_(rng.choice([0.0, -1.0, 1e-30, 1e4, float("nan")]))
+
+
 def _memory_format(rng: random.Random, model: nn.Module) -> None:
     model.to(memory_format=rng.choice([torch.channels_last, torch.contiguous_format]))
 
@@ -273,6 +326,14 @@ SURGERY = (
     _replace_layer,
     _share,
     _cast,
+    _odd_dtype,
+    _without_values,
+    _inference,
+    _buffer,
+    _uncopied,
+    _lazy,
+    _norm_values,
+    _norm_values,
     _memory_format,
     _train_or_eval,
 )

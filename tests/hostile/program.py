@@ -5,13 +5,37 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
-from calls import CALLS, MAKERS, OPTIMIZERS, World, copy_all, look, save, train
-from invariants import Violation, bits, check_error, globals_now, is_finite, require_equal
+from calls import (
+    CALLS,
+    CONTEXTS,
+    MAKERS,
+    OPTIMIZERS,
+    World,
+    copy_all,
+    in_thread,
+    kernels,
+    load,
+    look,
+    save,
+)
+from invariants import (
+    Violation,
+    bits,
+    check_error,
+    counters,
+    frozen,
+    globals_now,
+    is_finite,
+    optimizer_bits,
+    require_equal,
+)
 from networks import network, operate, wrapped
 
-READS_ONLY = (look, save)
+READS_ONLY = (look, save, load)
+Call = Callable[[random.Random, World], None]
 
 
 def run(seed: int, calls: int, log: Callable[[str], None]) -> Iterator[bool]:
@@ -26,7 +50,7 @@ def run(seed: int, calls: int, log: Callable[[str], None]) -> Iterator[bool]:
     model = network(rng)
     model.to(rng.choice([torch.float32] * 4 + [torch.float64, torch.bfloat16, torch.float16]))
     model = wrapped(rng, model)
-    world = World(model, rng.choice(OPTIMIZERS)(list(model.parameters()) or [torch.nn.Parameter(torch.zeros(1))]))
+    world = World(model, _optimizer(rng, model))
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -35,37 +59,58 @@ def run(seed: int, calls: int, log: Callable[[str], None]) -> Iterator[bool]:
             if rng.random() < 0.4:
                 log(f"surgery {operate(rng, world.model)}")
             call = rng.choice(CALLS) if world.methods and rng.random() < 0.75 else rng.choice(MAKERS)
-            log(f"call {call.__name__}")
-            yield _checked(call, rng, world)
+            context, threaded = rng.choice(CONTEXTS), rng.random() < 0.05
+            log(f"call {call.__name__} {_words(context, threaded)}")
+            with context():
+                yield _checked(call, threaded, rng, world)
     finally:
         torch.set_default_dtype(usual)
 
 
-def _checked(call: Callable[[random.Random, World], None], rng: random.Random, world: World) -> bool:
-    before, process, finite = bits(world.model), globals_now(), is_finite(world.model)
-    model, methods = world.model, len(world.methods)
+def _words(context: Callable[[], object], threaded: bool) -> str:
+    return f"({context.__name__ if context is not nullcontext else ''}{' in a thread' if threaded else ''})"
+
+
+def _optimizer(rng: random.Random, model: torch.nn.Module) -> torch.optim.Optimizer:
+    try:
+        return rng.choice(OPTIMIZERS)(model)
+    except Exception as error:
+        check_error(error, "optimizer")
+        return OPTIMIZERS[-1](model)
+
+
+def _checked(call: Call, threaded: bool, rng: random.Random, world: World) -> bool:
+    """Makes the call and checks the promises; whether it returned."""
+    world.trained = False
+    models, methods, optimizer = [world.model, *world.others], list(world.methods), world.optimizer
+    before, state, fixed = bits(models), optimizer_bits(optimizer), frozen(models)
+    process, counted, finite = globals_now(), counters(methods), all(map(is_finite, models))
     returned = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            call(rng, world)
+            if threaded:
+                in_thread(call, rng, world)
+            else:
+                call(rng, world)
         except Violation:
             raise
         except Exception as error:
             returned = False
             check_error(error, call.__name__)
-    trains = call is train or any(type(m).__name__ == "AsynchronousUpdate" for m in world.methods)
-    after = globals_now()
-    if call is train or trains:
-        process.pop("random state")  # gradients are drawn
-        after.pop("random state")
-    require_equal(process, after, call.__name__)
-    if call is copy_all:
-        return returned
-    if call in READS_ONLY or call in MAKERS or (not returned and not trains):
-        require_equal(before, bits(model), f"{call.__name__}, which {'returned' if returned else 'raised'}")
-    if call in MAKERS and not returned and len(world.methods) != methods:
-        raise Violation(f"{call.__name__} raised and left an object")
-    if returned and not trains and finite and not is_finite(model):
-        raise Violation(f"{call.__name__} made a weight NaN or infinite")
+    name = f"{call.__name__}, which {'returned' if returned else 'raised'}"
+    require_equal(process, globals_now(), name)
+    if world.trained:
+        return returned  # what the optimizer does to weights is its own matter
+    if call in READS_ONLY or call in MAKERS or call is copy_all or not returned:
+        require_equal(before, bits(models), name)
+        require_equal(state, optimizer_bits(optimizer), f"{name}: state of the optimizer")
+    elif call is not kernels:
+        require_equal(fixed, frozen(models), f"{name}: frozen")
+    if not returned:
+        require_equal(counted, counters(methods), name)
+        if len(world.methods) != len(methods):
+            raise Violation(f"{name}: left an object")
+    if returned and finite and not all(map(is_finite, models)):
+        raise Violation(f"{name}: made a weight NaN or infinite")
     return returned

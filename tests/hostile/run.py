@@ -55,7 +55,7 @@ def _where(error: BaseException) -> str:
 
 
 def in_children(first: int, count: int, each: int) -> int:
-    """The same in child processes of ``each`` programs; one that dies or hangs is a finding, the next goes on."""
+    """The same in child processes of ``each`` programs; one that dies or hangs is a finding, the next follows it."""
     found, seed = 0, first
     while seed < first + count:
         amount = min(each, first + count - seed)
