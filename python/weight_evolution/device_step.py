@@ -86,9 +86,10 @@ class DeviceStep:
         self._measure_after = measure_after
         self._optimizer_state = optimizer_state
         self._cuda_graph = cuda_graph
-        self._rates = torch.empty(0, dtype=torch.float64)
+        with torch.inference_mode(False):  # or they could not be written to in another mode
+            self._rates = torch.empty(0, dtype=torch.float64, device="cpu")
+            self._counters = torch.zeros(len(targets.kinds), dtype=torch.int32, device="cpu")
         self._rates_sent: tuple[float, ...] = ()
-        self._counters = torch.zeros(len(targets.kinds), dtype=torch.int32)
         self._warm: _Memory | None = None
         self._recording: _Recording | None = None
 
@@ -144,6 +145,7 @@ class DeviceStep:
         selection = self._select(bank, counters)
         return Outcome(bank.names, bank.sizes, selection, counters, None)
 
+    @torch.inference_mode(False)
     def _send(self, rates: tuple[float, ...], device: torch.device) -> None:
         """The rates to the device, if it has others, and the counters, if the model moved."""
         if self._counters.device != device:

@@ -38,7 +38,7 @@ class InferiorShifts:
         self._targets = targets
         self._convolution = _positions(targets, before)
         self._made_for: wk.FilterBank | None = None
-        self._filter = self._layer = self._restricted = torch.empty(0, dtype=torch.int64)
+        self._filter = self._layer = self._restricted = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def restrict(self, bank: wk.FilterBank, selection: wk.Selection) -> wk.Selection:
         """The selection without those donors; a restricted layer's inferior filters are those with a donor."""
@@ -53,15 +53,16 @@ class InferiorShifts:
     def _fill_tables(self, bank: wk.FilterBank) -> None:
         """Of each filter the one that decides about it (of others than shifts, itself; -1: never), and its layer."""
         parts = []
-        for position, own in enumerate(bank.split(torch.arange(bank.num_filters))):
+        for position, own in enumerate(bank.split(torch.arange(bank.num_filters, device="cpu"))):
             source = self._convolution.get(position, position)
             first = 0 if source is None else sum(bank.sizes[:source])
             fits = source is not None and bank.sizes[source] == len(own)
-            parts.append(torch.arange(first, first + len(own)) if fits else torch.full_like(own, -1))
+            parts.append(torch.arange(first, first + len(own), device="cpu") if fits else torch.full_like(own, -1))
         self._filter = torch.cat(parts).to(bank.device)
-        sizes = torch.tensor(bank.sizes)
-        self._layer = torch.arange(len(bank)).repeat_interleave(sizes).to(bank.device)
-        self._restricted = torch.tensor([layer in self._convolution for layer in range(len(bank))]).to(bank.device)
+        sizes = torch.tensor(bank.sizes, device="cpu")
+        self._layer = torch.arange(len(bank), device="cpu").repeat_interleave(sizes).to(bank.device)
+        restricted = [layer in self._convolution for layer in range(len(bank))]
+        self._restricted = torch.tensor(restricted, device="cpu").to(bank.device)
         self._made_for = bank
 
     def __getstate__(self) -> dict[str, object]:

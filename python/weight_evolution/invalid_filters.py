@@ -47,7 +47,7 @@ def filter_norms(convs: Iterable[tuple[_ConvNd, Tensor]]) -> Tensor:
     distinct = {id(weight): (module, weight) for module, weight in convs}
     norms = [torch.linalg.vector_norm(as_rows(module, weight), 1, 1).double() for module, weight in distinct.values()]
     if not norms:
-        return torch.empty(0, dtype=torch.float64)
+        return torch.empty(0, dtype=torch.float64, device="cpu")
     return torch.cat([part.to(norms[0].device) for part in norms]).cpu()
 
 

@@ -48,7 +48,7 @@ class EvolutionReport:
         self.filters = dict(zip(outcome.names, outcome.sizes, strict=True))
         """Parameter name -> number of filters."""
         self._outcome = outcome
-        self._local_ratio = torch.tensor(local_ratio, dtype=torch.float32)
+        self._local_ratio = torch.tensor(local_ratio, dtype=torch.float32, device="cpu")
         self._threshold = Readback(outcome.selection.threshold)
         self.pending = pending
         """Whether the error of a weight that is not finite is still to be raised."""

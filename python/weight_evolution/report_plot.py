@@ -42,7 +42,7 @@ def _draw_kind(axes: Axes, report: EvolutionReport, kind: str) -> None:
     for column, name in enumerate(names):
         before, after = report.importance_before[name], report.importance_after[name]
         replaced = report.donors[name] >= 0
-        x = column + 0.5 * (torch.rand(len(before), generator=spread) - 0.5)
+        x = column + 0.5 * (torch.rand(len(before), generator=spread, device="cpu") - 0.5)
         style: dict[str, Any] = {"s": 9, "linewidths": 0, "zorder": 2}
         axes.scatter(x[~replaced], before[~replaced], color="0.72", **style)
         axes.vlines(x[replaced], before[replaced], after[replaced], color="tab:blue", linewidth=0.5, alpha=0.5)

@@ -90,6 +90,26 @@ def test_weights_transposed_in_place():
     assert torch.equal(evolution.preview().importance_before["0.weight"], square[0].weight.abs().sum((1, 2, 3)) / 6)
 
 
+@pytest.mark.parametrize("shift_rate", [0.5, "inferior"])
+@pytest.mark.parametrize("mode", [torch.inference_mode, lambda: torch.device("meta")], ids=["inference", "meta"])
+def test_calls_in_another_mode_and_out_of_it(mode, shift_rate):
+    model, plain = network(), network()
+    model.append(nn.Conv2d(10, 4, 1))
+    plain.append(copy.deepcopy(model[-1]))
+    with mode():
+        evolution = evolving(model, norm_shift_rate=shift_rate, measure_after=True)
+    other = evolving(plain, norm_shift_rate=shift_rate, measure_after=True)
+    for now in (torch.enable_grad, mode, torch.enable_grad, mode):
+        with now():
+            report = str(evolution.step())
+            model[-1].requires_grad_(not model[-1].weight.requires_grad)  # which makes the next call look anew
+            state = evolution.state_dict()
+        assert report == str(other.step())
+        plain[-1].requires_grad_(not plain[-1].weight.requires_grad)
+        evolution.load_state_dict(state)
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "save"])
 def test_a_copy_works_on_the_copied_model(how):
     model = network()

@@ -1,4 +1,4 @@
-"""Results do not depend on torch's default dtype and default device."""
+"""Results do not depend on torch's default dtype, default device and inference mode."""
 
 import pytest
 import torch
@@ -120,4 +120,14 @@ def test_the_default_does_not_matter(backend, call, other_default):
     assert [x.dtype for x in found] == [x.dtype for x in expected]
     assert [x.device for x in found] == [x.device for x in expected]
     for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x.view(torch.uint8) if x.dim() else x, y.view(torch.uint8) if y.dim() else y)
+
+
+@pytest.mark.parametrize("call", [evolve, graft, update_asynchronously, project], ids=lambda call: call.__name__)
+def test_inference_tensors_are_taken_in_any_mode(backend, call):
+    start = weights()
+    expected = call([weight.clone() for weight in start])
+    with torch.inference_mode():
+        inference = [weight.clone() for weight in start]
+    for x, y in zip(call(inference), expected, strict=True):
         assert torch.equal(x.view(torch.uint8) if x.dim() else x, y.view(torch.uint8) if y.dim() else y)

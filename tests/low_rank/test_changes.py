@@ -15,6 +15,12 @@ from torch.nn.utils import parametrizations, prune
 
 from weight_evolution import LowRankProjection
 
+READS = {
+    "layers": lambda projection: projection.layers,
+    "ranks": lambda projection: projection.ranks,
+    "skipped": lambda projection: projection.skipped,
+    "state_dict": lambda projection: projection.state_dict(),
+}
 CALLS = {
     "step": lambda projection: projection.step(),
     "compact": lambda projection: projection.compact(),
@@ -195,3 +201,20 @@ def test_a_copy_works_on_the_copied_model(copied, wrap, order):
     bare = next(module for name, module in other.named_modules() if name.endswith("bare"))
     assert rank_of(bare.weight) == projection.ranks["bare"]
     assert not its_optimizer.state[bare.weight]["exp_avg"].any()
+
+
+def test_a_weight_that_is_computed_now_is_not_computed_to_be_refused():
+    model = networks.branches()
+    model.bare.weight.data.mul_(1e20)
+    projection = LowRankProjection(model)
+    report = projection.step()
+    state = projection.state_dict()
+    parametrizations.spectral_norm(model.bare)  # whose vectors move each time the weight is computed
+    before = copy.deepcopy(model.state_dict())
+    for read in READS.values():
+        read(projection)
+    str(report)
+    for call in (*CALLS.values(), lambda projection: projection.load_state_dict(state)):
+        with pytest.raises(ValueError, match=r"bare has changed since .*its weight is computed"):
+            call(projection)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

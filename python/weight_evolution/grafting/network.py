@@ -45,7 +45,9 @@ class Information:
 
     def pack(self) -> Tensor:
         """As one float64 vector."""
-        return torch.cat([torch.tensor([self.bad, *self.invalid], dtype=torch.float64), self.layers, self.scales])
+        return torch.cat(
+            [torch.tensor([self.bad, *self.invalid], dtype=torch.float64, device="cpu"), self.layers, self.scales]
+        )
 
     @staticmethod
     def unpack(vector: Tensor, layers: int) -> Information:
@@ -135,12 +137,12 @@ class Network:
         convs = [(conv.module, conv.module.weight.detach()) for conv in self.parts.convs]
         names = [conv.name for conv in self.parts.convs]
         norms = filter_norms(convs)
-        scales = torch.empty(0, dtype=torch.float64)
+        scales = torch.empty(0, dtype=torch.float64, device="cpu")
         if self.pairs is not None and self.pairs.norms:
             scales = torch.cat([norm.weight.detach().double() for norm in self.pairs.norms.values()]).cpu()
         bad = self._first_bad()
         if bad >= 0:
-            layers = torch.zeros(len(convs), dtype=torch.float64)
+            layers = torch.zeros(len(convs), dtype=torch.float64, device="cpu")
         elif rule.criterion == "l1":
             layers = torch.stack([part.sum() for part in norms.split([m.out_channels for m, _ in convs])])
         elif rule.criterion == "filter-entropy":

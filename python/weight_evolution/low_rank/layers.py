@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -34,6 +34,12 @@ class Layer:
 
     name: str
     module: Plain
+    shape: torch.Size = field(init=False)
+    """The weight's, when the layer was found: a weight that was parametrized since is computed each time it is read,
+    and that may change the model (the vectors of spectral_norm)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", self.module.weight.shape)
 
     @property
     def weight(self) -> Tensor:
@@ -43,12 +49,12 @@ class Layer:
     @property
     def rows(self) -> int:
         """Output channels or features."""
-        return self.weight.shape[0]
+        return self.shape[0]
 
     @property
     def columns(self) -> int:
         """Input channels times kernel size, or input features."""
-        return self.weight[0].numel()
+        return self.shape[1:].numel()
 
     @property
     def full_rank(self) -> int:
@@ -85,7 +91,7 @@ class Layers:
         self._model = unwrap(model)
         self._options = linear, include, exclude
         _check_weights(self.items)
-        self._shapes = {layer.name: layer.weight.shape for layer in self.items}
+        self._shapes = {layer.name: layer.shape for layer in self.items}
         self.frozen: set[str] = set()
         """Names of layers that were frozen since, at the last look."""
 
@@ -113,8 +119,8 @@ class Layers:
                 raise changed(name, "it is gone")
             if name not in now:
                 raise changed(name, unfit.get(name, f"it is a {type(modules[name]).__name__} now"))
-            if now[name].weight.shape != shape:
-                raise changed(name, f"its weight has shape {tuple(now[name].weight.shape)}, had {tuple(shape)}")
+            if now[name].shape != shape:
+                raise changed(name, f"its weight has shape {tuple(now[name].shape)}, had {tuple(shape)}")
         for name in now:
             if name not in self._shapes:
                 raise changed(name, f"it can be projected now; before: {self.unfit.get(name, 'it was not there')}")

@@ -253,7 +253,7 @@ class LowRankProjection:
         return {
             "format": _STATE_FORMAT,
             "steps": self._steps,
-            "shapes": {layer.name: list(layer.weight.shape) for layer in self._layers},
+            "shapes": {layer.name: list(layer.shape) for layer in self._layers},
             "ranks": {layer.name: rank for layer, rank in zip(self._layers, self._ranks, strict=True)},
             "bases": {position: basis.clone() for position, basis in self._bases.state_dict().items()},
         }
@@ -262,7 +262,8 @@ class LowRankProjection:
         """Resume where `state_dict` was taken, with its ranks.
 
         Raises:
-            ValueError: the state is of another format or another model; names the first difference. Nothing is changed.
+            ValueError: the state is of another format or another model, or the model has changed since the projection
+                was made; names the first difference. Nothing is changed.
         """
         try:
             version, steps, bases = state["format"], state["steps"], state["bases"]
@@ -272,7 +273,8 @@ class LowRankProjection:
             raise ValueError(f"state is not a LowRankProjection state_dict ({error!r})") from None
         if version != _STATE_FORMAT:
             raise ValueError(f"state has format {version}, this version reads {_STATE_FORMAT}")
-        own = {layer.name: list(layer.weight.shape) for layer in self._layers}
+        self._layers.look()
+        own = {layer.name: list(layer.shape) for layer in self._layers}
         for name in [*own, *shapes]:
             if own.get(name) != shapes.get(name):
                 raise ValueError(

@@ -37,6 +37,7 @@ class ProjectionReport:
         """Layer name -> the BatchNorm it was rectified with."""
         self._layers = list(layers)
         self._shapes = {layer.name: (layer.rows, layer.columns) for layer in layers}
+        self._dtypes = [layer.weight.dtype for layer in layers]
         self._left_out = dict(left_out)
         self._result = result
 
@@ -60,10 +61,10 @@ class ProjectionReport:
         if not self.finite:
             beyond = [False] * len(flags)
         why = VANISHES if self.finite else "nothing was projected: a weight is not finite"
-        entries = zip(self._layers, flags, beyond, strict=True)
+        entries = zip(self.ranks, self._dtypes, flags, beyond, strict=True)
         return self._left_out | {
-            layer.name: f"its projection is beyond the range of {layer.weight.dtype}" if out else why
-            for layer, flag, out in entries
+            name: f"its projection is beyond the range of {dtype}" if out else why
+            for name, dtype, flag, out in entries
             if flag
         }
 
