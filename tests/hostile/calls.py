@@ -55,6 +55,7 @@ class World:
     methods: list[Any] = field(default_factory=list)
     """Objects of the four methods, made so far."""
     states: list[dict[str, Any]] = field(default_factory=list)
+    log: Callable[[str], None] = print
     trained: bool = False
     """Whether the call at hand reached a step of the optimizer."""
 
@@ -142,6 +143,7 @@ def _normal(rng: random.Random, like: Tensor) -> Tensor:
 
 def step(rng: random.Random, world: World) -> None:
     method = rng.choice(world.methods)
+    world.log(f"  {type(method).__name__}")
     if isinstance(method, we.AsynchronousUpdate):
         train(rng, world)  # which is a step of it
     elif isinstance(method, we.WeightEvolution):
@@ -163,17 +165,22 @@ def train(rng: random.Random, world: World) -> None:
 def look(rng: random.Random, world: World) -> None:
     """Calls that change nothing."""
     method = rng.choice(world.methods) if world.methods else None
-    ways: list[Callable[[], object]] = [
-        lambda: we.filter_overlap(world.model),
-        lambda: we.count_invalid_filters(world.model, odd(rng, 0.1)),
-        lambda: str(getattr(method, "skipped", None)),
-        lambda: repr(method),
-    ]
+    ways: dict[str, Callable[[], object]] = {
+        "filter_overlap": lambda: we.filter_overlap(world.model),
+        "count_invalid_filters": lambda: we.count_invalid_filters(world.model, odd(rng, 0.1)),
+        "skipped": lambda: str(getattr(method, "skipped", None)),
+        "repr": lambda: repr(method),
+    }
     if isinstance(method, we.WeightEvolution):
-        ways += [lambda: str(method.preview())] * 3
+        ways |= {"preview": lambda: str(method.preview())}
     if isinstance(method, we.LowRankProjection):
-        ways += [lambda: method.compact()] * 2 + [lambda: str(method.report((3, 9, 9)))]
-    rng.choice(ways)()
+        ways |= {"compact": method.compact, "ranks": lambda: (method.ranks, method.layers)}
+        ways |= {"report": lambda: str(method.report((3, 9, 9)))}
+    if isinstance(method, we.AsynchronousUpdate):
+        ways |= {"selection": method.selection, "step_count": lambda: method.step_count}
+    way = rng.choice(list(ways))
+    world.log(f"  {type(method).__name__}: {way}")
+    ways[way]()
 
 
 def save(rng: random.Random, world: World) -> None:
@@ -215,16 +222,19 @@ def kernels(rng: random.Random, world: World) -> None:
     """The operators themselves, on the model's parameters."""
     weights = [p for p in world.model.parameters() if rng.random() < 0.8]
     bank = wk.FilterBank(weights, rng.choice([0, 0, 0, 1]))
-    ways: list[Callable[[], object]] = [
-        lambda: wk.filter_importance(bank),
-        lambda: wk.weight_entropy(bank, odd(rng, 10)),
-        lambda: wk.weight_l1(bank),
-        lambda: wk.filter_overlap(bank),
-        lambda: wk.evolve_(bank, rate=odd(rng, rng.random()), local_ratio=odd(rng, 0.5)),
-        lambda: wk.match_filters(bank, wk.filter_importance(bank), rate=odd(rng, 0.3)),
-        lambda: wk.blend_(bank, bank, torch.full((len(weights),), 0.5)),
-    ]
-    rng.choice(ways)()
+    ways: dict[str, Callable[[], object]] = {
+        "filter_importance": lambda: wk.filter_importance(bank),
+        "weight_entropy": lambda: wk.weight_entropy(bank, odd(rng, 10)),
+        "weight_l1": lambda: wk.weight_l1(bank),
+        "filter_overlap": lambda: wk.filter_overlap(bank),
+        "evolve_": lambda: wk.evolve_(bank, rate=odd(rng, rng.random()), local_ratio=odd(rng, 0.5)),
+        "match_filters": lambda: wk.match_filters(bank, wk.filter_importance(bank), rate=odd(rng, 0.3)),
+        "blend_": lambda: wk.blend_(bank, bank, torch.full((len(weights),), 0.5)),
+        "project_low_rank_": lambda: wk.project_low_rank_(weights, [odd(rng, 1)] * len(weights)),
+    }
+    way = rng.choice(list(ways))
+    world.log(f"  {way}")
+    ways[way]()
 
 
 MAKERS = (make_evolution, make_projection, make_grafting, make_update)

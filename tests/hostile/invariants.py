@@ -63,18 +63,17 @@ def frozen(models: Sequence[nn.Module]) -> dict[str, tuple[Any, ...]]:
 
 
 def content(tensor: Tensor) -> tuple[Any, ...]:
-    """Shape, strides, dtype and the bits; without the strides where the memory is not the tensor's own."""
+    """Shape, strides, dtype, device and the bits."""
     if is_lazy(tensor):
         return ("lazy",)
     plain = tensor.detach()
-    if plain.layout != torch.strided:
-        return (plain.shape, plain.dtype, _bytes(plain.to_dense()))
-    return (plain.shape, plain.stride(), plain.dtype, plain.device, b"" if plain.is_meta else _bytes(plain))
+    strides = plain.stride() if plain.layout == torch.strided else None
+    return (plain.shape, strides, plain.dtype, plain.device, b"" if plain.is_meta else _bytes(plain.to_dense()))
 
 
 def _bytes(plain: Tensor) -> bytes:
-    # contiguous() first, which a tensor of expanded memory needs.
-    return plain.contiguous().flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+    with torch.inference_mode(False), torch.no_grad():  # a clone made there can be viewed as bytes, whatever it is of
+        return plain.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8).numpy().tobytes()
 
 
 def flat(state: object, name: str = "") -> dict[str, Any]:

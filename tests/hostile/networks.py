@@ -245,9 +245,9 @@ def _replace_layer(rng: random.Random, model: nn.Module) -> None:
 
 
 def _share(rng: random.Random, model: nn.Module) -> None:
-    convs = _convs(model)
+    convs = [conv for conv in _convs(model) if "weight" in conv._parameters]
     if len(convs) > 1:
-        convs[1]._parameters["weight"] = convs[0]._parameters.get("weight")
+        convs[1]._parameters["weight"] = convs[0]._parameters["weight"]
 
 
 def _cast(rng: random.Random, model: nn.Module) -> None:

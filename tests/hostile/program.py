@@ -50,7 +50,7 @@ def run(seed: int, calls: int, log: Callable[[str], None]) -> Iterator[bool]:
     model = network(rng)
     model.to(rng.choice([torch.float32] * 4 + [torch.float64, torch.bfloat16, torch.float16]))
     model = wrapped(rng, model)
-    world = World(model, _optimizer(rng, model))
+    world = World(model, _optimizer(rng, model), log=log)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -97,6 +97,7 @@ def _checked(call: Call, threaded: bool, rng: random.Random, world: World) -> bo
             raise
         except Exception as error:
             returned = False
+            world.log(f"  raised {error!r}"[:300])
             check_error(error, call.__name__)
     name = f"{call.__name__}, which {'returned' if returned else 'raised'}"
     require_equal(process, globals_now(), name)
