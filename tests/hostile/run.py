@@ -9,19 +9,20 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 CALLS = 12
 """In each program."""
-TIME_LIMIT = 120.0
-"""Seconds for the programs of one child."""
 HERE = Path(__file__).resolve()
+_SUMMARY = re.compile(r"^(\d+) returned, (\d+) refused, (\d+) found$", re.MULTILINE)
 
 
-def programs(first: int, count: int, log_path: str | None) -> int:
+def programs(first: int, count: int, log_path: str | None, limit: float) -> int:
     """Runs them in this process; the number of findings. The log file ends with what was going on."""
     import torch
     from invariants import Violation
@@ -34,6 +35,7 @@ def programs(first: int, count: int, log_path: str | None) -> int:
 
         def log(line: str, lines: list[str] = lines) -> None:
             lines.append(line)
+            faulthandler.dump_traceback_later(limit, exit=True)
             if log_path:
                 Path(log_path).write_text("\n".join(lines))
 
@@ -42,43 +44,45 @@ def programs(first: int, count: int, log_path: str | None) -> int:
                 returned, refused = returned + done, refused + (not done)
         except Violation as error:
             found += 1
-            cause = error.__cause__
-            print("FOUND", *lines, f"  {error}", *([_where(cause)] if cause else []), sep="\n", flush=True)
+            where = traceback.format_tb(error.__cause__.__traceback__)[-4:] if error.__cause__ else []
+            print("FOUND", *lines, f"  {error}", *where, sep="\n", flush=True)
     print(f"{returned} returned, {refused} refused, {found} found", flush=True)
     return found
 
 
-def _where(error: BaseException) -> str:
-    import traceback
+def in_children(first: int, count: int, each: int, limit: float) -> tuple[int, int, int]:
+    """The same in child processes of ``each`` programs; after one that dies or hangs, the next follows it.
 
-    return "".join(traceback.format_tb(error.__traceback__)[-4:])
-
-
-def in_children(first: int, count: int, each: int) -> int:
-    """The same in child processes of ``each`` programs; one that dies or hangs is a finding, the next follows it."""
-    found, seed = 0, first
-    while seed < first + count:
-        amount = min(each, first + count - seed)
+    Returns:
+        Calls that returned, calls that were refused (those of a child that died count in neither), findings.
+    """
+    sums = [0, 0, 0]
+    seed, end = first, first + count
+    while seed < end:
+        amount = min(each, end - seed)
         with tempfile.TemporaryDirectory() as folder:
-            log = Path(folder) / "log"
+            log, errors = Path(folder) / "log", Path(folder) / "errors"
             command = [sys.executable, str(HERE), "--seed", str(seed), "--programs", str(amount), "--here"]
-            try:
+            with errors.open("w") as stderr:  # torch.export prints the graphs that it gives up
                 done = subprocess.run(
-                    [*command, "--log", str(log)], stdout=subprocess.PIPE, text=True, timeout=TIME_LIMIT, check=False
+                    [*command, "--log", str(log), "--limit", str(limit)],
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                    check=False,
                 )
-                status, output = done.returncode, done.stdout
-            except subprocess.TimeoutExpired as error:
-                status, output = -1, str(error.stdout or "")
-            print(output, end="", flush=True)
-            found += output.count("FOUND\n")
+            print(done.stdout, end="", flush=True)
             seed += amount
-            if status not in (0, 1):
-                found += 1
-                last = log.read_text() if log.exists() else "nothing was logged"
-                print(f"DIED OR HUNG, status {status}\n{last}", flush=True)
-                number = last.split("\n", 1)[0].removeprefix("seed ")
-                seed = int(number) + 1 if number.isdigit() else seed
-    return found
+            summary = _SUMMARY.search(done.stdout)
+            if summary is not None and done.returncode in (0, 1):
+                sums = [total + int(number) for total, number in zip(sums, summary.groups(), strict=True)]
+                continue
+            last = log.read_text() if log.exists() else "nothing was logged"
+            print(f"DIED OR HUNG, status {done.returncode}\n{last}\n{errors.read_text()[-3000:]}", flush=True)
+            sums[2] += 1 + done.stdout.count("FOUND\n")
+            number = last.split("\n", 1)[0].removeprefix("seed ")
+            seed = int(number) + 1 if number.isdigit() else seed
+    return sums[0], sums[1], sums[2]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,15 +91,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first program (default 0)")
     parser.add_argument("--programs", type=int, default=840, help=f"of {CALLS} calls each (default 840)")
     parser.add_argument("--each", type=int, default=60, help="programs in one child process (default 60)")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds of a call, then it hangs (default 60)")
     parser.add_argument("--here", action="store_true", help="in this process, to repeat a finding")
     parser.add_argument("--log", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if options.here:
         faulthandler.enable()
-        return int(programs(options.seed, options.programs, options.log) > 0)
-    found = in_children(options.seed, options.programs, options.each)
-    print(f"{options.programs * CALLS} calls, {found} findings")
+        return int(programs(options.seed, options.programs, options.log, options.limit) > 0)
+    returned, refused, found = in_children(options.seed, options.programs, options.each, options.limit)
+    print(f"in all: {returned} calls returned, {refused} refused, {found} findings")
     return int(found > 0)
 
 
