@@ -6,45 +6,50 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 RUN = Path(__file__).with_name("run.py")
 
-HALF_CHANGED = """
-import torch, weight_evolution
-def step(self, epoch=None):
-    with torch.no_grad():
-        next(self._model.parameters()).add_(1)
-    raise ValueError("the step is refused when a weight is written")
-weight_evolution.WeightEvolution.step = step
+BROKEN_PROMISES = """
+import sys
+if "--here" in sys.orig_argv:
+    import torch
+    import weight_evolution as we
+
+    def change_and_raise(self, epoch=None):
+        with torch.no_grad():
+            next(self._model.parameters()).add_(1)
+        raise ValueError("the step is refused when a weight is written")
+
+    def draw_and_step(self, step=we.LowRankProjection.step):
+        torch.rand(1)
+        return step(self)
+
+    def fail(model):
+        return {}["weight"]
+
+    we.WeightEvolution.step = change_and_raise
+    we.LowRankProjection.step = draw_and_step
+    we.filter_overlap = fail
+    fail.__code__ = fail.__code__.replace(co_filename=we.__file__)
 """
-UNCLEAR = """
-import weight_evolution
-weight_evolution.filter_overlap = lambda model: {}["weight"]
-weight_evolution.filter_overlap.__code__ = weight_evolution.filter_overlap.__code__.replace(
-    co_filename=weight_evolution.__file__
-)
-"""
-DRAWS = """
-import torch, weight_evolution
-make = weight_evolution.LowRankProjection.__init__
-def draw(self, *args, **options):
-    torch.rand(1)
-    make(self, *args, **options)
-weight_evolution.LowRankProjection.__init__ = draw
-"""
-CRASHES = """
-import os, weight_evolution
-weight_evolution.WeightEvolution.step = lambda self, epoch=None: os.abort()
-"""
-HANGS = """
-import time, weight_evolution
-weight_evolution.WeightEvolution.step = lambda self, epoch=None: time.sleep(600)
+CRASH_THEN_HANG = """
+import sys
+if "--here" in sys.orig_argv:
+    import os, pathlib, time
+    import weight_evolution as we
+    crashed = pathlib.Path(__file__).with_name("crashed")
+
+    def step(self, epoch=None):
+        if crashed.exists():
+            time.sleep(600)
+        crashed.touch()
+        os.abort()
+
+    we.WeightEvolution.step = step
 """
 
 
 def run(*arguments, fault="", folder=None):
-    """The program in a process of its own, whose Python is broken by ``fault`` as it starts."""
+    """The program in a process of its own; ``fault`` breaks the package where programs run."""
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     if fault:
         (folder / "sitecustomize.py").write_text(fault)
@@ -55,34 +60,30 @@ def run(*arguments, fault="", folder=None):
 
 
 def test_a_sample_keeps_the_promises():
-    result = run("--seed", 100_000, "--programs", 18)
+    result = run("--seed", 100_000, "--programs", 16)
     assert result.returncode == 0, result.stdout + result.stderr
     returned, refused = map(int, re.search(r"in all: (\d+) calls returned, (\d+) refused", result.stdout).groups())
-    assert returned + refused == 18 * 12
+    assert returned + refused == 16 * 12
     assert returned > refused > 20
 
 
-@pytest.mark.parametrize(
-    ("fault", "finding"),
-    [
-        (HALF_CHANGED, r"step, which raised: 0:\S+ changed"),
-        (UNCLEAR, r"look: KeyError is no error for a user"),
-        (DRAWS, r"make_projection, which \w+: random state changed"),
-    ],
-)
-def test_a_broken_promise_is_found(fault, finding, tmp_path):
-    result = run("--programs", 12, "--here", fault=fault, folder=tmp_path)
+def test_broken_promises_are_found(tmp_path):
+    result = run("--seed", 12, "--programs", 16, "--here", fault=BROKEN_PROMISES, folder=tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert re.search(f"FOUND\nseed \\d+\n(.*\n)*  {finding}", result.stdout)
+    for finding in (
+        r"step, which raised: 0:\S+ changed",
+        r"step, which \w+: random state changed",
+        r"look: KeyError is no error for a user",
+    ):
+        assert re.search(rf"FOUND\nseed \d+\n(.*\n)*?  {finding}", result.stdout), (finding, result.stdout)
 
 
-@pytest.mark.parametrize(("fault", "trace"), [(CRASHES, "Aborted"), (HANGS, "Timeout")])
-def test_a_crash_and_a_hang_are_found_and_the_next_program_runs(fault, trace, tmp_path):
-    result = run("--programs", 4, "--limit", 6, fault=fault, folder=tmp_path)
+def test_a_crash_and_a_hang_are_found_with_their_seeds(tmp_path):
+    # Both programs make a WeightEvolution and step it; others may do if the generator is changed.
+    result = run("--seed", 20, "--programs", 2, "--limit", 10, fault=CRASH_THEN_HANG, folder=tmp_path)
     assert result.returncode == 1
-    seeds = [int(seed) for seed in re.findall(r"DIED OR HUNG, status -?\d+\nseed (\d+)\n", result.stdout)]
-    assert seeds
-    assert seeds == sorted(set(seeds))
-    assert trace in result.stdout
-    last = result.stdout.splitlines()[-1]
-    assert re.fullmatch(rf"in all: \d+ calls returned, \d+ refused, {len(seeds)} findings", last)
+    assert re.findall(r"DIED OR HUNG, status -?\d+\nseed (\d+)\n", result.stdout) == ["20", "21"]
+    crash, hang = result.stdout.split("DIED OR HUNG")[1:]
+    assert "Aborted" in crash
+    assert "Timeout" in hang
+    assert result.stdout.splitlines()[-1] == "in all: 0 calls returned, 0 refused, 2 findings"
