@@ -97,8 +97,8 @@ def test_calls_in_another_mode_and_out_of_it(mode, shift_rate):
     model.append(nn.Conv2d(10, 4, 1))
     plain.append(copy.deepcopy(model[-1]))
     with mode():
-        evolution = evolving(model, norm_shift_rate=shift_rate, measure_after=True)
-    other = evolving(plain, norm_shift_rate=shift_rate, measure_after=True)
+        evolution = evolving(model, norm_shift_rate=shift_rate)
+    other = evolving(plain, norm_shift_rate=shift_rate)
     for now in (torch.enable_grad, mode, torch.enable_grad, mode):
         with now():
             report = str(evolution.step())

@@ -30,13 +30,23 @@ OPTIMIZERS: tuple[Callable[[nn.Module], torch.optim.Optimizer], ...] = (
     lambda m: torch.optim.Adadelta(_parameters(m)),
     lambda m: torch.optim.NAdam(_parameters(m), lr=1e-3),
 )
+
+
+def autocast() -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def meta_by_default() -> AbstractContextManager[Any]:
+    return torch.device("meta")
+
+
 CONTEXTS: tuple[Callable[[], AbstractContextManager[Any]], ...] = (
     *[nullcontext] * 14,
     torch.no_grad,
     torch.enable_grad,
     torch.inference_mode,
-    lambda: torch.autocast("cpu", torch.bfloat16),
-    lambda: torch.device("meta"),
+    autocast,
+    meta_by_default,
 )
 
 
