@@ -17,6 +17,7 @@ from we_kernels.transfer import Place, send_, to_device
 from .inferior_shifts import InferiorShifts
 from .optimizer_state import OptimizerState, StateUpdate
 from .parameters import Targets
+from .writing import overwrite_
 
 
 class Outcome(NamedTuple):
@@ -216,4 +217,4 @@ class DeviceStep:
             source = donor.clamp(min=0).long()
             a = importance / (importance + importance[source])
             blended = (a * bias + (1 - a) * bias[source]).to(bias.dtype)
-            bias.copy_(torch.where((donor >= 0) & blended.isfinite(), blended, bias))
+            overwrite_(bias, torch.where((donor >= 0) & blended.isfinite(), blended, bias))

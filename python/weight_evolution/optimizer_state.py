@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .wrapped_optimizers import parameters_of, wrapped_optimizers
+from .writing import overwrite_
 
 CHOICES = ("keep", "fill", "reset")
 
@@ -118,7 +119,8 @@ class StateUpdate:
             before = self._before[entry.parameter]
             # A NaN differs from itself, but where there is one, nothing was replaced.
             changed = (entry.parameter != before) & (before == before)
-            entry.value.copy_(torch.where(changed, self._new(entry, before, changed).to(entry.value), entry.value))
+            new = self._new(entry, before, changed).to(entry.value)
+            overwrite_(entry.value, torch.where(changed, new, entry.value))
 
     def _new(self, entry: _Entry, before: Tensor, changed: Tensor) -> Tensor:
         if entry.key in _AVERAGES:

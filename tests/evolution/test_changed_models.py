@@ -110,6 +110,24 @@ def test_calls_in_another_mode_and_out_of_it(mode, shift_rate):
     assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_copy_made_in_inference_mode():
+    model = network().append(nn.Flatten()).append(nn.Linear(10, 8)).append(nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 3, 3, 3)).sum().backward()
+    optimizer.step()
+    evolution = evolving(model, linear_rate=0.5, optimizer=optimizer, optimizer_state="reset")
+    with torch.inference_mode():
+        copied, its_optimizer, of_copy = copy.deepcopy((model, optimizer, evolution))
+    bias = model[6].bias.clone()
+    evolution.step()
+    of_copy.step()
+    assert not torch.equal(model[6].bias, bias)
+    for parameter, other in zip(model.parameters(), copied.parameters(), strict=True):
+        assert torch.equal(parameter, other)
+        momentum = optimizer.state[parameter]["momentum_buffer"]
+        assert torch.equal(momentum, its_optimizer.state[other]["momentum_buffer"])
+
+
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "save"])
 def test_a_copy_works_on_the_copied_model(how):
     model = network()

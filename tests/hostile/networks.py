@@ -345,6 +345,6 @@ def operate(rng: random.Random, model: nn.Module) -> str:
     operation = rng.choice(SURGERY)
     try:
         operation(rng, model)
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         return f"{operation.__name__} (refused by torch: {type(error).__name__})"
     return operation.__name__
