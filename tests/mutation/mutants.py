@@ -46,7 +46,7 @@ _NATIVE_BLENDS = "tests/kernels/test_grafting.py -k native"
 _TRITON_BLENDS = "tests/kernels/test_grafting.py -k triton"
 
 MUTANTS = [
-    Mutant(_REFERENCE + "importance.py", ".div(layer.channels)", "", _KERNELS),
+    Mutant(_REFERENCE + "importance.py", ", layer.channels)", ", 1)", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "below = importance < threshold", "below = importance <= threshold", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "(importance == 0) & torch", "(importance < 0) & torch", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "importance <= ratio * peak", "importance < ratio * peak", _KERNELS),
@@ -78,7 +78,7 @@ MUTANTS = [
     Mutant(_WE + "device_step.py", "return self._recording.outcome.copy()", "return self._recording.outcome", _GRAPH),
     Mutant(_WE + "device_step.py", "self._recording.made_for != memory", "False", _PRETENDED + "-k recorded_again"),
     Mutant("we_kernels/transfer.py", 'pin_memory=target.type == "cuda"', "pin_memory=False", _SECOND),
-    Mutant(_GPU + "launch.py", "else torch.cuda.device(device)", "else nullcontext()", "tests/triton/test_launch.py"),
+    Mutant("we_kernels/transfer.py", "else torch.cuda.device(device)", "else _HERE", "tests/triton/test_launch.py"),
     Mutant("python/weight_evolution/parameters.py", "return weight, 1\n", "return weight, 0\n", _EVOLUTION),
     Mutant(_GPU + "importance.py", "channels.to(ACC), ACC)", "channels.to(ACC) + 1, ACC)", _TRITON),
     Mutant(_GPU + "threshold.py", "axis=0) <= rest", "axis=0) < rest", _TRITON),
@@ -131,12 +131,12 @@ MUTANTS = [
     Mutant(_REFERENCE + "overlap.py", "(j, cosine.amax(0))", "(j, cosine.amax(1))", _OVERLAP),
     Mutant(_GPU + "overlap.py", "row[:, None] < column[None, :]", "row[:, None] <= column[None, :]", _OVERLAP_TRITON),
     Mutant(_GPU + "overlap.py", "tl.maximum(peaks,", "tl.minimum(peaks,", _OVERLAP_TRITON),
-    Mutant(_ASYNCHRONOUS + "update.py", "wk.restore_unselected_(bank, selected, self._buffer)", "pass", _UPDATE),
+    Mutant(_ASYNCHRONOUS + "update.py", "wk.restore_unselected_(bank, begun.selected, begun.buffer)", "pass", _UPDATE),
     Mutant(_ASYNCHRONOUS + "update.py", 'skipped=getattr(optimizer, "found_inf", None)', "", _UPDATE),
-    Mutant(_ASYNCHRONOUS + "update.py", " or bank is not self._bank", "", _UPDATE),
+    Mutant(_ASYNCHRONOUS + "update.py", " or layout != self._layout", "", _UPDATE),
     Mutant(_ASYNCHRONOUS + "subsets.py", 'self.step.fill_(state["step"])', "pass", _UPDATE),
     Mutant(_ASYNCHRONOUS + "targets.py", "math.floor(rate * size)", "round(rate * size)", _UPDATE),
-    Mutant(_ASYNCHRONOUS + "sgd.py", 'else group["lr"] / share', 'else group["lr"] * share', _ASYNCHRONOUS_SGD),
+    Mutant(_ASYNCHRONOUS + "sgd.py", "else lr / share", "else lr * share", _ASYNCHRONOUS_SGD),
     Mutant(_ASYNCHRONOUS + "sgd.py", "self._subsets.check_state(subsets)", "pass", _ASYNCHRONOUS_SGD),
     Mutant(_REFERENCE + "asynchronous.py", "expected.round().clamp(min=1)", "expected.round()", _SUBSETS),
     Mutant(_REFERENCE + "asynchronous.py", "expected.round()", "(expected + 0.5).floor()", _SUBSETS),

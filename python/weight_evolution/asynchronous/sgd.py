@@ -209,7 +209,7 @@ class AsynchronousSGD(SGD):
             buffers if momentum != 0 else None,
             [row.dim for row in rows],
             torch.cat(masks) if masks else torch.empty(0, dtype=torch.bool, device=device),
-            lr=group["lr"] if share == 1.0 else group["lr"] / share,
+            lr=_stretched(group, share),
             momentum=momentum,
             dampening=group["dampening"],
             weight_decay=float(group["weight_decay"]),
@@ -233,7 +233,7 @@ class AsynchronousSGD(SGD):
             fused=False,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
-            lr=group["lr"] if share == 1.0 else group["lr"] / share,
+            lr=_stretched(group, share),
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
@@ -311,3 +311,9 @@ def _check_group(group: dict[str, Any]) -> None:
             raise TypeError(f"params[{i}] must be float32, float64, float16 or bfloat16, got {param.dtype}")
         if param.layout != torch.strided or param.dim() > MAX_DIMS:
             raise TypeError(f"params[{i}] must be a dense tensor of at most {MAX_DIMS} dimensions")
+
+
+def _stretched(group: dict[str, Any], share: float) -> float | Tensor:
+    """The learning rate by which filters move on average as far as under SGD."""
+    lr: float | Tensor = group["lr"]
+    return lr if share == 1.0 else lr / share
