@@ -55,9 +55,9 @@ def test_dry_run_of_the_second_stage(tmp_path):
     assert process.returncode == 0, output
     journal = Journal(tmp_path / "out/second.jsonl")
     outcomes = {line["phase"]: line["outcome"] for line in journal.read("phase ends")}
-    ours = ("triton-importance", "operations", "norms", "grafting", "asynchronous", "low_rank", "baselines")
+    ours = ("triton-importance", "kernels", "operations", "norms", "grafting", "asynchronous", "low_rank", "baselines")
     assert {outcomes[name] for name in ours} == {"passed"}
-    assert set(outcomes) == {"versions", "build", "native-importance", "racecheck", "initcheck", *ours}
+    assert set(outcomes) == {"versions", "build", "native-importance", "memcheck", "racecheck", "initcheck", *ours}
     assert {row["backend"] for row in journal.read("row")} >= {"per_layer", "torch"}
     assert {row["method"] for row in journal.read("row of a method")} == {"grafting", "asynchronous", "low_rank"}
 
@@ -118,7 +118,7 @@ def test_results_are_not_overwritten(tmp_path, capsys):
 
 @pytest.mark.parametrize(("target", "stage"), [("gpu-first", ["first"]), ("gpu", ["second", "--check"])])
 def test_make_hands_its_variables_on(tmp_path, target, stage):
-    command = ["make", "-n", target, "PYTHON=python3", f"OUTPUT={tmp_path}", "COMMIT=abc"]
+    command = ["make", "--no-print-directory", "-n", target, "PYTHON=python3", f"OUTPUT={tmp_path}", "COMMIT=abc"]
     done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True, check=True)
     wanted = ["python3", "benchmarks/gpu.py", *stage, "--output", f'"{tmp_path}"', "--commit", '"abc"']
     assert done.stdout.split() == wanted
