@@ -344,11 +344,13 @@ class WeightEvolution:
         }
 
     def _report(self, epoch: int, rates: dict[str, float], outcome: Outcome) -> EvolutionReport:
+        kinds = {target.name: target.kind for target in self._targets.items}
         report = EvolutionReport(
             epoch,
             self.crossover,
             rates,
-            [target.kind for target in self._targets.items],
+            # Parameters that share their memory are one of the bank's.
+            [kinds[name] for name in outcome.names],
             outcome,
             self.check_finite,
             self.local_ratio,

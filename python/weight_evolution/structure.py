@@ -32,16 +32,21 @@ class Structure:
         self._optimized: list[int] | None = self._optimized_now()
 
     def holds(self) -> bool:
-        """Whether no layer was added, removed or replaced, and no parameter frozen, thawed or computed since."""
+        """Whether no layer was added, removed or replaced, no parameter frozen, thawed, shared or computed since."""
         return (
             all([*now.values()] == then for now, then in self._children)
             and self._trained == self._trained_now()
             and self._optimized == self._optimized_now()
         )
 
-    def _trained_now(self) -> list[bool | None]:
+    def _trained_now(self) -> list[tuple[int, bool] | None]:
+        """Of each candidate: the first one that is the same parameter, and whether it is trained."""
+        first: dict[int, int] = {}
         parameters = [held.get(attribute) for held, attribute in self._candidates]
-        return [None if parameter is None else parameter.requires_grad for parameter in parameters]
+        return [
+            None if parameter is None else (first.setdefault(id(parameter), i), parameter.requires_grad)
+            for i, parameter in enumerate(parameters)
+        ]
 
     def _optimized_now(self) -> list[int]:
         return [] if self._optimizer is None else list(map(id, parameters_of(self._optimizer)))

@@ -161,3 +161,19 @@ def test_a_pickled_report_is_small_and_holds_no_model():
     data = pickle.dumps(report)
     assert len(data) < 20_000
     assert str(pickle.loads(data)) == str(report)
+
+
+@pytest.mark.parametrize("share", ["parameter", "memory"])
+@pytest.mark.parametrize("later", [False, True])
+def test_weights_that_are_shared(share, later):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), nn.Conv2d(3, 5, 3))
+    evolution = WeightEvolution(model, conv_rate=0.9, local_ratio=1.0) if later else None
+    if share == "parameter":
+        model[2].weight = model[0].weight
+    else:
+        model[2].weight.data = model[0].weight.data
+    evolution = evolution or WeightEvolution(model, conv_rate=0.9, local_ratio=1.0)
+    report = evolution.step()
+    assert "0.weight" in report.donors
+    assert "2.weight" not in report.donors
+    assert torch.equal(model[0].weight, model[2].weight)

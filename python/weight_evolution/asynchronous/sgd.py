@@ -313,7 +313,7 @@ def _check_group(group: dict[str, Any]) -> None:
             raise TypeError(f"params[{i}] must be a dense tensor of at most {MAX_DIMS} dimensions")
 
 
-def _stretched(group: dict[str, Any], share: float) -> float | Tensor:
-    """The learning rate by which filters move on average as far as under SGD."""
-    lr: float | Tensor = group["lr"]
+def _stretched(group: dict[str, Any], share: float) -> Any:
+    """The learning rate, a number or a tensor, by which filters move on average as far as under SGD."""
+    lr = group["lr"]
     return lr if share == 1.0 else lr / share
