@@ -209,10 +209,10 @@ def variants():
     yield Variant(kernel["donor_kernel"], {"BLOCK": 256}, plain)
     limited = {"num_warps": 4, "maxnreg": bins.MAX_REGISTERS}
     for index, dtype in enumerate(TRITON_DTYPES):
-        one_warp = {"num_warps": crossover.WARPS, "maxnreg": crossover.MAX_REGISTERS[index]}
         yield Variant(kernel["importance_kernel"], {"DTYPE": dtype}, plain)
         for released in (False, True):
             constants = {"DTYPE": dtype, "INDEX": index, "RELEASED": released}
+            one_warp = {"num_warps": crossover.WARPS, "maxnreg": crossover.max_registers(index, released)}
             yield Variant(kernel["crossover_kernel"], constants, one_warp)
             yield Variant(kernel["match_and_cross_kernel"], constants | {"SEARCH": crossover.SEARCH}, one_warp)
         constants = {"DTYPE": dtype, "INDEX": index, "DEPTH": overlap.OVERLAP_DEPTH, "BLOCK": 256}

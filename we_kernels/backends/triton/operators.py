@@ -13,12 +13,12 @@ from ...transfer import Place, upload
 from . import tables
 from .crossover import (
     FILTER_PROGRAMS,
-    MAX_REGISTERS,
     PROGRAMS,
     SEARCH,
     WARPS,
     crossover_kernel,
     match_and_cross_kernel,
+    max_registers,
 )
 from .fields import TRITON_DTYPES
 from .importance import importance_kernel
@@ -84,7 +84,7 @@ def crossover_(weights: Sequence[Tensor], layout: Layout, donor: Tensor, rule: s
             DTYPE=TRITON_DTYPES[index],
             INDEX=index,
             num_warps=WARPS,
-            maxnreg=MAX_REGISTERS[index],
+            maxnreg=max_registers(index, rule == "released"),
             RELEASED=rule == "released",
         )
 
@@ -126,7 +126,7 @@ def evolve_(
             DTYPE=TRITON_DTYPES[index],
             INDEX=index,
             num_warps=WARPS,
-            maxnreg=MAX_REGISTERS[index],
+            maxnreg=max_registers(index, rule == "released"),
             RELEASED=rule == "released",
             SEARCH=SEARCH,
         )
