@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import torch
 from memory import last_level_cache, make_buffer
-from timing import Spread, spread
+from timing import Spread, no_garbage_collection, spread
 
 Call = Callable[[], object]
 SWEEP = 256 << 20
@@ -83,7 +82,7 @@ class GpuTimer:
         self.sweep()
 
     def _rounds(self) -> Iterator[None]:
-        with _no_garbage_collection():
+        with no_garbage_collection():
             for _ in range(self.repeats + 2):
                 yield
 
@@ -121,14 +120,3 @@ def captured(call: Call) -> Call:
         graph.capture_end()
     torch.cuda.synchronize()
     return lambda: (graph.replay(), results)  # which keeps the graph's results
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
