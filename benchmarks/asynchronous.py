@@ -14,14 +14,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-import entry
-import memory
-import shapes
 import torch
-from timing import Contestant, Spread, clock_for, ratios, spread, take_turns
 from torch import Tensor, nn
-from verify import WrongResultError
 
+from benchmarks import entry, memory, shapes
+from benchmarks.timing import Contestant, Spread, clock_for, ratios, spread, take_turns
+from benchmarks.verify import WrongResultError
 from weight_evolution import AsynchronousSGD, AsynchronousUpdate
 
 REPEATS = {"resnet20": 30, "mobilenetv2": 30, "resnet50": 15}

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
-from case import LOCAL_RATIO, Case
 from torch import Tensor
 
 import we_kernels as wk
+from benchmarks.case import LOCAL_RATIO, Case
 from we_kernels import backends
 
 

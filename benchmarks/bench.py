@@ -9,17 +9,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import memory
-import released
-import results
 import torch
-from baselines import Backend, Implementation, implementations
-from case import Case
-from memory import Bandwidth
-from results import Row
-from timing import Contestant, clock_for, ratios, spread, take_turns
 from torch import Tensor
-from verify import verify
+
+from benchmarks import memory, released, results
+from benchmarks.baselines import Backend, Implementation, implementations
+from benchmarks.case import Case
+from benchmarks.memory import Bandwidth
+from benchmarks.results import Row
+from benchmarks.timing import Contestant, clock_for, ratios, spread, take_turns
+from benchmarks.verify import verify
 
 RATES = (results.BAR_RATE, results.FLOOR_RATE)
 """The published rates for CIFAR and for ImageNet; the second for whole steps only."""

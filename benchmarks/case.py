@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shapes
 import torch
 from torch import Tensor
 
+from benchmarks import shapes
 from we_kernels import FilterBank
 
 LOCAL_RATIO = 0.1

@@ -10,11 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import environment
 import torch
-from journal import Journal
-from timing import Spread
-from verify import WrongResultError
+
+from benchmarks import environment
+from benchmarks.journal import Journal
+from benchmarks.timing import Spread
+from benchmarks.verify import WrongResultError
 
 
 def make_parser(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import last_level_cache
 
 import we_kernels as wk
+from benchmarks.memory import last_level_cache
 
 ROOT = Path(__file__).parents[1]
 

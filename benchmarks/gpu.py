@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-import gpu_report
-from journal import Journal
-from phases import Phase, Runner
-from stages import BENCHMARKS, ROOT, Stage, environment_of_children
+from benchmarks import gpu_report
+from benchmarks.journal import Journal
+from benchmarks.phases import Phase, Runner
+from benchmarks.stages import BENCHMARKS, ROOT, Stage, environment_of_children
 
 BUDGETS = {"first": 325.0, "second": 355.0}
 """Seconds of a stage."""

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from journal import Journal
-from results import Bar, Row, gpu_bars
+from benchmarks.journal import Journal
+from benchmarks.results import Bar, Row, gpu_bars
 
 Line = dict[str, Any]
 TIMES = (

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from baselines import Backend, CompiledPerLayer, Implementation, PerLayer
-from case import Case
-from gpu_timing import GpuTimer, captured
-from journal import Journal, Steps, leave_if_broken
-from kernel_times import kernel_times
-from optimizers import bytes_of_a_step, optimizer_steps
-from results import Row
-from timing import Spread
-from verify import WrongResultError, checks
 
+from benchmarks.baselines import Backend, CompiledPerLayer, Implementation, PerLayer
+from benchmarks.case import Case
+from benchmarks.gpu_timing import GpuTimer, captured
+from benchmarks.journal import Journal, Steps, leave_if_broken
+from benchmarks.kernel_times import kernel_times
+from benchmarks.optimizers import bytes_of_a_step, optimizer_steps
+from benchmarks.results import Row
+from benchmarks.timing import Spread
+from benchmarks.verify import WrongResultError, checks
 from we_kernels import backends
 
 UNITS = (

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import torch
-from memory import last_level_cache, make_buffer
-from timing import Spread, no_garbage_collection, spread
+
+from benchmarks.memory import last_level_cache, make_buffer
+from benchmarks.timing import Spread, no_garbage_collection, spread
 
 Call = Callable[[], object]
 SWEEP = 256 << 20

@@ -15,17 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import entry
-import memory
-import shapes
 import torch
-from released import NotAReleaseError
-from released_grafting import REPOSITORY, ReleasedGraft
-from timing import Contestant, Spread, clock_for, ratios, spread, take_turns
 from torch import Tensor
-from verify import WrongResultError
 
 import we_kernels as wk
+from benchmarks import entry, memory, shapes
+from benchmarks.released import NotAReleaseError
+from benchmarks.released_grafting import REPOSITORY, ReleasedGraft
+from benchmarks.timing import Contestant, Spread, clock_for, ratios, spread, take_turns
+from benchmarks.verify import WrongResultError
 
 REPEATS = {"resnet20": 50, "resnet56": 50, "mobilenetv2": 50, "resnet50": 10}
 STRENGTH, SHARPNESS, BINS = 0.4, 500.0, 10

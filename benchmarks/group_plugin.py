@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import groups
-import journal
 import pytest
+
+from benchmarks import groups, journal
 
 LINES = 60
 """Of a failure's traceback that are kept; the middle goes first."""

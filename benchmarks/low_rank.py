@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import entry
-import shapes
 import torch
-from timing import Contestant, Spread, clock_for, ratios, spread, take_turns
 from torch import Tensor
-from verify import WrongResultError
 
 import we_kernels as wk
+from benchmarks import entry, shapes
+from benchmarks.timing import Contestant, Spread, clock_for, ratios, spread, take_turns
+from benchmarks.verify import WrongResultError
 
 REPEATS = {"resnet20": 20, "resnet56": 20, "resnet50": 3}
 BARS = {

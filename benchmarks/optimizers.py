@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from results import ADAMW, SGD
 from torch import Tensor
+
+from benchmarks.results import ADAMW, SGD
 
 
 def optimizer_steps(weights: list[Tensor]) -> dict[str, Callable[[], object]]:

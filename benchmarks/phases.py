@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from journal import Journal, append
+from benchmarks.journal import Journal, append
 
 TAIL = 5
 """Last lines of a command's output that its ending keeps, unless it passed."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from journal import Journal
 from matplotlib.figure import Figure
+
+from benchmarks.journal import Journal
 
 COLORS = {"triton": "#edae49", "native": "#d1495b", "AdamW(fused=True)": "#5b8db8"}
 COLORS["SGD(foreach=True)"] = "#9aa5b1"

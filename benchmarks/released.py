@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from baselines import Backend
-from case import LOCAL_RATIO, NORM_RATE, Case
 from torch import nn
-from verify import WrongResultError
+
+from benchmarks.baselines import Backend
+from benchmarks.case import LOCAL_RATIO, NORM_RATE, Case
+from benchmarks.verify import WrongResultError
 
 REPOSITORY = "https://github.com/BZQLin/Weight-evolution"
 PROGRAM = Path("WE/WE_cifar/we.py")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from released import compile_functions
 from torch import Tensor
+
+from benchmarks.released import compile_functions
 
 REPOSITORY = "https://github.com/fxmeng/filter-grafting"
 PROGRAM = Path("grafting_cifar/grafting.py")

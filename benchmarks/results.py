@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from timing import Spread
+from benchmarks.timing import Spread
 
 SCHEMA = 2
 """Of the JSON; counts up when a field changes its meaning."""

@@ -11,14 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import environment
-import released
-import results
-import shapes
 import torch
-from bench import Bench
-from results import Row
-from verify import WrongResultError
+
+from benchmarks import environment, released, results, shapes
+from benchmarks.bench import Bench
+from benchmarks.results import Row
+from benchmarks.verify import WrongResultError
 
 MODELS = ("resnet56", "mobilenetv2", "resnet50")
 QUICK_MODELS = ("resnet20", "resnet56")

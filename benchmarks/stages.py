@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import groups
-from phases import Phase, Runner
+from benchmarks import groups
+from benchmarks.phases import Phase, Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"

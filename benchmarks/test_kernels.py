@@ -10,9 +10,10 @@ import functools
 
 import pytest
 import torch
-from baselines import Implementation, implementations
-from case import Case
-from verify import verify
+
+from benchmarks.baselines import Implementation, implementations
+from benchmarks.case import Case
+from benchmarks.verify import verify
 
 MODELS = ("resnet56", "mobilenetv2", "resnet50")
 OPERATIONS = ("importance", "match", "crossover", "step")

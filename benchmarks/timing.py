@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import torch
-from memory import Clock
+
+from benchmarks.memory import Clock
 
 
 class Contestant(NamedTuple):

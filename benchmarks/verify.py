@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from baselines import Backend, Implementation
-from case import Case
 from torch import Tensor
+
+from benchmarks.baselines import Backend, Implementation
+from benchmarks.case import Case
 
 IMPORTANCE_TOLERANCE = 1e-5
 """Relative: float32 sums of up to 4,608 elements, added in different orders."""

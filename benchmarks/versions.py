@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import environment
 import torch
-from journal import Journal
+
+from benchmarks import environment
+from benchmarks.journal import Journal
 
 NO_GPU = 3
 

@@ -15,8 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import common
-
+from experiments import common
 from weight_evolution.asynchronous.targets import expected_share
 from weight_evolution.training.data import Dataset
 from weight_evolution.training.plots import plot_overlap

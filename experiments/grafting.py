@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import common
-
+from experiments import common
 from weight_evolution.training import UserError
 from weight_evolution.training.arguments import positive_float, positive_int
 from weight_evolution.training.checkpoint import save_checkpoint

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import common
 import torch
 from torch import nn
 
+from experiments import common
 from weight_evolution import LowRankProjection
 from weight_evolution.low_rank import count_macs
 from weight_evolution.training import UserError

@@ -3,9 +3,9 @@
 import copy
 
 import torch
-from banks import Case, place, random_values
 
 import we_kernels as wk
+from tests.banks import Case, place, random_values
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FORMATS = ("contiguous", "channels_last", "sliced", "transposed", "shifted")

@@ -3,11 +3,11 @@
 import math
 
 import torch
-from banks import Case, place, random_values
-from matrix import DTYPES, EPS, as_bits, bank_of, make_cases, on
 from torch.optim.sgd import sgd as foreach_sgd
 
 import we_kernels as wk
+from tests.banks import Case, place, random_values
+from tests.matrix import DTYPES, EPS, as_bits, bank_of, make_cases, on
 
 PAIRS = tuple(
     (dtype, formats)

@@ -4,7 +4,8 @@ import warnings
 
 import pytest
 import torch
-from waiting import no_waiting
+
+from tests.waiting import no_waiting
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from twins import BATCHES, make_net, snapshot
 
+from tests.asynchronous.twins import BATCHES, make_net, snapshot
 from weight_evolution import AsynchronousSGD, AsynchronousUpdate
 
 

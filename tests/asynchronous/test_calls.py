@@ -6,8 +6,8 @@ import torch.distributed.checkpoint as dcp
 from torch import optim
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
-from twins import BATCHES, CONVS, backward, make_net, snapshot
 
+from tests.asynchronous.twins import BATCHES, CONVS, backward, make_net, snapshot
 from weight_evolution import AsynchronousSGD, AsynchronousUpdate
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn, optim
 from torch.nn.utils import prune
-from twins import BATCHES, CONVS, backward, make_net, snapshot
 
+from tests.asynchronous.twins import BATCHES, CONVS, backward, make_net, snapshot
 from weight_evolution import AsynchronousSGD, AsynchronousUpdate
 
 FORMS = ["hook", "sgd"]

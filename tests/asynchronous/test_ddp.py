@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import torch
-from twins import make_net
 
 import weight_evolution
+from tests.asynchronous.twins import make_net
 from weight_evolution import AsynchronousUpdate
 
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 from torch import nn
-from twins import make_net
 
+from tests.asynchronous.twins import make_net
 from weight_evolution import filter_overlap, measure_overlap
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
-from twins import BATCHES, CONVS, backward, make_net, snapshot
 
+from tests.asynchronous.twins import BATCHES, CONVS, backward, make_net, snapshot
 from weight_evolution import AsynchronousSGD, AsynchronousUpdate
 
 OPTIONS = {

@@ -5,8 +5,17 @@ import pytest
 import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
-from twins import BATCHES, CONVS, assert_masked, backward, copy_gradients, copy_weights, make_net, snapshot
 
+from tests.asynchronous.twins import (
+    BATCHES,
+    CONVS,
+    assert_masked,
+    backward,
+    copy_gradients,
+    copy_weights,
+    make_net,
+    snapshot,
+)
 from weight_evolution import AsynchronousSGD, AsynchronousUpdate
 
 OPTIMIZERS = {

@@ -2,9 +2,10 @@ import contextlib
 
 import pytest
 import torch
-from baselines import Backend, PerLayer, implementations
-from case import Case
-from verify import WrongResultError, verify
+
+from benchmarks.baselines import Backend, PerLayer, implementations
+from benchmarks.case import Case
+from benchmarks.verify import WrongResultError, verify
 
 
 @pytest.mark.parametrize("rule", ["paper", "released"])

@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import gpu
 import pytest
 import torch
-from journal import Journal
+
+from benchmarks import gpu
+from benchmarks.journal import Journal
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 FIRST = {"versions", "build", "triton-importance", "native-importance", "kernels", "operations", "memcheck"}

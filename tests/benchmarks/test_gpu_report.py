@@ -1,10 +1,9 @@
 """Tables and bars of a campaign, from its journal."""
 
-import gpu_report
-import plot_gpu
 import pytest
-import results
-from journal import Journal
+
+from benchmarks import gpu_report, plot_gpu, results
+from benchmarks.journal import Journal
 
 
 @pytest.fixture

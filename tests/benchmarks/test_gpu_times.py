@@ -3,16 +3,15 @@
 import time
 from contextlib import nullcontext
 
-import gpu_report
-import gpu_times
-import gpu_timing
-import journal as journal_module
 import pytest
 import torch
-from baselines import Backend
-from gpu_timing import GpuTimer
-from journal import Journal, Steps
-from kernel_times import LABEL, kernels_in
+
+from benchmarks import gpu_report, gpu_times, gpu_timing
+from benchmarks import journal as journal_module
+from benchmarks.baselines import Backend
+from benchmarks.gpu_timing import GpuTimer
+from benchmarks.journal import Journal, Steps
+from benchmarks.kernel_times import LABEL, kernels_in
 
 
 class Event:

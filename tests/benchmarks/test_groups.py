@@ -6,12 +6,11 @@ import sys
 import time
 from pathlib import Path
 
-import gpu_report
-import groups
 import pytest
-import stages
-from journal import Journal
-from phases import Runner
+
+from benchmarks import gpu_report, groups, stages
+from benchmarks.journal import Journal
+from benchmarks.phases import Runner
 
 ROOT = Path(__file__).parents[2]
 FAKE = """

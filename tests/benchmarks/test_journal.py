@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from journal import Journal, Steps
+
+from benchmarks.journal import Journal, Steps
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -1,11 +1,12 @@
 import contextlib
 
-import memory
 import pytest
 import torch
-from environment import without_paths
-from results import Bar, Row, bars, released_ratios, table
-from timing import Contestant, Spread, ratios, spread, take_turns
+
+from benchmarks import memory
+from benchmarks.environment import without_paths
+from benchmarks.results import Bar, Row, bars, released_ratios, table
+from benchmarks.timing import Contestant, Spread, ratios, spread, take_turns
 
 
 def test_contestants_take_turns():

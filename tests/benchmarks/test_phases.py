@@ -5,8 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
-from journal import Journal
-from phases import Phase, Runner
+
+from benchmarks.journal import Journal
+from benchmarks.phases import Phase, Runner
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -1,9 +1,10 @@
 import pytest
-import released
 import torch
-from baselines import Backend
-from case import Case
-from verify import WrongResultError
+
+from benchmarks import released
+from benchmarks.baselines import Backend
+from benchmarks.case import Case
+from benchmarks.verify import WrongResultError
 
 STAND_IN = """
 raise RuntimeError("the script itself must not run")

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import plot
 import pytest
-import run
-from verify import WrongResultError
+
+from benchmarks import plot, run
+from benchmarks.verify import WrongResultError
 
 SPREAD = {"median", "p20", "p80"}
 ROW = {

@@ -1,11 +1,11 @@
 import math
 
 import pytest
-import shapes
 import torch
-from case import LOCAL_RATIO, Case
 
 import we_kernels as wk
+from benchmarks import shapes
+from benchmarks.case import LOCAL_RATIO, Case
 
 
 @pytest.mark.parametrize(

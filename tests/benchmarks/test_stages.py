@@ -3,9 +3,10 @@
 import time
 
 import pytest
-import stages
-from journal import Journal
-from phases import Runner
+
+from benchmarks import stages
+from benchmarks.journal import Journal
+from benchmarks.phases import Runner
 
 
 def tool(folder, name, script):

@@ -1,7 +1,8 @@
 """Weights for the CUDA kernels, emulated or real: every dtype and memory format, short and long filters."""
 
-import banks
 import torch
+
+from tests import banks
 
 SHAPES = (
     ((37,), 0),

@@ -3,14 +3,14 @@ reference."""
 
 import copy
 
-import cuda_cases
-import matrix
 import pytest
 import torch
-from banks import GUARD
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import we_kernels as wk
+from tests import matrix
+from tests.banks import GUARD
+from tests.cuda import cuda_cases
 from we_kernels.backends import native
 from we_kernels.backends.native import cuda_evolution, cuda_tables
 

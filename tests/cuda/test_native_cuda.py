@@ -1,12 +1,12 @@
 """The CUDA part of the extension: what it refuses, and, on a GPU, the cases of `matrix` with the native backend."""
 
-import cuda_cases
-import matrix
 import pytest
 import torch
-from waiting import no_waiting
 
 import we_kernels as wk
+from tests import matrix
+from tests.cuda import cuda_cases
+from tests.waiting import no_waiting
 from we_kernels.layout import layout_of
 
 native = pytest.importorskip("we_kernels._native", reason="the extension is not built")

@@ -4,11 +4,11 @@ import copy
 import io
 import math
 
-import oracle
 import pytest
 import torch
 from torch import nn
 
+from tests import oracle
 from weight_evolution import NonFiniteWeightError, StagedSigmoid, WeightEvolution
 
 

@@ -43,7 +43,7 @@ def test_the_experiment(load_experiment, tmp_path, capsys, monkeypatch):
 def test_rows_over_seeds(load_experiment):
     """Mean and sample deviation of several seeds, none of one."""
     load_experiment("low_rank")
-    import common
+    from experiments import common
 
     runs = [{"test_accuracy": value} for value in (90.0, 91.0, 95.0)]
     assert common.mean_and_deviation(runs, "test_accuracy") == "92.00 +- 2.65"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from grafting_networks import clone, small
 
+from tests.grafting.grafting_networks import clone, small
 from weight_evolution import FilterGrafting
 from weight_evolution.grafting import ring
 

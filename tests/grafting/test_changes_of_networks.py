@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 import torch
-from grafting_networks import assert_equal, clone, small
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations, prune
 
+from tests.grafting.grafting_networks import assert_equal, clone, small
 from weight_evolution import FilterGrafting, LowRankProjection
 
 

@@ -2,7 +2,10 @@ import copy
 
 import pytest
 import torch
-from grafting_networks import (
+from torch import nn
+
+import we_kernels as wk
+from tests.grafting.grafting_networks import (
     PAIRED,
     SECTIONS,
     assert_close,
@@ -13,9 +16,6 @@ from grafting_networks import (
     grafted_by_filter,
     small,
 )
-from torch import nn
-
-import we_kernels as wk
 from weight_evolution import FilterGrafting, NonFiniteWeightError, count_invalid_filters
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from grafting_networks import assert_equal, clone, small
 
 import weight_evolution
+from tests.grafting.grafting_networks import assert_equal, clone, small
 from weight_evolution import FilterGrafting
 
 WORKER = Path(__file__).with_name("ring_worker.py")

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from invariants import flat, require_equal
 from torch import Tensor, nn
 
 import we_kernels as wk
 import weight_evolution as we
+from tests.hostile.invariants import flat, require_equal
 
 OPTIMIZERS: tuple[Callable[[nn.Module], torch.optim.Optimizer], ...] = (
     lambda m: we.AsynchronousSGD(_parameters(m), model=m, lr=0.01, momentum=0.9),

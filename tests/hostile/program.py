@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import torch
-from calls import (
+
+from tests.hostile.calls import (
     CALLS,
     CONTEXTS,
     MAKERS,
@@ -21,7 +22,7 @@ from calls import (
     look,
     save,
 )
-from invariants import (
+from tests.hostile.invariants import (
     Violation,
     bits,
     check_error,
@@ -32,7 +33,7 @@ from invariants import (
     optimizer_bits,
     require_equal,
 )
-from networks import network, operate, wrapped
+from tests.hostile.networks import network, operate, wrapped
 
 READS_ONLY = (look, save, load)
 Call = Callable[[random.Random, World], None]

@@ -25,8 +25,9 @@ _SUMMARY = re.compile(r"^(\d+) returned, (\d+) refused, (\d+) found$", re.MULTIL
 def programs(first: int, count: int, log_path: str | None, limit: float) -> int:
     """Runs them in this process; the number of findings. The log file ends with what was going on."""
     import torch
-    from invariants import Violation
-    from program import run
+
+    from tests.hostile.invariants import Violation
+    from tests.hostile.program import run
 
     torch.set_num_threads(1)
     found = returned = refused = 0

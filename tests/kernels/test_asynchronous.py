@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from banks import DTYPES, FORMATS, place, random_values
 from torch.library import opcheck
 from torch.optim.sgd import sgd as functional_sgd
 
 import we_kernels as wk
+from tests.banks import DTYPES, FORMATS, place, random_values
 from we_kernels.backends.reference.asynchronous import philox
 
 SIZES = (7, 1, 40, 130, 16)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from banks import DTYPES, random_values
 
 import we_kernels as wk
+from tests.banks import DTYPES, random_values
 from we_kernels import layout, transfer
 
 SHAPES = [(6, 3, 3, 3), (5, 4, 1, 1), (7, 3), (9,)]

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 import torch
-from banks import DTYPES
 
 import we_kernels as wk
+from tests.banks import DTYPES
 
 SHAPES = {"element": (5, 3, 3, 3), "blend": (6, 4, 1, 1), "rows": (7, 5), "vector": (8,)}
 

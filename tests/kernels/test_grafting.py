@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from banks import DTYPES, FORMATS, cases, place, random_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
 import we_kernels as wk
+from tests.banks import DTYPES, FORMATS, cases, place, random_values
 
 RECORDED = sorted((Path(__file__).parents[1] / "data" / "filter_grafting").glob("*.json"))
 SHAPES = [(7, 5, 3, 3), (9, 4, 1, 1), (6, 2, 1, 3), (11, 6), (13,), (8, 3, 5), (4, 3, 2, 3, 2), (3, 1), (1, 700)]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from banks import FORMATS, place
 from torch.library import opcheck
 
 import we_kernels as wk
+from tests.banks import FORMATS, place
 from we_kernels.backends import low_rank
 from we_kernels.backends.low_rank import batch, bounds, parallel, stack, subspace
 

@@ -7,10 +7,10 @@ from itertools import combinations
 
 import pytest
 import torch
-from banks import DTYPES, FORMATS, place, random_values
 from torch.library import opcheck
 
 import we_kernels as wk
+from tests.banks import DTYPES, FORMATS, place, random_values
 from we_kernels import backends
 
 SHAPES = [((7, 5, 3, 3), 0), ((9, 4, 1, 1), 0), ((6, 11), 1), ((13,), 0), ((1, 3, 2, 2), 0), ((8, 1, 3, 3), 0)]

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from banks import DTYPES, Case, cases
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import we_kernels as wk
+from tests.banks import DTYPES, Case, cases
 
 EPS = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 

@@ -3,12 +3,12 @@
 import math
 from itertools import chain
 
-import oracle
 import pytest
 import torch
-from banks import DTYPES, FORMATS, place, random_values
 
 import we_kernels as wk
+from tests import oracle
+from tests.banks import DTYPES, FORMATS, place, random_values
 
 SHAPES = [
     (7, 5, 3, 3),

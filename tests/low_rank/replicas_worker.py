@@ -4,12 +4,12 @@ import sys
 import warnings
 from pathlib import Path
 
-import networks
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.low_rank import networks
 from weight_evolution import AsynchronousUpdate, FilterGrafting, LowRankProjection, WeightEvolution
 
 STEPS = 3

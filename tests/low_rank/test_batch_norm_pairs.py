@@ -2,11 +2,11 @@
 
 import copy
 
-import networks
 import pytest
 import torch
 from torch import nn
 
+from tests.low_rank import networks
 from weight_evolution import FilterGrafting, LowRankProjection
 
 X = torch.ones(2, 3, 9, 9)

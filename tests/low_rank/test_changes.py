@@ -5,14 +5,14 @@ import io
 import pickle
 import threading
 
-import networks
 import pytest
 import torch
-from svd_oracle import project, rank_of, scale_of
-from test_projection import expect_weight
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from tests.low_rank import networks
+from tests.low_rank.svd_oracle import project, rank_of, scale_of
+from tests.low_rank.test_projection import expect_weight
 from weight_evolution import LowRankProjection
 
 READS = {

@@ -2,7 +2,6 @@
 
 import copy
 
-import networks
 import pytest
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import we_kernels as wk
+from tests.low_rank import networks
 from weight_evolution import LowRankProjection, compact_like
 from weight_evolution.low_rank import count_macs, measure_latency
 

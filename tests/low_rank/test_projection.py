@@ -3,14 +3,14 @@
 import copy
 import io
 
-import networks
 import pytest
 import torch
-from svd_oracle import project, rank_of, scale_of
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import we_kernels as wk
+from tests.low_rank import networks
+from tests.low_rank.svd_oracle import project, rank_of, scale_of
 from weight_evolution import LowRankProjection
 from weight_evolution.training.models import make_model
 

@@ -1,6 +1,5 @@
 """How ranks are chosen: by ratio, by name, by budget."""
 
-import networks
 import numpy as np
 import pytest
 import torch
@@ -9,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import we_kernels as wk
+from tests.low_rank import networks
 from weight_evolution import LowRankProjection
 from weight_evolution.low_rank.layers import Layer
 from weight_evolution.low_rank.ranks import rank_of_ratio, ranks_for_budget

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mutants import MUTANTS, Mutant
+from tests.mutation.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("we_kernels/backends/reference/", "we_kernels/backends/triton/", "we_kernels/ops/", "csrc/cpu/", "python/")

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from mutants import MUTANTS
+
+from tests.mutation.mutants import MUTANTS
 
 ROOT = Path(__file__).parents[2]
 

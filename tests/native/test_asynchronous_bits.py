@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from banks import DTYPES, FORMATS, place, random_values
 from torch.optim.sgd import sgd as functional_sgd
 
 import we_kernels as wk
+from tests.banks import DTYPES, FORMATS, place, random_values
 from we_kernels.backends.native import asynchronous
 
 LEVELS = ("baseline", "avx2", "avx512")

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from banks import DTYPES, FORMATS, place, random_values
 
 import we_kernels as wk
+from tests.banks import DTYPES, FORMATS, place, random_values
 
 LEVELS = ("baseline", "avx2", "avx512")
 

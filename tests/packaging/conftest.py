@@ -1,7 +1,8 @@
 import tarfile
 
-import builds
 import pytest
+
+from tests.packaging import builds
 
 
 @pytest.fixture(scope="session")

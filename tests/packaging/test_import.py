@@ -2,8 +2,9 @@
 
 import sys
 
-import builds
 import pytest
+
+from tests.packaging import builds
 
 BLOCK = """
 import sys

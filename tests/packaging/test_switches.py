@@ -3,8 +3,9 @@
 import shutil
 import sys
 
-import builds
 import pytest
+
+from tests.packaging import builds
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,9 @@ import sys
 import tarfile
 import zipfile
 
-import builds
 import pytest
+
+from tests.packaging import builds
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import EPOCHS, make_config
 
+from tests.training.training_runs import EPOCHS, make_config
 from weight_evolution import AsynchronousUpdate, WeightEvolution, filter_overlap
 from weight_evolution.training import cli
 from weight_evolution.training.checkpoint import read_checkpoint, save_checkpoint

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from training_runs import make_config
 
+from tests.training.training_runs import make_config
 from weight_evolution.training import cli, demo
 from weight_evolution.training.methods import method_options
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from training_runs import EPOCHS, make_config
 
+from tests.training.training_runs import EPOCHS, make_config
 from weight_evolution import distillation_loss
 from weight_evolution.training import UserError, cli
 from weight_evolution.training.checkpoint import read_checkpoint, save_checkpoint

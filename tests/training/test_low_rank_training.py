@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_runs import EPOCHS, make_config
 
+from tests.training.training_runs import EPOCHS, make_config
 from weight_evolution import LowRankProjection
 from weight_evolution.training import UserError, cli, load_compact
 from weight_evolution.training.checkpoint import read_checkpoint, save_checkpoint

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_runs import EPOCHS, make_config
 
 import weight_evolution
+from tests.training.training_runs import EPOCHS, make_config
 from weight_evolution import FilterGrafting
 from weight_evolution.training import UserError, cli
 from weight_evolution.training.checkpoint import save_checkpoint

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 from torch import nn
-from training_runs import EPOCHS, make_config
 
+from tests.training.training_runs import EPOCHS, make_config
 from weight_evolution import WeightEvolution
 from weight_evolution.training.checkpoint import read_checkpoint, save_checkpoint
 from weight_evolution.training.config import TrainingConfig

@@ -105,7 +105,7 @@ def set_hook(hook):
 
 def print_host_time(steps):
     sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-    from case import Case
+    from benchmarks.case import Case
 
     torch.set_num_threads(1)
     case = Case("resnet50")

@@ -24,7 +24,7 @@ def triton_kernels():
 
 
 def run_evolution(device):
-    import matrix
+    from tests import matrix
 
     for memory_format in ("shifted", "sliced"):
         matrix.check_importance(device, matrix.DTYPES, memory_format)
@@ -39,8 +39,7 @@ def run_evolution(device):
 
 
 def run_methods(device):
-    import matrix
-    import methods
+    from tests import matrix, methods
 
     methods.check_overlap(device, matrix.DTYPES[2:], "shifted")
     methods.check_overlap_of_many_filters(device)
@@ -55,7 +54,7 @@ def run_methods(device):
 
 
 def run_native(device):
-    import matrix
+    from tests import matrix
 
     matrix.check_importance(device, matrix.DTYPES, "shifted", backend="native")
     matrix.check_matching(device, *matrix.MATCHINGS[11], backend="native")

@@ -32,7 +32,7 @@ def test_compiles_without_spills(capability, tmp_path):
 
 
 def test_growth_is_seen():
-    import aot_table
+    from tests.triton import aot_table
 
     row = aot_table.Row("crossover", 90, "", 80, 0, 0, 0, 4000, 1, 9, 0, 0, 0)
     assert list(aot_table.faults([row])) == []
@@ -41,7 +41,7 @@ def test_growth_is_seen():
 
 
 def test_narrow_offsets_are_seen():
-    import aot_table
+    from tests.triton import aot_table
 
     line = "%7 = tt.addptr %5, %6 : tensor<64x!tt.ptr<f16>>, tensor<64x{}> loc(#loc1)"
     assert aot_table.count_narrow_offsets(line.format("i32"), "fp16") == 1

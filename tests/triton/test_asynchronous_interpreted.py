@@ -4,12 +4,12 @@ import copy
 import math
 import os
 
-import matrix
 import pytest
 import torch
-from banks import DTYPES, place, random_values
 
 import we_kernels as wk
+from tests import matrix
+from tests.banks import DTYPES, place, random_values
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("the interpreter is off", allow_module_level=True)
@@ -138,7 +138,7 @@ def test_one_more_launch_for_each_further_dtype(launches):
 
 
 def test_every_launch_is_compiled_ahead_of_time(launches):
-    import aot_table
+    from tests.triton import aot_table
 
     step(4, DTYPES)
     with wk.use_backend("triton"):

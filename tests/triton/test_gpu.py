@@ -2,13 +2,13 @@
 
 import os
 
-import matrix
 import pytest
 import torch
 from torch import nn
-from waiting import no_waiting
 
 import we_kernels as wk
+from tests import matrix
+from tests.waiting import no_waiting
 from weight_evolution import WeightEvolution
 
 pytest.importorskip("triton")

@@ -6,10 +6,10 @@ There they show that the checks are right: tests/kernels has all cases for the i
 import os
 from itertools import cycle
 
-import matrix
-import methods
 import pytest
 import torch
+
+from tests import matrix, methods
 
 pytest.importorskip("triton")
 if torch.cuda.is_available() == (os.environ.get("TRITON_INTERPRET") == "1"):

@@ -4,12 +4,12 @@ import copy
 import os
 from weakref import WeakKeyDictionary
 
-import matrix
 import pytest
 import torch
-from banks import place, random_values
 
 import we_kernels as wk
+from tests import matrix
+from tests.banks import place, random_values
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("the interpreter is off (test_gpu.py runs these cases)", allow_module_level=True)
@@ -357,7 +357,7 @@ def test_tables_and_scratch_are_made_once(launches, monkeypatch):
 
 def test_every_launch_is_compiled_ahead_of_time(launches):
     """What is launched, with which constants and argument types, is on the list that aot_table.py compiles."""
-    import aot_table
+    from tests.triton import aot_table
 
     for starvation in (None, torch.zeros(2, dtype=torch.int32)):
         for rule in ("paper", "released"):

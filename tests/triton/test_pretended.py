@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pretend_gpu import Graph, on_gpu, pretend_gpu
 from torch import nn
 
 import we_kernels as wk
+from tests.pretend_gpu import Graph, on_gpu, pretend_gpu
 from we_kernels import backends
 from weight_evolution import NonFiniteWeightError, WeightEvolution
 
