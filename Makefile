@@ -12,23 +12,23 @@ test: lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 mutation: .venv/installed
-	$(BIN)/python tests/mutation/check.py
+	$(BIN)/python -m tests.mutation.check
 
 hostile: .venv/installed
-	$(BIN)/python tests/hostile/run.py
+	$(BIN)/python -m tests.hostile.run
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run
 
 # With the Python, torch, Triton and nvcc that are installed: they need a GPU, but no network. OUTPUT: a folder.
 # COMMIT: of the tree, where git does not know it.
 gpu_options = $(if $(OUTPUT),--output "$(OUTPUT)") $(if $(COMMIT),--commit "$(COMMIT)")
 
 gpu-first:
-	$(PYTHON) benchmarks/gpu.py first $(gpu_options)
+	$(PYTHON) -m benchmarks.gpu first $(gpu_options)
 
 gpu:
-	$(PYTHON) benchmarks/gpu.py second --check $(gpu_options)
+	$(PYTHON) -m benchmarks.gpu second --check $(gpu_options)
 
 lint: .venv/installed
 	$(BIN)/ruff check

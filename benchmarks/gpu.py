@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import gpu_report
 from benchmarks.journal import Journal
 from benchmarks.phases import Phase, Runner
-from benchmarks.stages import BENCHMARKS, ROOT, Stage, environment_of_children
+from benchmarks.stages import ROOT, Stage, environment_of_children
 
 BUDGETS = {"first": 325.0, "second": 355.0}
 """Seconds of a stage."""
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, lambda *_: _leave(runner))
     print(f"results: {folder}", flush=True)
 
-    runner.run(Phase("versions", [sys.executable, str(BENCHMARKS / "versions.py"), str(results)], 90))
+    runner.run(Phase("versions", [sys.executable, "-m", "benchmarks.versions", str(results)], 90))
     described = next(iter(runner.journal.read("versions")), {})
     on_gpu = described.get("device") == "cuda"
     if not on_gpu and not options.dry_run:

@@ -1,4 +1,7 @@
-"""The results of a campaign as short tables, from its journal, however far it came: ``gpu_report.py JOURNAL``."""
+"""The results of a campaign as short tables, from its journal, however far it came.
+
+Usage: ``python -m benchmarks.gpu_report JOURNAL``.
+"""
 
 from __future__ import annotations
 

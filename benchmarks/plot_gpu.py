@@ -1,4 +1,4 @@
-"""Draws the journal of a campaign, whole steps beside optimizers: ``plot_gpu.py JOURNAL PICTURE``."""
+"""Draws the journal of a campaign, whole steps beside optimizers: ``python -m benchmarks.plot_gpu JOURNAL PICTURE``."""
 
 from __future__ import annotations
 

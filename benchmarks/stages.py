@@ -13,7 +13,6 @@ from benchmarks import groups
 from benchmarks.phases import Phase, Runner
 
 ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / "benchmarks"
 BUILD = "build/gpu"
 CUDA = "/usr/local/cuda/bin"
 """Where the toolkit usually is."""
@@ -83,7 +82,7 @@ class Stage:
 
     def method(self, name: str) -> Phase:
         """A benchmark of a single method, whose rows go into the journal."""
-        command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--device", self.device]
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--device", self.device]
         command += ["--journal", str(self.journal), "--output", str(ROOT / BUILD / f"{name}.json")]
         small = ["--models", "resnet20", "--repeats", "1"] if self.dry else []
         return Phase(name, command + small, self._patience * 45)
@@ -115,13 +114,13 @@ class Stage:
             # libraries are no errors here.
             quiet = ["-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider", "-p", "no:warnings"]
             command = [sys.executable, "-m", "pytest", "-q", "-s", "--tb=short", "--no-header", *quiet]
-            command += ["-p", "group_plugin", *options, *found[name]]
+            command += ["-p", "benchmarks.group_plugin", *options, *found[name]]
             phases.append(Phase(name, list(map(str, command)), GROUP_LIMIT, resumes=True, environment=ONLY_OURS))
         return phases
 
     def times(self, name: str, limit: float, kinds: list[str], contestants: list[str], *more: str) -> Phase:
-        """A run of gpu_times.py."""
-        command = [sys.executable, str(BENCHMARKS / "gpu_times.py"), name, "--journal", str(self.journal)]
+        """A run of `gpu_times`."""
+        command = [sys.executable, "-m", "benchmarks.gpu_times", name, "--journal", str(self.journal)]
         command += ["--device", self.device, "--kinds", *kinds, "--contestants", *contestants]
         command += ["--until", f"{min(time.time() + self._patience * limit, self.deadline) - 8:.0f}", *more]
         if self.dry:
@@ -133,7 +132,7 @@ class Stage:
         program = shutil.which("compute-sanitizer")
         command = [program or "", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
         command += ["--report-api-errors", "no"] if tool == "memcheck" else []
-        command += [sys.executable, "tests/triton/sanitized.py"]
+        command += [sys.executable, "-m", "tests.triton.sanitized"]
         skip = "" if program else "compute-sanitizer is not on the PATH"
         # Without torch's pool of memory every tensor has bounds of its own.
         own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -145,7 +144,7 @@ ONLY_OURS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "OMP_N
 
 def environment_of_children() -> dict[str, str]:
     """The package need not be installed, its tools need not be on the PATH, and what is compiled is shared."""
-    paths = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", ""), str(BENCHMARKS)]
+    paths = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
     caches = ROOT / BUILD / "caches"
     return {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),

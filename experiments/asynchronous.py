@@ -1,6 +1,6 @@
 """Weight asynchronous update against SGD at the full and at lower learning rates: trains, prints and writes a table.
 
-    python experiments/asynchronous.py [--data fashion-mnist] [--output DIR]
+    python -m experiments.asynchronous [--data fashion-mnist] [--output DIR]
 
 Writes table.md, overlap.png and results.json to the output folder; runs found there are not trained again. All rows
 of a seed start from the same weights and train on the same batches. The recipe is that of the demo, chosen there by

@@ -1,6 +1,6 @@
 """Filter grafting against plain averaging and distillation at equal schedules: trains, prints and writes a table.
 
-    python experiments/grafting.py [--data fashion-mnist] [--output DIR]
+    python -m experiments.grafting [--data fashion-mnist] [--output DIR]
 
 Writes table.md and results.json to the output folder; runs found there are not trained again. In all rows of a seed the
 network (the first, where there are two) starts from the same weights, trains on the same batches and for the same

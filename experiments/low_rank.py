@@ -1,6 +1,6 @@
 """Low-rank projection against its rivals at equal budgets: trains, prints and writes a table.
 
-    python experiments/low_rank.py [--data fashion-mnist] [--output DIR]
+    python -m experiments.low_rank [--data fashion-mnist] [--output DIR]
 
 Writes table.md and results.json to the output folder; runs found there are not trained again. All rows of a seed start
 from the same weights and train on the same batches. The recipe is that of the demo, chosen there by the baseline alone.

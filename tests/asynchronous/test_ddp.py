@@ -1,23 +1,14 @@
 """Two gloo processes on loopback, started by torchrun. NCCL needs GPUs and is not tested."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
 
-import weight_evolution
 from tests.asynchronous.twins import make_net
+from tests.processes import torchrun
 from weight_evolution import AsynchronousUpdate
 
 
 def test_all_ranks_draw_the_same_and_stay_equal(tmp_path):
-    paths = [str(Path(weight_evolution.__file__).parents[1]), str(Path(__file__).parents[2])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    worker = Path(__file__).with_name("ddp_worker.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(worker)]
-    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240)
+    done = torchrun(2, "tests.asynchronous.ddp_worker", tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2))
     model = make_net()

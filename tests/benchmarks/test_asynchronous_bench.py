@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+from benchmarks import asynchronous
+
 
 @pytest.fixture
-def bench(benchmark_script, monkeypatch):
-    module = benchmark_script("asynchronous")
-    monkeypatch.setattr(module, "BANDWIDTH_BYTES", 1 << 20)
-    return module
+def bench(monkeypatch):
+    monkeypatch.setattr(asynchronous, "BANDWIDTH_BYTES", 1 << 20)
+    return asynchronous
 
 
 def test_rows_and_json(bench, tmp_path, capsys):

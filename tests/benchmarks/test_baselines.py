@@ -95,7 +95,7 @@ def test_verify_finds(operation):
 
 def test_an_unavailable_backend_is_listed_with_its_reason(monkeypatch):
     monkeypatch.setattr(
-        "baselines.backends.unavailable", lambda name, device: f"no {name}" if name != "torch" else None
+        "benchmarks.baselines.backends.unavailable", lambda name, device: f"no {name}" if name != "torch" else None
     )
     found, skipped = implementations(torch.device("cpu"))
     assert [x.name for x in found] == ["per_layer", "torch"]
@@ -103,7 +103,7 @@ def test_an_unavailable_backend_is_listed_with_its_reason(monkeypatch):
 
 
 def test_the_interpreter_is_not_timed(monkeypatch):
-    monkeypatch.setattr("baselines.backends.unavailable", lambda name, device: None)
+    monkeypatch.setattr("benchmarks.baselines.backends.unavailable", lambda name, device: None)
     found, skipped = implementations(torch.device("cpu"))
     assert [x.name for x in found] == ["per_layer", "torch", "native"]
     assert "interprets" in skipped["triton"]

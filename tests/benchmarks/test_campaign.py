@@ -20,10 +20,10 @@ FIRST = {"versions", "build", "triton-importance", "native-importance", "kernels
 
 def start(folder, *more):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, gpu.__file__, *more, "--output", str(folder), "--commit", "abc123"]
+    command = [sys.executable, "-m", "benchmarks.gpu", *more, "--output", str(folder), "--commit", "abc123"]
     folder.parent.mkdir(exist_ok=True)
     with folder.with_suffix(".txt").open("wb") as output:
-        return subprocess.Popen(command, cwd="/", env=environment, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, cwd=gpu.ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
 def finished(process, folder):
@@ -121,5 +121,5 @@ def test_results_are_not_overwritten(tmp_path, capsys):
 def test_make_hands_its_variables_on(tmp_path, target, stage):
     command = ["make", "--no-print-directory", "-n", target, "PYTHON=python3", f"OUTPUT={tmp_path}", "COMMIT=abc"]
     done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True, check=True)
-    wanted = ["python3", "benchmarks/gpu.py", *stage, "--output", f'"{tmp_path}"', "--commit", '"abc"']
+    wanted = ["python3", "-m", "benchmarks.gpu", *stage, "--output", f'"{tmp_path}"', "--commit", '"abc"']
     assert done.stdout.split() == wanted

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+from benchmarks import grafting
+
 
 @pytest.fixture
-def bench(benchmark_script, monkeypatch):
-    module = benchmark_script("grafting")
-    monkeypatch.setattr(module, "BANDWIDTH_BYTES", 1 << 20)
-    return module
+def bench(monkeypatch):
+    monkeypatch.setattr(grafting, "BANDWIDTH_BYTES", 1 << 20)
+    return grafting
 
 
 def run(bench, output):

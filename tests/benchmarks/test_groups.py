@@ -43,6 +43,7 @@ def ended(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\naddopts = "--no-such-option"\n')
     monkeypatch.setattr(stages, "ROOT", tmp_path)
     monkeypatch.setattr(stages, "TEST_LIMIT", 2.0)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the plugin's place
     for name, value in stages.environment_of_children().items():
         monkeypatch.setenv(name, value)
     runner = Runner(Journal(tmp_path / "results.jsonl"), tmp_path / "log", tmp_path, time.time() + 60)

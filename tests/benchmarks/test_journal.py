@@ -2,13 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks.journal import Journal, Steps
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.processes import environment
 
 
 @pytest.fixture
@@ -38,10 +36,9 @@ def test_a_line_that_was_cut_off_is_left_out_and_the_next_ones_are_not(journal):
 
 def in_a_process(journal, body, limit=20.0):
     code = f"""
-import os, sys, time
+import os, time
 from pathlib import Path
-sys.path.insert(0, {str(BENCHMARKS)!r})
-from journal import *
+from benchmarks.journal import Journal, Steps
 steps = Steps(Journal(Path({str(journal.path)!r})), "job", {limit})
 for name in "abc":
     if name in steps.begun:
@@ -51,7 +48,8 @@ for name in "abc":
         steps.journal.write("row", name=name)
 steps.finish()
 """
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize(

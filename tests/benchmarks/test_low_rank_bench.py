@@ -2,18 +2,14 @@
 
 import json
 
-import pytest
 import torch
 
-
-@pytest.fixture
-def bench(benchmark_script):
-    return benchmark_script("low_rank")
+from benchmarks import low_rank
 
 
-def test_rows_and_json(bench, tmp_path, capsys):
+def test_rows_and_json(tmp_path, capsys):
     output = tmp_path / "result.json"
-    assert bench.main(["--models", "resnet20", "--repeats", "2", "--device", "cpu", "--output", str(output)]) == 0
+    assert low_rank.main(["--models", "resnet20", "--repeats", "2", "--device", "cpu", "--output", str(output)]) == 0
     result = json.loads(output.read_text())
     assert result["prune_ratio"] == 0.6
     assert [(row["model"], row["op"], row["layers"], row["repeats"]) for row in result["rows"]] == [
@@ -24,20 +20,21 @@ def test_rows_and_json(bench, tmp_path, capsys):
     assert "| resnet20 | warm | 19 |" in capsys.readouterr().out
 
 
-def test_a_wrong_result_is_not_timed(bench, tmp_path, monkeypatch, capsys):
-    find = bench.wk.project_low_rank_
+def test_a_wrong_result_is_not_timed(tmp_path, monkeypatch, capsys):
+    find = low_rank.wk.project_low_rank_
 
     def worse(weights, ranks, *, bases=None, **options):
         return find(weights, [max(1, r - (bases is not None)) for r in ranks], **options)
 
-    monkeypatch.setattr(bench.wk, "project_low_rank_", worse)
+    monkeypatch.setattr(low_rank.wk, "project_low_rank_", worse)
     output = tmp_path / "result.json"
-    assert bench.main(["--models", "resnet20", "--device", "cpu", "--output", str(output)]) == 1
+    assert low_rank.main(["--models", "resnet20", "--device", "cpu", "--output", str(output)]) == 1
     assert "a result is wrong" in capsys.readouterr().err
     assert not output.exists()
 
 
-def test_missed_bars_are_named(bench):
-    times = bench.Spread(1.0, 1.0, 1.0)
-    rows = [bench.Row("resnet50", op, 53, 3, times, bench.Spread(7.0, 7.0, 7.0)) for op in ("cold", "warm")]
-    assert bench.missed_bars(rows, torch.device("cpu")) == ["missed: resnet50, warm: 7.0 times faster than svd, bar 10"]
+def test_missed_bars_are_named():
+    times = low_rank.Spread(1.0, 1.0, 1.0)
+    rows = [low_rank.Row("resnet50", op, 53, 3, times, low_rank.Spread(7.0, 7.0, 7.0)) for op in ("cold", "warm")]
+    missed = low_rank.missed_bars(rows, torch.device("cpu"))
+    assert missed == ["missed: resnet50, warm: 7.0 times faster than svd, bar 10"]

@@ -2,14 +2,12 @@
 
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from benchmarks.journal import Journal
 from benchmarks.phases import Phase, Runner
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.processes import environment
 
 
 @pytest.fixture
@@ -69,10 +67,9 @@ def test_a_phase_waits_for_what_it_needs(runner, code, outcome):
 
 
 JOB = """
-import os, sys
+import os
 from pathlib import Path
-sys.path.insert(0, {folder!r})
-from journal import Journal, Steps
+from benchmarks.journal import Journal, Steps
 steps = Steps(Journal(Path("results.jsonl")), "job", 20)
 for name in "abcde":
     if name not in steps.begun:
@@ -88,8 +85,8 @@ raise SystemExit({status})
     ("deadly", "status", "starts", "outcome"), [("", 0, 1, "passed"), ("bd", 0, 3, "failed"), ("", 1, 1, "failed")]
 )
 def test_a_job_whose_process_dies_is_started_again(runner, deadly, status, starts, outcome):
-    code = JOB.format(folder=str(BENCHMARKS), deadly=deadly, status=status)
-    ending = runner.run(Phase("job", command(code), 40, resumes=True))
+    code = JOB.format(deadly=deadly, status=status)
+    ending = runner.run(Phase("job", command(code), 40, resumes=True, environment=environment()))
     assert (ending.outcome, ending.starts) == (outcome, starts)
     assert [line["step"] for line in runner.journal.read("step begins")] == list("abcde")
     assert [line["during"] for line in runner.journal.read("process died")] == [f"during {x}" for x in deadly]

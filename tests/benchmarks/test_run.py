@@ -2,14 +2,13 @@ import getpass
 import json
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import plot, run
 from benchmarks.verify import WrongResultError
+from tests.processes import run_module
 
 SPREAD = {"median", "p20", "p80"}
 ROW = {
@@ -51,10 +50,8 @@ TOP = {
 def finished(tmp_path_factory):
     """The script as a user starts it, and the file it wrote."""
     output = tmp_path_factory.mktemp("bench") / "new" / "result.json"
-    script = Path(run.__file__)
     arguments = ["--quick", "--models", "resnet20", "--repeats", "2", "--output", str(output)]
-    command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_module("benchmarks.run", *arguments)
     assert done.returncode == 0, done.stderr
     return done, output
 
@@ -105,7 +102,7 @@ def test_json(finished):
 def test_plot(finished, tmp_path, monkeypatch):
     _, output = finished
     picture = tmp_path / "picture.png"
-    monkeypatch.setattr("sys.argv", ["plot.py", str(output), "--output", str(picture)])
+    monkeypatch.setattr("sys.argv", ["plot", str(output), "--output", str(picture)])
     plot.main()
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -114,7 +111,7 @@ def test_a_wrong_result_voids_the_run(monkeypatch, tmp_path, capsys):
     def wrong(implementation, case):
         raise WrongResultError("native: match: 3 differ")
 
-    monkeypatch.setattr("bench.verify", wrong)
+    monkeypatch.setattr("benchmarks.bench.verify", wrong)
     output = tmp_path / "result.json"
     arguments = ["--quick", "--models", "resnet20", "--repeats", "1", "--output", str(output)]
     assert run.main(arguments) == 1

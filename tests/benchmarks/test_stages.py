@@ -54,7 +54,7 @@ def test_sanitizers(stage, tmp_path):
     memcheck, racecheck, _ = (tmp_path / "calls").read_text().splitlines()
     assert "--report-api-errors no" in memcheck
     assert "report-api-errors" not in racecheck
-    assert memcheck.split()[-2:] == ["tests/triton/sanitized.py", "1"]
+    assert memcheck.split()[-3:] == ["-m", "tests.triton.sanitized", "1"]
 
 
 def test_without_the_tools_it_says_so(stage, monkeypatch):

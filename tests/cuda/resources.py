@@ -1,6 +1,6 @@
 """Compile every CUDA kernel for GPUs that need not be there, and print what each takes.
 
-    python tests/cuda/resources.py [compute capability ...]
+    python -m tests.cuda.resources [compute capability ...]
 
 Exits with 1 if a kernel spills registers, or contracts a multiplication and an addition.
 """

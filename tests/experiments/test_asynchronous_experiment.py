@@ -1,11 +1,11 @@
 import json
 
+from experiments import asynchronous
 from weight_evolution.training.trainer import Trainer
 
 
-def test_the_experiment(load_experiment, tmp_path, capsys, monkeypatch):
+def test_the_experiment(tmp_path, capsys, monkeypatch):
     """Every row of the table, from one seed of a quick run; a second call trains nothing."""
-    experiment = load_experiment("asynchronous")
     arguments = [
         "--quick",
         "--device",
@@ -27,7 +27,7 @@ def test_the_experiment(load_experiment, tmp_path, capsys, monkeypatch):
         return row
 
     monkeypatch.setattr(Trainer, "run_epoch", noted)
-    assert experiment.main(arguments) == 0
+    assert asynchronous.main(arguments) == 0
     assert [lr for lr, *_ in trained] == [0.1, 0.025, 0.05, 0.1 * 0.75] + [0.1] * 7
     assert [options["rate"] for _, options, _ in trained] == [1.0] * 4 + [0.25, 0.5, 0.75] * 2 + [0.5]
     released = [options["replacement"] and options["select"] == "input_channels" for _, options, _ in trained]
@@ -37,14 +37,14 @@ def test_the_experiment(load_experiment, tmp_path, capsys, monkeypatch):
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in capsys.readouterr().out
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert list(rows) == list(experiment.ROWS)
+    assert list(rows) == list(asynchronous.ROWS)
     for row, (run,) in rows.items():
         assert f"| {row} | {run['test_accuracy']:.2f} | {run['train_loss']:.4f} | {run['overlap_mean']:.4f} |" in table
         assert run["overlap_0"] == run["overlap_mean"]
     assert "0.40 at rate 0.5" in table
     assert (tmp_path / "out" / "overlap.png").read_bytes().startswith(b"\x89PNG")
 
-    assert experiment.main(arguments) == 0
+    assert asynchronous.main(arguments) == 0
     assert len(trained) == 11
-    assert experiment.main([*arguments, "--lr", "0.2"]) == 2
+    assert asynchronous.main([*arguments, "--lr", "0.2"]) == 2
     assert "lr is 0.1 there and 0.2 here" in capsys.readouterr().err

@@ -1,11 +1,11 @@
 import json
 
+from experiments import grafting
 from weight_evolution.training.trainer import Trainer
 
 
-def test_the_experiment(load_experiment, tmp_path, capsys, monkeypatch):
+def test_the_experiment(tmp_path, capsys, monkeypatch):
     """Every row of the table, from one seed of a quick run; a second call trains nothing."""
-    experiment = load_experiment("grafting")
     arguments = [
         "--quick",
         "--device",
@@ -26,7 +26,7 @@ def test_the_experiment(load_experiment, tmp_path, capsys, monkeypatch):
         return row
 
     monkeypatch.setattr(Trainer, "run_epoch", noted)
-    assert experiment.main(arguments) == 0
+    assert grafting.main(arguments) == 0
     # Two epochs of each network.
     methods = {"baseline": 4, "grafting": 8, "distillation": 2, "grafting+distillation": 4}
     assert {name: sum(method == name for method, *_ in epochs) for name in methods} == methods
@@ -39,7 +39,7 @@ def test_the_experiment(load_experiment, tmp_path, capsys, monkeypatch):
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in capsys.readouterr().out
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert list(rows) == list(experiment.ROWS)
+    assert list(rows) == list(grafting.ROWS)
     for row, runs in rows.items():
         best = runs[0].get("best_network_test_accuracy")
         assert (best is None) == (row in ("teacher", "baseline", "distillation"))
@@ -49,11 +49,11 @@ def test_the_experiment(load_experiment, tmp_path, capsys, monkeypatch):
     # Averaging is not grafting: their second epochs differ.
     assert grafted[2][1] != grafted[6][1]
 
-    assert experiment.main(arguments) == 0
+    assert grafting.main(arguments) == 0
     assert len(epochs) == sum(methods.values())
-    assert experiment.main([*arguments, "--networks", "3"]) == 2
+    assert grafting.main([*arguments, "--networks", "3"]) == 2
     assert "networks is 2 there and 3 here" in capsys.readouterr().err
     (tmp_path / "out" / "teacher-seed-0.pt").unlink()
     (tmp_path / "out" / "runs" / "distillation-seed-0.json").unlink()
-    assert experiment.main(arguments) == 2
+    assert grafting.main(arguments) == 2
     assert "remove the teacher's run" in capsys.readouterr().err

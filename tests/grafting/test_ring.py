@@ -1,18 +1,12 @@
 """Over torch.distributed: gloo on loopback, processes started by torchrun. NCCL needs GPUs and is not tested."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-import weight_evolution
 from tests.grafting.grafting_networks import assert_equal, clone, small
+from tests.processes import torchrun
 from weight_evolution import FilterGrafting
 
-WORKER = Path(__file__).with_name("ring_worker.py")
 CASES = {
     2: [
         "graft",
@@ -30,14 +24,9 @@ CASES = {
 }
 
 
-def torchrun(processes, folder, cases):
+def run_cases(processes, folder, cases):
     """Outcome of each case and rank, where there is one."""
-    paths = [str(Path(weight_evolution.__file__).parents[1]), str(Path(__file__).parents[2])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = subprocess.run(
-        [*command, str(WORKER), str(folder), *cases], env=environment, capture_output=True, text=True, timeout=240
-    )
+    done = torchrun(processes, "tests.grafting.ring_worker", folder, *cases)
     outcomes = {
         case: [
             torch.load(path, weights_only=True) if (path := folder / f"{case}-{rank}.pt").exists() else None
@@ -56,7 +45,7 @@ def outcomes(tmp_path_factory):
 
     def get(processes, case):
         if processes not in cache:
-            cache[processes] = torchrun(processes, tmp_path_factory.mktemp("ring"), CASES[processes])
+            cache[processes] = run_cases(processes, tmp_path_factory.mktemp("ring"), CASES[processes])
         return cache[processes][case]
 
     return get

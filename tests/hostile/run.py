@@ -1,7 +1,7 @@
 """Hostile use: random models, wrappers, dtypes, optimizers, surgery and calls. ``make hostile``.
 
 Programs run in child processes, so that a crash or a hang is a finding like any other. Every finding names the seed
-that repeats it: ``python tests/hostile/run.py --seed SEED --programs 1 --here``.
+that repeats it: ``python -m tests.hostile.run --seed SEED --programs 1 --here``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 
 CALLS = 12
 """In each program."""
-HERE = Path(__file__).resolve()
 _SUMMARY = re.compile(r"^(\d+) returned, (\d+) refused, (\d+) found$", re.MULTILINE)
 
 
@@ -63,10 +62,11 @@ def in_children(first: int, count: int, each: int, limit: float) -> tuple[int, i
         amount = min(each, end - seed)
         with tempfile.TemporaryDirectory() as folder:
             log, errors = Path(folder) / "log", Path(folder) / "errors"
-            command = [sys.executable, str(HERE), "--seed", str(seed), "--programs", str(amount), "--here"]
+            command = [sys.executable, "-m", "tests.hostile.run", "--here"]
+            options = {"--seed": seed, "--programs": amount, "--log": log, "--limit": limit}
             with errors.open("w") as stderr:  # torch.export prints the graphs that it gives up
                 done = subprocess.run(
-                    [*command, "--log", str(log), "--limit", str(limit)],
+                    command + [str(part) for option in options.items() for part in option],
                     stdout=subprocess.PIPE,
                     stderr=stderr,
                     text=True,

@@ -2,11 +2,8 @@
 
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
-RUN = Path(__file__).with_name("run.py")
+from tests.processes import run_module
 
 BROKEN_PROMISES = """
 import sys
@@ -50,13 +47,12 @@ if "--here" in sys.orig_argv:
 
 def run(*arguments, fault="", folder=None):
     """The program in a process of its own; ``fault`` breaks the package where programs run."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    paths = [os.environ.get("PYTHONPATH")]
     if fault:
         (folder / "sitecustomize.py").write_text(fault)
-        paths = [str(folder), *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, str(RUN), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+        paths.insert(0, str(folder))
+    path = os.pathsep.join(filter(None, paths))
+    return run_module("tests.hostile.run", *arguments, OMP_NUM_THREADS="1", PYTHONPATH=path)
 
 
 def test_a_sample_keeps_the_promises():

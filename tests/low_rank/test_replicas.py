@@ -1,16 +1,10 @@
 """Gloo processes on loopback, started by torchrun: replicas of one network stay equal, or the method refuses."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-import weight_evolution
+from tests.processes import torchrun
 
-WORKER = Path(__file__).with_name("replicas_worker.py")
 TRAINED = [
     "low-rank",
     "low-rank, SyncBatchNorm",
@@ -33,12 +27,7 @@ def outcomes(tmp_path_factory):
     def get(processes):
         if processes not in cache:
             folder = tmp_path_factory.mktemp("replicas")
-            paths = [str(Path(weight_evolution.__file__).parents[1]), str(Path(__file__).parents[2])]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-            done = subprocess.run(
-                [*command, str(WORKER), str(folder)], env=environment, capture_output=True, text=True, timeout=240
-            )
+            done = torchrun(processes, "tests.low_rank.replicas_worker", folder)
             files = [folder / f"rank-{rank}.pt" for rank in range(processes)]
             cache[processes] = [torch.load(f, weights_only=True) for f in files if f.exists()] or done.stderr
         assert isinstance(cache[processes], list), cache[processes]

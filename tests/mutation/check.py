@@ -1,4 +1,4 @@
-"""``python tests/mutation/check.py``: break the code, one line at a time; every fault must fail the tests."""
+"""``python -m tests.mutation.check``: break the code, one line at a time; every fault must fail the tests."""
 
 from __future__ import annotations
 

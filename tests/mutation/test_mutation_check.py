@@ -1,14 +1,9 @@
 """The mutation check on one fault of each part of the code; ``make mutation`` tries them all."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.mutation.mutants import MUTANTS
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import ROOT, run_module
 
 
 def test_every_fault_fits_its_source():
@@ -21,8 +16,7 @@ def test_every_fault_fits_its_source():
 
 @pytest.mark.slow
 def test_a_sample_of_faults_is_noticed():
-    command = [sys.executable, str(Path(__file__).with_name("check.py")), "--sample"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_module("tests.mutation.check", "--sample")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "SURVIVED" not in result.stdout
     assert result.stdout.count("killed") == 5

@@ -1,7 +1,6 @@
 """SGD, selection and snapshots: the same bits on every instruction set and number of threads, and as PyTorch rounds."""
 
 import copy
-import os
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ from torch.optim.sgd import sgd as functional_sgd
 
 import we_kernels as wk
 from tests.banks import DTYPES, FORMATS, place, random_values
+from tests.processes import environment
 from we_kernels.backends.native import asynchronous
 
 LEVELS = ("baseline", "avx2", "avx512")
@@ -142,14 +142,9 @@ def test_signs_of_zeros(native, dtype, lr):
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_as_torch_rounds_on_older_processors(native, capability):
     """PyTorch uses no fused multiply-add there, if the processor has none: its answer is found out, not assumed."""
-    program = "import test_asynchronous_bits as t; t.step_like_torch(1); t.step_like_torch(2)"
-    paths = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__)), *sys.path]
-    environment = os.environ | {
-        "ATEN_CPU_CAPABILITY": capability,
-        "WE_KERNELS_BACKEND": "native",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    program = "import tests.native.test_asynchronous_bits as t; t.step_like_torch(1); t.step_like_torch(2)"
+    settings = environment(ATEN_CPU_CAPABILITY=capability, WE_KERNELS_BACKEND="native")
+    subprocess.run([sys.executable, "-c", program], env=settings, check=True)
 
 
 def test_what_torch_does_here_is_found_out():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import we_kernels as wk
+from tests.processes import environment
 
 
 def make_weights():
@@ -80,8 +81,8 @@ def test_the_number_of_threads_may_change_from_call_to_call():
 def test_the_environment_limits_the_instruction_set(native, level):
     order = ["baseline", "avx2", "avx512"]
     code = "from we_kernels import _native; print(_native.simd())"
-    environment = os.environ | {"WE_KERNELS_SIMD": level, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    settings = environment(WE_KERNELS_SIMD=level)
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == min(level, native.simd(), key=order.index)
 
 

@@ -1,14 +1,11 @@
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import weight_evolution
+from tests.processes import torchrun
 from tests.training.training_runs import EPOCHS, make_config
 from weight_evolution import FilterGrafting
 from weight_evolution.training import UserError, cli
@@ -265,19 +262,11 @@ def test_bad_options_are_one_line(few_digits, tmp_path, capsys, arguments, messa
 
 def test_under_torchrun_it_is_the_same(tmp_path, monkeypatch):
     options = ["train", *SMALL[:-1], "--batch-size", "512", "--threads", "1"]
-    paths = [str(Path(weight_evolution.__file__).parents[1]), str(ROOT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    ranks = subprocess.run(
-        [*command, "weight_evolution.training.cli", *options, "--method", "grafting", "--output", str(tmp_path / "r")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    grafting = [*options, "--method", "grafting"]
+    ranks = torchrun(2, "weight_evolution.training.cli", *grafting, "--output", tmp_path / "r")
     assert ranks.returncode == 0, ranks.stderr
     assert ranks.stdout.count("results in") == 1
-    assert run(*options, "--method", "grafting", "--output", tmp_path / "p") == 0
+    assert run(*grafting, "--output", tmp_path / "p") == 0
     for i in range(2):
         one, other = (model_of(tmp_path / name / "seed-0" / f"network-{i}" / CHECKPOINT) for name in ("r", "p"))
         assert_same(one, other)

@@ -1,6 +1,6 @@
 """Compile every kernel in every specialisation for GPUs that need not be there, and print what each takes.
 
-    python tests/triton/aot_table.py [compute capability ...]
+    python -m tests.triton.aot_table [compute capability ...]
 
 Exits with 1 if a kernel spills registers, flushes subnormals or, where bits count, contracts a multiplication and
 an addition.

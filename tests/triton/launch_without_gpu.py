@@ -1,6 +1,6 @@
 """Evolves twice with compiled kernels and a driver that launches nothing.
 
-    python tests/triton/launch_without_gpu.py [number of steps to time]
+    python -m tests.triton.launch_without_gpu [number of steps to time]
 
 The second time, kernels are launched past Triton's look-up: checks that the driver is asked for the same. With a
 number, it also prints the host's time for a step on ResNet-50's convolutions (less what CUDA itself takes).
@@ -8,7 +8,6 @@ number, it also prints the host's time for a step on ResNet-50's convolutions (l
 
 import sys
 import time
-from pathlib import Path
 
 import torch
 import triton
@@ -104,7 +103,6 @@ def set_hook(hook):
 
 
 def print_host_time(steps):
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     from benchmarks.case import Case
 
     torch.set_num_threads(1)

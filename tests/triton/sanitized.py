@@ -1,13 +1,12 @@
 """Every kernel once, on small cases of `matrix` and `methods`, for compute-sanitizer: it slows kernels a hundredfold.
 
-compute-sanitizer --tool memcheck python tests/triton/sanitized.py
+compute-sanitizer --tool memcheck python -m tests.triton.sanitized
 """
 
 import os
 import pkgutil
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import torch
 
@@ -64,7 +63,6 @@ def run_native(device):
 
 
 def main():
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     from we_kernels import backends
     from we_kernels.backends.triton import launch
 

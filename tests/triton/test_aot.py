@@ -3,28 +3,18 @@
 In a process of its own, because the interpreter is on in this one.
 """
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).with_name("aot_table.py")
+from tests.processes import run_module
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_compiles_without_spills(capability, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    root = Path(__file__).resolve().parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(capability)], env=environment, capture_output=True, text=True
-    )
+    done = run_module("tests.triton.aot_table", capability, TRITON_INTERPRET=None, TRITON_CACHE_DIR=str(tmp_path))
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     compiled = re.findall(rf"^\w+ +{capability} ", done.stdout, re.MULTILINE)

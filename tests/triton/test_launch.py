@@ -1,9 +1,6 @@
 """The one helper that launches kernels: device, grid, and the way past Triton's own look-up."""
 
 import ast
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from tests.processes import run_module
 from we_kernels.backends.triton import launch
 
 FOLDER = Path(launch.__file__).parent
@@ -83,11 +81,6 @@ def test_only_the_helper_launches():
 
 def test_second_launches_pass_what_first_ones_do(tmp_path):
     """With Triton's compiler but no GPU: a driver that notes what it is asked to launch."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    root = Path(__file__).resolve().parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    script = Path(__file__).with_name("launch_without_gpu.py")
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    done = run_module("tests.triton.launch_without_gpu", TRITON_INTERPRET=None, TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kernels" in done.stdout
