@@ -54,7 +54,7 @@ class Backend:
 
     def step(self, case: Case) -> tuple[Tensor, Tensor]:
         arguments: dict[str, Any] = case.selection_arguments
-        selection = wk.evolve_with_selection_(case.bank, rule=case.rule, **arguments)
+        selection = wk.evolve_(case.bank, rule=case.rule, **arguments)
         return selection.importance, selection.donor
 
 

@@ -112,7 +112,7 @@ def check_matching(device, flavour, rates, ratios, groups, limit, counters, size
         found = {}
         for name, d in (("torch", "cpu"), (backend, device)):
             with wk.use_backend(name):
-                found[name] = wk.select_and_match(
+                found[name] = wk.match_filters(
                     bank[d],
                     values.to(d),
                     rate=rates,
@@ -179,10 +179,10 @@ def check_evolution(device, dtypes, memory_format, rule, groups=2, limit=1.5, ba
     counters = [torch.zeros(groups, dtype=torch.int32, device=device) for _ in range(2)]
     options = {"rate": [0.6, 0.4][:groups], "local_ratio": [0.6, None][:groups], "starvation_limit": limit}
     with wk.use_backend(backend):
-        found = wk.evolve_with_selection_(bank_of(together, groups), rule=rule, starvation=counters[0], **options)
+        found = wk.evolve_(bank_of(together, groups), rule=rule, starvation=counters[0], **options)
         bank = bank_of(apart, groups)
         importance = wk.filter_importance(bank)
-        selection = wk.select_and_match(bank, importance, starvation=counters[1], **options)
+        selection = wk.match_filters(bank, importance, starvation=counters[1], **options)
         wk.crossover_(bank, selection.donor, rule)
     assert [part.tolist() for part in found] == [part.tolist() for part in selection]
     assert int((found.donor >= 0).sum()) > 20
@@ -199,7 +199,7 @@ def check_poison(device, value, layer, backend="triton"):
     moved = on(cases, device)
     counter = torch.tensor([3, 1], dtype=torch.int32, device=device)
     with wk.use_backend(backend):
-        found = wk.evolve_with_selection_(
+        found = wk.evolve_(
             bank_of(moved, 2), rate=0.7, local_ratio=[0.9, None], starvation=counter, starvation_limit=4.0
         )
     assert found.donor.eq(-1).all()

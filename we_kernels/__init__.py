@@ -12,48 +12,50 @@ from .asynchronous import (
     select_filters,
     unselected_buffer,
 )
-from .backends import use_backend
 from .bank import FilterBank
 from .errors import BackendUnavailableError, NonFiniteWeightError
-from .functions import (
-    Selection,
-    crossover_,
-    evolve_,
-    evolve_with_selection_,
-    filter_importance,
-    match_filters,
-    select_and_match,
-)
-from .grafting import blend_, blend_ring_, weight_entropy, weight_l1
+from .evolution import CROSSOVERS, Selection, crossover_, evolve_, filter_importance, match_filters
+from .grafting import MAX_BINS, blend_, blend_ring_, weight_entropy, weight_l1
 from .info import info
 from .low_rank import LowRankBases, LowRankResult, project_low_rank_
+from .operator import backend_of
 from .overlap import FilterOverlap, filter_overlap
+from .runtime.backends import use_backend
+from .runtime.layout import DTYPES, MAX_DIMS
+from .runtime.transfer import Readback, is_capturing, send_, to_device
 from .version import __version__
 
 __all__ = [
+    "CROSSOVERS",
+    "DTYPES",
+    "MAX_BINS",
+    "MAX_DIMS",
     "BackendUnavailableError",
     "FilterBank",
     "FilterOverlap",
     "LowRankBases",
     "LowRankResult",
     "NonFiniteWeightError",
+    "Readback",
     "Selection",
     "__version__",
     "asynchronous_sgd_",
+    "backend_of",
     "blend_",
     "blend_ring_",
     "crossover_",
     "evolve_",
-    "evolve_with_selection_",
     "filter_importance",
     "filter_overlap",
     "info",
+    "is_capturing",
     "match_filters",
     "project_low_rank_",
     "restore_unselected_",
     "save_unselected_",
-    "select_and_match",
     "select_filters",
+    "send_",
+    "to_device",
     "unselected_buffer",
     "use_backend",
     "weight_entropy",

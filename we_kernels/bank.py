@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from .checks import check_integer, is_integer
-from .layout import DTYPES
-from .memory import check_overlap
-from .weights import check_weight, have_addresses
-
-_SUPPORTED = frozenset(DTYPES)
+from .runtime.layout import Forms, Layout, Segments, forms_of, layout_of, segments_of
+from .runtime.memory import check_overlap
+from .runtime.view import BankView
+from .runtime.weights import check_weight
 
 MAX_COUNT = 2**30
 """Filters of a bank, and elements of one kernel: both are counted in 32 bits. Whole tensors may be larger."""
@@ -49,6 +47,10 @@ class FilterBank:
     names: tuple[str, ...]
     position: tuple[int, ...]
     """For each tensor as given, its position in `weights`."""
+    sizes: tuple[int, ...]
+    """Number of filters of each distinct tensor."""
+    num_filters: int
+    """F."""
 
     def __init__(
         self,
@@ -84,7 +86,11 @@ class FilterBank:
         self.groups = tuple(int(given_groups[i]) for i in distinct)
         self.names = tuple(given_names[i] for i in distinct)
         self.num_groups = max(self.groups, default=0) + 1
+        self.sizes = tuple(weight.shape[dim] for weight, dim in zip(self.weights, self.filter_dims, strict=True))
+        self.num_filters = sum(self.sizes)
         self._shapes = tuple(weight.shape for weight in self.weights)
+        self._seen: tuple[Forms, tuple[int, ...], torch.device] | None = None
+        self._layout: Layout
         if self.num_filters > MAX_COUNT:
             raise ValueError(f"weights have {self.num_filters} filters, more than the {MAX_COUNT} of a bank; make two")
         if not torch.compiler.is_compiling():
@@ -102,14 +108,9 @@ class FilterBank:
         return self.weights[0].device if self.weights else torch.device("cpu")
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of filters of each distinct tensor."""
-        return tuple(shape[dim] for shape, dim in zip(self._shapes, self.filter_dims, strict=True))
-
-    @property
-    def num_filters(self) -> int:
-        """F."""
-        return sum(self.sizes)
+    def segments(self) -> Segments:
+        """Where the filters of each tensor are among the F, and the tensors' groups."""
+        return segments_of(self.sizes, self.groups)
 
     def split(self, per_filter: Tensor) -> tuple[Tensor, ...]:
         """A tensor [F] as one view per distinct tensor."""
@@ -122,14 +123,24 @@ class FilterBank:
             TypeError: names the tensor that got a dtype which is not supported.
             ValueError: names the tensor that was resized, freed, moved away from the others or to a misaligned address.
         """
+        self.view()
+
+    def view(self) -> BankView:
+        """The weights as they are now, for an operator. Raises as `check` does."""
+        view = BankView(self.weights, self.filter_dims, self.groups)
         if torch.compiler.is_compiling():
-            return
-        # One pass each in C: this runs at every call.
-        shapes = tuple(map(attrgetter("shape"), self.weights))
-        devices = set(map(Tensor.get_device, self.weights))
-        supported = _SUPPORTED.issuperset(map(attrgetter("dtype"), self.weights))
-        if shapes == self._shapes and len(devices) <= 1 and supported and have_addresses(self.weights):
-            return
+            return view
+        seen = forms_of(self.weights), tuple(map(Tensor.data_ptr, self.weights)), self.device
+        if seen != self._seen:  # no two devices share addresses
+            self._check_all()
+            self._layout, self._seen = layout_of(seen[0], self.filter_dims, self.groups), seen
+        return view.known(self._layout, seen[1])
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy has other addresses.
+        return {**self.__dict__, "_seen": None}
+
+    def _check_all(self) -> None:
         device = self.device
         for weight, shape, name in zip(self.weights, self._shapes, self.names, strict=True):
             if weight.shape != shape:

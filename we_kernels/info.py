@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import backends
+from .runtime.backends import BACKENDS, ENVIRONMENT, unavailable
 from .version import __version__
 
 
@@ -20,7 +20,7 @@ def info() -> dict[str, Any]:
 
     Creates no CUDA context.
     """
-    from .backends import native
+    from .runtime import native
 
     return {
         "weight-evolution": __version__,
@@ -30,12 +30,9 @@ def info() -> dict[str, Any]:
         "torch built for CUDA": torch.version.cuda or "no",
         "triton": _version("triton"),
         "native extension": native.build_info(),
-        "forced backend": os.environ.get(backends.ENVIRONMENT) or "none",
+        "forced backend": os.environ.get(ENVIRONMENT) or "none",
         "backends": {
-            name: {
-                device: backends.unavailable(name, torch.device(device)) or "available" for device in ("cpu", "cuda")
-            }
-            for name in backends.NAMES
+            name: {device: unavailable(name, device) or "available" for device in ("cpu", "cuda")} for name in BACKENDS
         },
     }
 

@@ -80,8 +80,8 @@ void crossover_binding(const py::list& weights, std::uintptr_t table, std::int64
 
 void evolve_binding(const py::list& weights, std::uintptr_t table, std::int64_t num_layers, std::int64_t num_filters,
                     std::uintptr_t rates, const std::vector<double>& local_ratios,
-                    const std::vector<std::uint8_t>& zero_is_inferior, const std::string& rule,
-                    std::uintptr_t starvation, double starvation_limit, std::uintptr_t donor, std::uintptr_t importance,
+                    const std::vector<std::uint8_t>& zero_is_inferior, std::uintptr_t starvation,
+                    double starvation_limit, const std::string& rule, std::uintptr_t donor, std::uintptr_t importance,
                     std::uintptr_t threshold, std::uintptr_t inferior, int threads) {
   const std::vector<void*> pointers = addresses(weights);
   const py::gil_scoped_release unlocked;

@@ -10,9 +10,6 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 import we_kernels as wk
-from we_kernels import backends
-from we_kernels.backends import reference
-from we_kernels.transfer import Place, send_, to_device
 
 from .inferior_shifts import InferiorShifts
 from .optimizer_state import OptimizerState, StateUpdate
@@ -103,7 +100,7 @@ class DeviceStep:
     @counters.setter
     def counters(self, values: Sequence[int]) -> None:
         # In place: a recorded step counts in this tensor.
-        send_(self._counters, tuple(values))
+        wk.send_(self._counters, tuple(values))
 
     def run(self, rates: Sequence[float]) -> Outcome:
         """One step.
@@ -113,7 +110,7 @@ class DeviceStep:
             BackendUnavailableError: a graph is asked for, and there is only the torch backend.
         """
         bank = self._targets.bank()
-        if bank.device.type == "cuda" and Place.current(bank.device).capturing:
+        if wk.is_capturing(bank.device):
             raise RuntimeError(
                 "WeightEvolution.step() cannot be captured, its rates change from epoch to epoch on the host; pass "
                 "cuda_graph=True, or capture we_kernels.evolve_ with the rates in a tensor"
@@ -121,7 +118,7 @@ class DeviceStep:
         self._send(tuple(rates), bank.device)
         if not self._cuda_graph or bank.device.type != "cuda":
             return self._evolve(bank)
-        if backends.choose(bank.device, "evolve_") is reference:
+        if wk.backend_of("evolve_", bank.device) == "torch":
             raise wk.BackendUnavailableError(
                 "cuda_graph=True needs a backend that does not wait for the device, and torch does; install Triton "
                 "(pip install 'weight-evolution[triton]'), or build the extension with CUDA, or leave it out"
@@ -150,17 +147,17 @@ class DeviceStep:
     def _send(self, rates: tuple[float, ...], device: torch.device) -> None:
         """The rates to the device, if it has others, and the counters, if the model moved."""
         if self._counters.device != device:
-            self._counters = to_device(tuple(self._counters.tolist()), torch.int32, device)
+            self._counters = wk.to_device(tuple(self._counters.tolist()), torch.int32, device)
         if self._rates.device != device or len(self._rates) != len(rates):
             self._rates, self._rates_sent = torch.zeros(len(rates), dtype=torch.float64, device=device), ()
         if self._rates_sent != rates:
-            send_(self._rates, rates)
+            wk.send_(self._rates, rates)
             self._rates_sent = rates
 
     def _evolve(self, bank: wk.FilterBank) -> Outcome:
         state = self._optimizer_state and StateUpdate(self._optimizer_state, self._parameters())
         if self._inferior_shifts is None:
-            selection = wk.evolve_with_selection_(bank, rule=self._crossover, **self._matching(self._counters))
+            selection = wk.evolve_(bank, rule=self._crossover, **self._matching(self._counters))
         else:
             selection = self._select(bank, self._counters)
             wk.crossover_(bank, selection.donor, self._crossover, validate=False)
@@ -171,7 +168,7 @@ class DeviceStep:
         return Outcome(bank.names, bank.sizes, selection, self._counters.clone(), after)
 
     def _select(self, bank: wk.FilterBank, counters: Tensor) -> wk.Selection:
-        selection = wk.select_and_match(bank, wk.filter_importance(bank), **self._matching(counters))
+        selection = wk.match_filters(bank, wk.filter_importance(bank), **self._matching(counters))
         return selection if self._inferior_shifts is None else self._inferior_shifts.restrict(bank, selection)
 
     def _matching(self, counters: Tensor) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from we_kernels.checks import check_rule, is_integer, is_number
+import we_kernels as wk
+from we_kernels.checks import check_choice, is_integer, is_number
 
 from .device_step import DeviceStep, Outcome
 from .inferior_shifts import InferiorShifts
@@ -124,7 +125,7 @@ class WeightEvolution:
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a callable (base_rate, epoch) -> rate, got {type(schedule).__name__}")
         self.schedule: Schedule = StagedSigmoid.cifar() if schedule is None else schedule
-        self.crossover = check_rule(crossover, "crossover")
+        self.crossover = check_choice(crossover, "crossover", wk.CROSSOVERS)
         self.check_finite = check_finite
         self.epochs = None if epochs is None else _check_count(epochs, "epochs", at_least=1)
         if cuda_graph and optimizer_state != "keep":

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from we_kernels import NonFiniteWeightError
-from we_kernels.transfer import Readback
+from we_kernels import NonFiniteWeightError, Readback
 
 from .parameters import KINDS
 

@@ -89,7 +89,7 @@ def test_bad_importance_stops_the_step(emulated, value, where):
     bank = wk.FilterBank([torch.zeros(n) for n in matrix.SIZES], groups=[i % 2 for i in range(20)])
     counter = torch.tensor([2, 3], dtype=torch.int32)
     options = {"rate": 0.9, "local_ratio": [0.5, None], "starvation": counter, "starvation_limit": 1.0}
-    found = wk.select_and_match(bank, values, **options)
+    found = wk.match_filters(bank, values, **options)
     assert found.donor.eq(-1).all()
     assert found.threshold.isnan().all()
     assert found.inferior.eq(0).all()
@@ -182,7 +182,7 @@ def evolve(weights, **options):
     groups = [i % 2 for i in range(len(weights))]
     counter = torch.zeros(2, dtype=torch.int32)
     options = {"rate": 0.5, "local_ratio": 0.5, "starvation": counter, "starvation_limit": 2.0} | options
-    return [*wk.evolve_with_selection_(wk.FilterBank(weights, groups=groups), **options), counter]
+    return [*wk.evolve_(wk.FilterBank(weights, groups=groups), **options), counter]
 
 
 @orders
@@ -200,8 +200,8 @@ def test_the_order_of_threads_does_not_matter(emulated, order, rule):
         bank = matrix.bank_of(cases, 2)
         counter = torch.zeros(2, dtype=torch.int32)
         options = {"rate": 0.6, "local_ratio": 0.8, "starvation": counter, "starvation_limit": 2.0}
-        found = [*wk.evolve_with_selection_(bank, rule=rule, **options), counter]
-        found += wk.select_and_match(bank, found[1], **options)
+        found = [*wk.evolve_(bank, rule=rule, **options), counter]
+        found += wk.match_filters(bank, found[1], **options)
         results.append([matrix.as_bits(tensor) for tensor in (*found, *[case.buffer for case in cases])])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

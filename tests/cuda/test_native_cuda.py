@@ -125,7 +125,7 @@ def test_nothing_waits_for_the_device():
         wk.filter_importance(bank)  # its tables know no groups
         with no_waiting():
             wk.evolve_(bank, **options)
-            donor = wk.match_filters(bank, wk.filter_importance(bank), **options)
+            donor = wk.match_filters(bank, wk.filter_importance(bank), **options).donor
             wk.crossover_(bank, donor, validate=False)
             cases[0].weight.data = cases[0].weight.clone()  # a moved parameter: the pointer table is sent again
             wk.filter_importance(bank)
@@ -135,9 +135,9 @@ def test_nothing_waits_for_the_device():
 def test_only_outputs_are_allocated():
     bank, rates = matrix.bank_of(on_gpu(), 2), gpu_rates(0.5, 0.3)
     with wk.use_backend("native"):
-        keep = wk.evolve_with_selection_(bank, rate=rates, local_ratio=[0.5, None])
+        keep = wk.evolve_(bank, rate=rates, local_ratio=[0.5, None]).donor
         before = torch.cuda.memory_stats(0)["allocation.all.allocated"]
-        again = wk.evolve_with_selection_(bank, rate=rates, local_ratio=[0.5, None])
+        again = wk.evolve_(bank, rate=rates, local_ratio=[0.5, None]).donor
     assert torch.cuda.memory_stats(0)["allocation.all.allocated"] - before == len(keep) == len(again)
 
 
@@ -152,7 +152,7 @@ def test_graph_replays_with_changed_weights_and_rate(rule):
         wk.evolve_(bank, rate=rates, starvation=counters[0], **options)  # tables, before the capture
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = wk.evolve_with_selection_(bank, rate=rates, starvation=counters[0], **options)
+            found = wk.evolve_(bank, rate=rates, starvation=counters[0], **options)
         for seed, rate in ((31, (0.5, 0.3)), (37, (0.2, 0.9)), (41, (0.9, 0.0))):
             rates.copy_(torch.tensor(rate))
             counters[1].copy_(counters[0])
@@ -160,7 +160,7 @@ def test_graph_replays_with_changed_weights_and_rate(rule):
                 one.weight.copy_(fresh.weight)
                 two.weight.copy_(fresh.weight)
             graph.replay()
-            expected = wk.evolve_with_selection_(other, rate=rates, starvation=counters[1], **options)
+            expected = wk.evolve_(other, rate=rates, starvation=counters[1], **options)
             assert [part.tolist() for part in found] == [part.tolist() for part in expected]
             assert counters[0].tolist() == counters[1].tolist()
             assert all(torch.equal(a.weight, b.weight) for a, b in zip(captured, eager, strict=True))

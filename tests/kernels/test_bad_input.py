@@ -161,7 +161,7 @@ def test_numpy_numbers_are_numbers():
     weight, number = W(6, 4), np.float32(0.5)
     bank = wk.FilterBank([weight], np.int64(1), groups=[np.int8(0)])
     assert bank.filter_dims == (1,)
-    found = wk.evolve_with_selection_(bank, rate=number, local_ratio=np.float64(0.5))
+    found = wk.evolve_(bank, rate=number, local_ratio=np.float64(0.5))
     assert found.donor.shape == (4,)
     wk.evolve_(bank, rate=[number], starvation=COUNTER.clone(), starvation_limit=np.int32(3))
     selected = wk.select_filters(bank, number, seed=np.uint64(2**63 - 1), step=np.int16(4))

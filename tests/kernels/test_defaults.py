@@ -19,7 +19,7 @@ def weights():
 def evolve(weights, **options):
     bank = wk.FilterBank(weights, groups=[i % 2 for i in range(len(weights))])
     counter = torch.zeros(2, dtype=torch.int32, device="cpu")
-    found = wk.evolve_with_selection_(
+    found = wk.evolve_(
         bank, rate=[0.7, 0.4], local_ratio=[0.9, None], starvation=counter, starvation_limit=1.5, **options
     )
     return [*found, counter, *weights]
@@ -33,7 +33,7 @@ def evolve_with_a_nan(weights):
 def step_by_step(weights):
     bank = wk.FilterBank(weights)
     importance = wk.filter_importance(bank)
-    found = wk.select_and_match(bank, importance, rate=0.7)
+    found = wk.match_filters(bank, importance, rate=0.7)
     wk.crossover_(bank, found.donor)
     return [*found, *weights]
 
@@ -75,8 +75,8 @@ def nothing(weights):
     importance = wk.filter_importance(bank)
     return [
         importance,
-        *wk.select_and_match(bank, importance, rate=0.5),
-        *wk.evolve_with_selection_(bank, rate=0.5),
+        *wk.match_filters(bank, importance, rate=0.5),
+        *wk.evolve_(bank, rate=0.5),
         wk.weight_entropy(bank),
         wk.weight_l1(bank),
         *wk.filter_overlap(bank),

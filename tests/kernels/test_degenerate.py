@@ -84,7 +84,7 @@ def test_one_bad_weight_stops_the_whole_step(backend, bad, where):
     weights[where[0]].view(-1)[where[1]] = bad
     before = [weight.clone() for weight in weights]
     starvation = torch.tensor([3, 5], dtype=torch.int32)
-    selection = wk.evolve_with_selection_(
+    selection = wk.evolve_(
         wk.FilterBank(weights, groups=[0, 0, 1]), rate=0.9, local_ratio=0.9, starvation=starvation, starvation_limit=1.0
     )
     assert selection.donor.tolist() == [-1] * 19
@@ -99,9 +99,9 @@ def test_importances_that_are_not_norms(backend):
     bank = wk.FilterBank([torch.randn(4, 2, 3, 3)])
     for bad in (float("nan"), float("inf"), -1.0):
         importance = torch.tensor([1.0, 2.0, bad, 3.0])
-        assert wk.match_filters(bank, importance, rate=0.9, local_ratio=1.0).tolist() == [-1] * 4
+        assert wk.match_filters(bank, importance, rate=0.9, local_ratio=1.0).donor.tolist() == [-1] * 4
     signed_zero = torch.tensor([1.0, -0.0, 0.0, 3.0])
-    assert wk.match_filters(bank, signed_zero, rate=0.5, local_ratio=0.5).tolist() == [-1, 3, 0, -1]
+    assert wk.match_filters(bank, signed_zero, rate=0.5, local_ratio=0.5).donor.tolist() == [-1, 3, 0, -1]
 
 
 @pytest.mark.parametrize("by_group", [False, True])
@@ -110,9 +110,9 @@ def test_dead_filters_past_the_share_of_the_rate(backend, by_group):
     importance = torch.tensor([0.0, 2.0, -0.0, 3.0, 0.0, 5.0, 4.0, 0.0])
     bank = wk.FilterBank([torch.empty(4), torch.empty(4)], groups=[0, 1])
     options = {"rate": 0.2, "local_ratio": 0.1}
-    assert wk.match_filters(bank, importance, **options).tolist() == [-1] * 8
+    assert wk.match_filters(bank, importance, **options).donor.tolist() == [-1] * 8
     flags = [False, True] if by_group else True
-    found = wk.select_and_match(bank, importance, **options, zero_is_inferior=flags)
+    found = wk.match_filters(bank, importance, **options, zero_is_inferior=flags)
     assert found.donor.tolist() == [*([-1] * 4 if by_group else [3, -1, 1, -1]), 1, -1, -1, 2]
     assert found.threshold.tolist() == [0.0, 0.0]
     assert found.inferior.tolist() == [0 if by_group else 2, 2]
@@ -125,8 +125,8 @@ def test_dead_filters_take_their_donors(backend):
     counter = torch.zeros(1, dtype=torch.int32)
     options = {"rate": 0.2, "local_ratio": 0.1, "starvation": counter, "starvation_limit": 1.0}
     bank = wk.FilterBank([weight])
-    assert wk.evolve_(bank, **options).tolist() == [-1] * 6
-    found = wk.evolve_with_selection_(bank, **options, zero_is_inferior=True)
+    assert wk.evolve_(bank, **options).donor.tolist() == [-1] * 6
+    found = wk.evolve_(bank, **options, zero_is_inferior=True)
     assert sorted(found.donor.tolist()) == [-1, -1, -1, 0, 1, 5]
     assert found.inferior.tolist() == [3]
     assert wk.filter_importance(bank).gt(0).all()

@@ -64,7 +64,7 @@ def test_compiles_into_one_graph():
         bank = wk.FilterBank(weights, groups=[0, 0, 1])
         importance = wk.filter_importance(bank)
         wk.match_filters(bank, importance, rate=0.4, local_ratio=0.5)
-        return wk.evolve_(bank, rate=0.5, local_ratio=0.9, starvation=starvation, starvation_limit=1.0) + 1
+        return wk.evolve_(bank, rate=0.5, local_ratio=0.9, starvation=starvation, starvation_limit=1.0).donor + 1
 
     eager, compiled = tensors(), tensors()
     counters = [torch.zeros(2, dtype=torch.int32) for _ in range(2)]
@@ -102,9 +102,9 @@ def test_parameters_and_their_version_counters(backend):
 
 def test_tied_weights_are_evolved_once(backend):
     single, tied = tensors(3)[0], tensors(3)[0]
-    once = wk.evolve_(wk.FilterBank([single]), rate=0.5, local_ratio=None)
+    once = wk.evolve_(wk.FilterBank([single]), rate=0.5, local_ratio=None).donor
     bank = wk.FilterBank([tied, tied, tied[:]])
-    twice = wk.evolve_(bank, rate=0.5, local_ratio=None)
+    twice = wk.evolve_(bank, rate=0.5, local_ratio=None).donor
     assert bank.position == (0, 0, 0)
     assert once.tolist() == twice.tolist()
     assert torch.equal(single, tied)
@@ -113,15 +113,15 @@ def test_tied_weights_are_evolved_once(backend):
 def test_empty_bank(backend):
     bank = wk.FilterBank([])
     assert wk.filter_importance(bank).shape == (0,)
-    assert wk.match_filters(bank, torch.empty(0), rate=0.2).dtype == torch.int32
+    assert wk.match_filters(bank, torch.empty(0), rate=0.2).donor.dtype == torch.int32
     wk.crossover_(bank, torch.empty(0, dtype=torch.int32))
-    assert wk.evolve_(bank, rate=0.2).shape == (0,)
+    assert wk.evolve_(bank, rate=0.2).donor.shape == (0,)
 
 
 def test_layers_of_one_filter_and_of_none(backend):
     weights = [torch.randn(1, 3, 3, 3), torch.randn(0, 3, 3, 3), torch.randn(2, 3, 3, 3) * 0.01]
     before = [weight.clone() for weight in weights]
-    donor = wk.evolve_(wk.FilterBank(weights), rate=0.4, local_ratio=1.0)
+    donor = wk.evolve_(wk.FilterBank(weights), rate=0.4, local_ratio=1.0).donor
     assert donor[0] == -1
     assert sorted(donor[1:].tolist()) in ([-1, 0], [-1, 1])
     assert torch.equal(weights[0], before[0])

@@ -60,9 +60,9 @@ def test_matching(backend):
         rates = [rate, second_rate][: bank.num_groups]
         counters = [None if limit is None else torch.ones(bank.num_groups, dtype=torch.int32) for _ in range(2)]
         arguments = {"rate": rates, "local_ratio": ratio, "starvation_limit": limit}
-        found = wk.select_and_match(bank, importance, starvation=counters[0], **arguments)
+        found = wk.match_filters(bank, importance, starvation=counters[0], **arguments)
         with wk.use_backend("torch"):
-            expected = wk.select_and_match(bank, importance, starvation=counters[1], **arguments)
+            expected = wk.match_filters(bank, importance, starvation=counters[1], **arguments)
         assert found.donor.tolist() == expected.donor.tolist()
         assert found.threshold.tolist() == expected.threshold.tolist()
         assert found.inferior.tolist() == expected.inferior.tolist()
@@ -80,7 +80,7 @@ def test_crossover(backend, rule):
         expected = copy.deepcopy(tensors)
         bank, reference = bank_of(tensors), bank_of(expected)
         with wk.use_backend("torch"):
-            donor = wk.match_filters(reference, wk.filter_importance(reference), rate=rate, local_ratio=None)
+            donor = wk.match_filters(reference, wk.filter_importance(reference), rate=rate, local_ratio=None).donor
             wk.crossover_(reference, donor, rule)
         wk.crossover_(bank, donor, rule)
         for case, wanted in zip(tensors, expected, strict=True):
@@ -96,12 +96,12 @@ def test_evolution_is_the_three_operators_in_one(backend):
         expected = copy.deepcopy(tensors)
         bank, reference = bank_of(tensors), bank_of(expected)
         counters = [torch.zeros(1, dtype=torch.int32) for _ in range(2)]
-        found = wk.evolve_with_selection_(
+        found = wk.evolve_(
             bank, rate=rate, local_ratio=0.3, rule=rule, starvation=counters[0], starvation_limit=limit
         )
         importance = wk.filter_importance(reference)
         assert found.importance.tolist() == importance.tolist()
-        selection = wk.select_and_match(
+        selection = wk.match_filters(
             reference, importance, rate=rate, local_ratio=0.3, starvation=counters[1], starvation_limit=limit
         )
         wk.crossover_(reference, selection.donor, rule)

@@ -68,7 +68,7 @@ def test_matching(rate, ratio, limit, flavour, zero_is_inferior):
         limit or math.inf,
         zero_is_inferior,
     )
-    found = wk.select_and_match(
+    found = wk.match_filters(
         bank,
         importance,
         rate=[rate, rate / 2],
@@ -90,7 +90,7 @@ def test_matching(rate, ratio, limit, flavour, zero_is_inferior):
 @pytest.mark.parametrize("flavour", ["normal", "ties", "zeros"])
 def test_crossover(dtype, memory_format, rule, flavour):
     cases, bank = make(dtype, memory_format, flavour)
-    donor = wk.match_filters(bank, wk.filter_importance(bank), rate=0.6, local_ratio=None)
+    donor = wk.match_filters(bank, wk.filter_importance(bank), rate=0.6, local_ratio=None).donor
     assert all(int((part >= 0).sum()) > 0 for part in bank.split(donor)[:2])
     expected = [
         oracle.crossover(case.weight, case.filter_dim, part.tolist(), rule)
@@ -109,7 +109,7 @@ def test_crossover(dtype, memory_format, rule, flavour):
 def test_figure_1_matching():
     importance = torch.tensor([2.332, 9.752, 0.003, 7.585, 2.568, 0.176, 3.556, 0.058])
     bank = wk.FilterBank([torch.zeros(8, 3, 3, 3)])
-    donor = wk.match_filters(bank, importance, rate=0.3, local_ratio=0.01)
+    donor = wk.match_filters(bank, importance, rate=0.3, local_ratio=0.01).donor
     assert donor.tolist() == [-1, -1, 3, -1, -1, -1, -1, 1]
 
 

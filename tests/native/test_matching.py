@@ -34,9 +34,9 @@ def compare(sizes, flavour, rate, ratio, limit, seed, groups=1, zero_is_inferior
     importance = FLAVOURS[flavour](generator, sum(sizes))
     counters = [None if limit is None else torch.ones(bank.num_groups, dtype=torch.int32) for _ in range(2)]
     arguments = {"rate": rate, "local_ratio": ratio, "starvation_limit": limit, "zero_is_inferior": zero_is_inferior}
-    found = wk.select_and_match(bank, importance, starvation=counters[0], **arguments)
+    found = wk.match_filters(bank, importance, starvation=counters[0], **arguments)
     with wk.use_backend("torch"):
-        expected = wk.select_and_match(bank, importance, starvation=counters[1], **arguments)
+        expected = wk.match_filters(bank, importance, starvation=counters[1], **arguments)
     assert found.threshold.tolist() == expected.threshold.tolist()
     assert found.inferior.tolist() == expected.inferior.tolist()
     assert torch.equal(found.donor, expected.donor)

@@ -135,7 +135,7 @@ def test_evolution(native, dtype, flavour):
         weights, dims = [case.weight for case in cases], [case.filter_dim for case in cases]
         bank = wk.FilterBank(weights, dims, groups=[i % 2 for i in range(len(cases))])
         starvation = torch.tensor([0, 1], dtype=torch.int32)
-        found = wk.evolve_with_selection_(
+        found = wk.evolve_(
             bank, rate=[0.9, 0.6], local_ratio=[0.95, 0.001], starvation=starvation, starvation_limit=2.5
         )
         return [*found, starvation, *(bits(case.buffer) for case in cases)]

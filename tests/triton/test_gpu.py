@@ -95,9 +95,9 @@ def test_nothing_waits_for_the_device():
 def test_only_outputs_are_allocated():
     bank = matrix.bank_of(on_gpu(), 2)
     rates = torch.tensor([0.5, 0.3], dtype=torch.float64, device=DEVICE)
-    keep = wk.evolve_with_selection_(bank, rate=rates, local_ratio=[0.5, None])
+    keep = wk.evolve_(bank, rate=rates, local_ratio=[0.5, None])
     before = torch.cuda.memory_stats(DEVICE)["allocation.all.allocated"]
-    again = wk.evolve_with_selection_(bank, rate=rates, local_ratio=[0.5, None])
+    again = wk.evolve_(bank, rate=rates, local_ratio=[0.5, None])
     assert torch.cuda.memory_stats(DEVICE)["allocation.all.allocated"] - before == len(keep) == len(again)
 
 
@@ -112,7 +112,7 @@ def test_graph_replays_with_changed_weights_and_rate(rule):
     wk.evolve_(bank, rate=rates, starvation=counters[0], **options)  # tables and kernels, before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = wk.evolve_with_selection_(bank, rate=rates, starvation=counters[0], **options)
+        found = wk.evolve_(bank, rate=rates, starvation=counters[0], **options)
     for seed, rate in ((31, (0.5, 0.3)), (37, (0.2, 0.9)), (41, (0.9, 0.0))):
         rates.copy_(torch.tensor(rate))
         counters[1].copy_(counters[0])
@@ -120,7 +120,7 @@ def test_graph_replays_with_changed_weights_and_rate(rule):
             one.weight.copy_(fresh.weight)
             two.weight.copy_(fresh.weight)
         graph.replay()
-        expected = wk.evolve_with_selection_(other, rate=rates, starvation=counters[1], **options)
+        expected = wk.evolve_(other, rate=rates, starvation=counters[1], **options)
         assert [part.tolist() for part in found] == [part.tolist() for part in expected]
         assert counters[0].tolist() == counters[1].tolist()
         assert all(torch.equal(a.weight, b.weight) for a, b in zip(captured, eager, strict=True))
@@ -325,7 +325,7 @@ def test_a_model_on_two_gpus_is_refused():
 def check_against_the_reference(weights, rate=0.3):
     """On the GPU itself: nothing so large goes through the CPU."""
     before = [weight.clone() for weight in weights]
-    found = wk.evolve_with_selection_(wk.FilterBank(weights), rate=rate, local_ratio=None)
+    found = wk.evolve_(wk.FilterBank(weights), rate=rate, local_ratio=None)
     with wk.use_backend("torch"):
         importance = wk.filter_importance(wk.FilterBank(before))
         donor = wk.match_filters(wk.FilterBank(before), found.importance, rate=rate, local_ratio=None)
@@ -355,7 +355,7 @@ def test_one_huge_tensor(shape, dtype):
     weight = torch.empty(shape, dtype=dtype, device=DEVICE).normal_()
     weight *= torch.logspace(-2, 0, shape[0], device=DEVICE, dtype=torch.float32).to(dtype).view(-1, 1, 1, 1)
     before = weight[:: shape[0] // 50].clone()
-    found = wk.evolve_with_selection_(wk.FilterBank([weight]), rate=0.001, local_ratio=None)
+    found = wk.evolve_(wk.FilterBank([weight]), rate=0.001, local_ratio=None)
     importance = before.float().abs().sum((1, 2, 3)) / shape[1]
     torch.testing.assert_close(found.importance[:: shape[0] // 50], importance, rtol=1e-4, atol=0.0)
     low, high = int((found.donor >= 0).nonzero()[0]), int(found.donor.max())

@@ -165,7 +165,7 @@ def test_bad_importance_stops_the_step(value, where):
     bank = wk.FilterBank([torch.zeros(n) for n in matrix.SIZES], groups=[i % 2 for i in range(20)])
     counter = torch.tensor([2, 3], dtype=torch.int32)
     with wk.use_backend("triton"):
-        found = wk.select_and_match(
+        found = wk.match_filters(
             bank, values, rate=0.9, local_ratio=[0.5, None], starvation=counter, starvation_limit=1.0
         )
     assert found.donor.eq(-1).all()
@@ -392,7 +392,7 @@ def test_bank_without_filters():
     weights = [torch.empty(0, 3, 3, 3), torch.empty(0)]
     counter = torch.tensor([4], dtype=torch.int32)
     with wk.use_backend("triton"):
-        found = wk.evolve_with_selection_(
+        found = wk.evolve_(
             wk.FilterBank(weights), rate=0.5, local_ratio=None, starvation=counter, starvation_limit=2.0
         )
     assert found.donor.shape == found.importance.shape == (0,)

@@ -12,7 +12,6 @@ from torch.optim import SGD
 from torch.optim.sgd import sgd
 
 import we_kernels as wk
-from we_kernels.layout import DTYPES, MAX_DIMS
 
 from ..parameters import ModuleFilter, Target, Targets
 from .calls import only_makes_state
@@ -307,10 +306,10 @@ def _check_group(group: dict[str, Any]) -> None:
     if group["fused"]:
         raise ValueError("fused=True is not supported: the step is one kernel already; leave fused out")
     for i, param in enumerate(group["params"]):
-        if param.dtype not in DTYPES:
+        if param.dtype not in wk.DTYPES:
             raise TypeError(f"params[{i}] must be float32, float64, float16 or bfloat16, got {param.dtype}")
-        if param.layout != torch.strided or param.dim() > MAX_DIMS:
-            raise TypeError(f"params[{i}] must be a dense tensor of at most {MAX_DIMS} dimensions")
+        if param.layout != torch.strided or param.dim() > wk.MAX_DIMS:
+            raise TypeError(f"params[{i}] must be a dense tensor of at most {wk.MAX_DIMS} dimensions")
 
 
 def _stretched(group: dict[str, Any], share: float) -> Any:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import we_kernels as wk
 from we_kernels.checks import is_integer, is_number
-from we_kernels.grafting import MAX_BINS
 
 from ..invalid_filters import PUBLISHED_THRESHOLDS
 from ..parameters import ModuleFilter
@@ -293,8 +292,8 @@ def _check_rule(
     if not isinstance(round_coefficient, bool):
         raise TypeError(f"round_coefficient must be True or False, got {round_coefficient!r}")
     bins = _check_count(bins, "bins", 1)
-    if bins > MAX_BINS:
-        raise ValueError(f"bins must be at most {MAX_BINS}, got {bins}")
+    if bins > wk.MAX_BINS:
+        raise ValueError(f"bins must be at most {wk.MAX_BINS}, got {bins}")
     return Rule(float(strength), float(sharpness), level, criterion, bins, round_coefficient)
 
 

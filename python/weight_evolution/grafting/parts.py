@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from we_kernels.layout import DTYPES
+from we_kernels import DTYPES
 
 from ..low_rank.batch_norm_pairs import BatchNormPairs, find_batch_norms
 from ..low_rank.layers import Layer, Plain

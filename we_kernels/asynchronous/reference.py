@@ -1,0 +1,87 @@
+"""Random subsets of filters, the snapshot of the others, and SGD that moves only the subset."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..runtime.layout import Segments
+from ..runtime.view import BankView
+from .rule import SgdRule, SgdTensors
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, replacement: bool) -> Tensor:
+    """bool [F]."""
+    layer = segments.layer_of_filter(rate.device)
+    size, start, _ = segments.table_on(rate.device)[layer].unbind(1)
+    row = torch.arange(segments.num_filters, dtype=torch.int64, device=rate.device) - start
+    bits = philox(row, layer, step & _LOW, step >> 32 & _LOW, seed)
+    # A GPU's rate is not checked: NaN selects one filter, like 0.
+    expected = rate.nan_to_num(0.0).clamp(0, 1) * size
+    if replacement:
+        draw = row < expected.floor().clamp(min=1)
+        selected = torch.zeros_like(draw)
+        selected[(start + (bits * size >> 32))[draw]] = True
+        return selected
+    by_key = bits.argsort(stable=True)
+    order = by_key[layer[by_key].argsort(stable=True)]  # by layer, then by key, equals by row
+    return torch.empty_like(row, dtype=torch.bool).index_put_((order,), row < expected.round().clamp(min=1))
+
+
+def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: int) -> Tensor:
+    """The first of the four numbers, 0 to 2^32 - 1, of Philox4x32-10 (Salmon et al. 2011); counters as int64."""
+    k0, k1 = seed & _LOW, seed >> 32 & _LOW
+    for _ in range(10):
+        # Products of 64 bits wrap in int64, which keeps all of them.
+        a, b = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (b >> 32 & _LOW) ^ c1 ^ k0, b & _LOW, (a >> 32 & _LOW) ^ c3 ^ k1, a & _LOW
+        k0, k1 = k0 + _WEYL[0] & _LOW, k1 + _WEYL[1] & _LOW
+    return c0
+
+
+def save_unselected_(bank: BankView, selected: Tensor, buffer: Tensor) -> None:
+    """Filters that are not selected are copied to their places in ``buffer``."""
+    for weight, places, kept in _unselected(bank, selected, buffer):
+        places[kept] = weight[kept]
+
+
+def restore_unselected_(bank: BankView, selected: Tensor, buffer: Tensor) -> None:
+    """Filters that are not selected are copied back from their places in ``buffer``."""
+    for weight, places, kept in _unselected(bank, selected, buffer):
+        weight[kept] = places[kept]
+
+
+def _unselected(bank: BankView, selected: Tensor, buffer: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    rows = [weight.movedim(dim, 0) for weight, dim in zip(bank.weights, bank.filter_dims, strict=True)]
+    places = [
+        buffer[offset : offset + weight.numel() * weight.element_size()].view(weight.dtype).view(weight.shape)
+        for weight, offset in zip(rows, bank.layout.byte_offsets[:-1], strict=True)
+    ]
+    return list(zip(rows, places, (~selected).split(bank.layout.segments.sizes), strict=True))
+
+
+def asynchronous_sgd_(tensors: SgdTensors, selected: Tensor, rule: SgdRule) -> None:
+    """torch.optim.SGD, operation by operation; of masked parameters only the selected filters move."""
+    step_size, first_filter = -float(rule.lr), 0
+    for i, (param, grad, dim) in enumerate(zip(tensors.params, tensors.grads, tensors.filter_dims, strict=True)):
+        update = grad.neg() if rule.maximize else grad
+        if rule.weight_decay != 0:
+            update = update.add(param, alpha=rule.weight_decay)
+        if rule.momentum != 0:
+            buffer = tensors.momentum_buffers[i]
+            if tensors.first_steps[i]:
+                buffer.copy_(update)
+            else:
+                torch._foreach_mul_([buffer], rule.momentum)  # rounds otherwise than mul_ in float16 and bfloat16
+                buffer.add_(update, alpha=1 - rule.dampening)
+            update = update.add(buffer, alpha=rule.momentum) if rule.nesterov else buffer
+        before = param.clone()
+        param.add_(update, alpha=step_size)
+        if dim >= 0:
+            moves = selected[first_filter : first_filter + param.shape[dim]]
+            first_filter += param.shape[dim]
+            param.movedim(dim, -1).copy_(torch.where(moves, param.movedim(dim, -1), before.movedim(dim, -1)))

@@ -1,0 +1,75 @@
+"""Entropies of weight tensors, and blends of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..operator import Operator, count_filters
+from ..runtime.view import BankView
+
+_FILES = {"torch": "reference", "native": "native", "triton": "triton"}
+
+
+def _entropy(count_bins: Callable[..., Tensor], bank: BankView, bins: int, per_filter: bool) -> Tensor:
+    counts = count_bins(bank, bins, per_filter)
+    # float64: its logarithms, rounded to float32 at the end, are the same on every device.
+    shares = counts / bank.layout.elements_on(bank.device, per_filter)[:, None]
+    entropy = torch.special.entr(shares).sum(1).float()
+    return torch.where(counts[:, 0] < 0, torch.nan, entropy)
+
+
+def _fake_entropy(
+    weights: Sequence[Tensor], filter_dims: Sequence[int], groups: Sequence[int], bins: int, per_filter: bool
+) -> Tensor:
+    size = count_filters(weights, filter_dims) if per_filter else len(weights)
+    return weights[0].new_empty((size,), dtype=torch.float32)
+
+
+def _blend_two(
+    blend: Callable[..., None], bank: BankView, others: Sequence[Tensor], coefficient: Tensor, per_filter: bool
+) -> None:
+    blend([bank, bank.like(others)], coefficient.contiguous()[None], per_filter)
+
+
+def _blend_ring(
+    blend: Callable[..., None],
+    weights: Sequence[Tensor],
+    filter_dims: Sequence[int],
+    coefficients: Tensor,
+    per_filter: bool,
+) -> None:
+    layers = len(filter_dims)
+    networks = [BankView(weights[i : i + layers], filter_dims, ()) for i in range(0, len(weights), layers)]
+    blend(networks, coefficients.contiguous(), per_filter)
+
+
+weight_entropy = Operator(
+    "weight_entropy(Tensor[] weights, int[] filter_dims, int[] groups, int bins, bool per_filter) -> Tensor",
+    [BankView, int, bool],
+    _FILES,
+    __package__,
+    function="count_bins",
+    fake=_fake_entropy,
+    around=_entropy,
+)
+
+blend_ = Operator(
+    "blend_(Tensor(a!)[] weights, int[] filter_dims, int[] groups, Tensor[] others, Tensor coefficient, "
+    "bool per_filter) -> ()",
+    [BankView, list, Tensor, bool],
+    _FILES,
+    __package__,
+    around=_blend_two,
+)
+
+blend_ring_ = Operator(
+    "blend_ring_(Tensor(a!)[] weights, int[] filter_dims, Tensor coefficients, bool per_filter) -> ()",
+    [list, list, Tensor, bool],
+    _FILES,
+    __package__,
+    function="blend_",
+    around=_blend_ring,
+)
