@@ -198,8 +198,10 @@ def layout_of(forms: Forms, filter_dims: tuple[int, ...], groups: tuple[int, ...
     """The (cached) layout of tensors of these forms; without ``groups`` all are in group 0."""
     layers: list[Layer] = []
     first_filter = 0
-    for *form, dim, group in zip(*forms, filter_dims, groups or repeat(0, len(filter_dims)), strict=True):
-        layers.append(_layer(*form, dim, group, first_filter))
+    shapes, strides, dtypes = forms
+    own_groups = groups or repeat(0, len(filter_dims))
+    for shape, stride, dtype, dim, group in zip(shapes, strides, dtypes, filter_dims, own_groups, strict=True):
+        layers.append(_layer(shape, stride, dtype, dim, group, first_filter))
         first_filter += layers[-1].filters
     return Layout(tuple(layers), filter_dims)
 
