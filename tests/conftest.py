@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 import pytest
 
 import we_kernels as wk
-from we_kernels import backends
+from we_kernels.runtime import backends
 
 CPU_BACKENDS = ("torch", "native", "triton")
 
@@ -19,7 +19,7 @@ CPU_BACKENDS = ("torch", "native", "triton")
 def backend(request):
     """Each backend that can work on CPU tensors (Triton through its interpreter), forced for the test."""
     name = request.param
-    reason = backends.unavailable(name, torch.device("cpu"))
+    reason = backends.unavailable(name, "cpu")
     if reason:
         pytest.skip(f"{name}: {reason}")
     with wk.use_backend(name):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .runtime.backends import BACKENDS, ENVIRONMENT, unavailable
+from .runtime import backends
 from .version import __version__
 
 
@@ -30,9 +30,10 @@ def info() -> dict[str, Any]:
         "torch built for CUDA": torch.version.cuda or "no",
         "triton": _version("triton"),
         "native extension": native.build_info(),
-        "forced backend": os.environ.get(ENVIRONMENT) or "none",
+        "forced backend": os.environ.get(backends.ENVIRONMENT) or "none",
         "backends": {
-            name: {device: unavailable(name, device) or "available" for device in ("cpu", "cuda")} for name in BACKENDS
+            name: {device: backends.unavailable(name, device) or "available" for device in ("cpu", "cuda")}
+            for name in backends.BACKENDS
         },
     }
 

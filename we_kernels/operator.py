@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .errors import BackendUnavailableError
-from .runtime.backends import PREFERRED, forced, unavailable
+from .runtime import backends
 
 Implementation = Callable[..., Any]
 
@@ -83,10 +83,6 @@ class Operator:
             return getattr(torch.ops.we_kernels, self.name)(*_flat(arguments))
         return self._run(arguments, _flat(arguments))
 
-    def forget(self) -> None:
-        """Choose anew at the next call, after something changed in what is available (as tests do)."""
-        self._chosen.clear()
-
     def _from_torch(self, *flat: Any) -> Any:
         arguments, start = [], 0
         for kind in self._takes:
@@ -107,7 +103,7 @@ class Operator:
         return result
 
     def _choice(self, device: torch.device) -> tuple[str, Implementation]:
-        key = forced(), device.type
+        key = backends.forced(), device.type
         choice = self._chosen.get(key)
         if choice is None:
             choice = self._chosen[key] = self._choose(*key)
@@ -117,14 +113,16 @@ class Operator:
         if name and (reason := self._unable(name, device)):
             raise BackendUnavailableError(f"backend {name!r} cannot work on {device} tensors: {reason}")
         if name is None:
-            name = next((each for each in PREFERRED.get(device, ()) if not self._unable(each, device)), "torch")
+            name = next(
+                (each for each in backends.PREFERRED.get(device, ()) if not self._unable(each, device)), "torch"
+            )
         file = self._file(name, device)
-        if "any" in self._files and forced() != "torch":
+        if "any" in self._files and backends.forced() != "torch":
             name, file = "any", self._files["any"]
         return name, getattr(import_module(f"{self._folder}.{file}"), self._function)
 
     def _unable(self, name: str, device: str) -> str | None:
-        if reason := unavailable(name, device):
+        if reason := backends.unavailable(name, device):
             return reason
         if "any" in self._files or self._file(name, device):
             return None

@@ -11,7 +11,7 @@ from torch.optim.sgd import sgd as functional_sgd
 
 import we_kernels as wk
 from tests.banks import DTYPES, FORMATS, place, random_values
-from we_kernels.backends.reference.asynchronous import philox
+from we_kernels.asynchronous.reference import philox
 
 SIZES = (7, 1, 40, 130, 16)
 
@@ -435,21 +435,21 @@ def sgd_arguments(momentum=0.9):
     buffers = [torch.full_like(param, 3) for param in params] if momentum else []
     selected = torch.tensor([True, False, False, True, True, False, True, True])
     lr = torch.tensor([0.5], dtype=torch.float64)
-    return (params, grads, buffers, [0, -1, 1], selected, lr, momentum, 0.0, 0.1, False, False, [False] * 3)
+    return (params, grads, buffers, [0, -1, 1], [False] * 3, selected, lr, momentum, 0.0, 0.1, False, False)
 
 
 def test_opcheck(backend):
     ops = torch.ops.we_kernels
     rate, step = torch.tensor([0.5], dtype=torch.float64), torch.tensor([3])
     for replacement in (False, True):
-        opcheck(ops.select_filters.default, ([4, 7], rate, 5, step, replacement))
+        opcheck(ops.select_filters.default, ([4, 7], [0, 0], rate, 5, step, replacement))
     weights, selected = (
         [torch.rand(4, 3, 3, 3), torch.rand(2, 3)],
         torch.tensor([True, False, False, True] + [False] * 3),
     )
     buffer = torch.zeros(512, dtype=torch.uint8)
-    opcheck(ops.save_unselected_.default, (weights, [0, 1], selected, buffer))
-    opcheck(ops.restore_unselected_.default, (weights, [0, 1], selected, buffer))
+    opcheck(ops.save_unselected_.default, (weights, [0, 1], [0, 0], selected, buffer))
+    opcheck(ops.restore_unselected_.default, (weights, [0, 1], [0, 0], selected, buffer))
     for momentum in (0.9, 0.0):
         opcheck(ops.asynchronous_sgd_.default, sgd_arguments(momentum))
 

@@ -9,7 +9,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import we_kernels as wk
-from we_kernels import BackendUnavailableError, backends, memory
+from tests import availability
+from we_kernels import BackendUnavailableError
+from we_kernels.runtime import backends, memory
 
 W = torch.randn
 
@@ -331,7 +333,7 @@ def test_unknown_backend(monkeypatch):
 def test_forced_backend_that_cannot_run(monkeypatch):
     weight = W(4, 2, 3, 3)
     before = weight.clone()
-    monkeypatch.setattr(backends, "unavailable", lambda name, device: f"no {name} on {device.type}")
+    availability.pretend(monkeypatch, lambda name, device: f"no {name} on {device}" if name != "torch" else None)
     with pytest.raises(BackendUnavailableError, match="'triton' cannot run here: cpu: no triton on cpu; cuda: no"):
         wk.use_backend("triton").__enter__()
     monkeypatch.setenv("WE_KERNELS_BACKEND", "native")
@@ -344,12 +346,12 @@ def test_forced_backend_that_cannot_run(monkeypatch):
 
 def test_forced_from_outside(monkeypatch):
     monkeypatch.setenv("WE_KERNELS_BACKEND", "torch")
-    assert backends.choose(torch.device("cpu"), "evolve_") is backends.load("torch")
+    assert wk.backend_of("evolve_", torch.device("cpu")) == "torch"
     assert wk.info()["forced backend"] == "torch"
 
 
 def test_info_command():
     result = subprocess.run([sys.executable, "-m", "we_kernels"], capture_output=True, text=True, check=True)
     assert "backends:" in result.stdout
-    for name in backends.NAMES:
+    for name in backends.BACKENDS:
         assert f"  {name}:" in result.stdout

@@ -5,7 +5,7 @@ import torch
 
 import we_kernels as wk
 from tests.banks import DTYPES, random_values
-from we_kernels import layout, transfer
+from we_kernels.runtime import layout, transfer
 
 SHAPES = [(6, 3, 3, 3), (5, 4, 1, 1), (7, 3), (9,)]
 NAN = float("nan")
@@ -96,7 +96,7 @@ def other_default(request, backend):
 
     def change():
         # What earlier tests have cached must not hide a table made under this default, nor one stay for later tests.
-        for cached in (layout.segments_of, layout._layout):
+        for cached in (layout.segments_of, layout.layout_of):
             cached.cache_clear()
         transfer._uploads.clear()
         if request.param == "meta":
@@ -108,7 +108,7 @@ def other_default(request, backend):
     torch.set_default_dtype(dtype)
     torch.set_default_device(None)
     layout.segments_of.cache_clear()
-    layout._layout.cache_clear()
+    layout.layout_of.cache_clear()
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)

@@ -15,6 +15,7 @@ from torch.library import opcheck
 
 import we_kernels as wk
 from tests.banks import DTYPES, FORMATS, cases, place, random_values
+from we_kernels.runtime import backends
 
 RECORDED = sorted((Path(__file__).parents[1] / "data" / "filter_grafting").glob("*.json"))
 SHAPES = [(7, 5, 3, 3), (9, 4, 1, 1), (6, 2, 1, 3), (11, 6), (13,), (8, 3, 5), (4, 3, 2, 3, 2), (3, 1), (1, 700)]
@@ -296,8 +297,8 @@ def tensors(seed=0):
 def test_opcheck(backend):
     ops, dims = torch.ops.we_kernels, [0, 1, 0]
     for per_filter, size in ((False, 3),) if backend == "triton" else ((False, 3), (True, 27)):
-        opcheck(ops.weight_entropy.default, (tensors(), dims, 10, per_filter))
-        opcheck(ops.blend_.default, (tensors(), tensors(1), dims, torch.rand(size), per_filter))
+        opcheck(ops.weight_entropy.default, (tensors(), dims, [0] * 3, 10, per_filter))
+        opcheck(ops.blend_.default, (tensors(), dims, [0] * 3, tensors(1), torch.rand(size), per_filter))
         weights = [*tensors(), *tensors(1), *tensors(2)]
         opcheck(ops.blend_ring_.default, (weights, dims, torch.rand(3, size), per_filter))
 
@@ -306,8 +307,8 @@ def test_fakes_have_the_real_shapes():
     with torch._subclasses.FakeTensorMode() as mode:
         fakes = [mode.from_tensor(tensor) for tensor in tensors()]
         for per_filter in (False, True):
-            real = torch.ops.we_kernels.weight_entropy(tensors(), [0, 1, 0], 10, per_filter)
-            fake = torch.ops.we_kernels.weight_entropy(fakes, [0, 1, 0], 10, per_filter)
+            real = torch.ops.we_kernels.weight_entropy(tensors(), [0, 1, 0], [0] * 3, 10, per_filter)
+            fake = torch.ops.we_kernels.weight_entropy(fakes, [0, 1, 0], [0] * 3, 10, per_filter)
             assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
 
 
@@ -332,8 +333,8 @@ def test_compiles_into_one_graph():
 
 @pytest.mark.parametrize("layers", [1, 40])
 def test_launches_do_not_grow_with_the_layers(layers):
-    launch = pytest.importorskip("we_kernels.backends.triton.launch")
-    if wk.backends.unavailable("triton", torch.device("cpu")):
+    launch = pytest.importorskip("we_kernels.runtime.triton.launch")
+    if backends.unavailable("triton", "cpu"):
         pytest.skip("needs Triton's interpreter")
     banks = [wk.FilterBank([torch.randn(2, 3 + i) for i in range(layers)]) for _ in range(3)]
     launched = []

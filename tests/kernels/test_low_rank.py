@@ -15,8 +15,7 @@ from torch.library import opcheck
 
 import we_kernels as wk
 from tests.banks import FORMATS, place
-from we_kernels.backends import low_rank
-from we_kernels.backends.low_rank import batch, bounds, parallel, stack, subspace
+from we_kernels.low_rank import batch, bounds, parallel, projection, stack, subspace
 
 CASES = sorted((Path(__file__).parents[1] / "data" / "low_rank").glob("*.json"))
 
@@ -34,7 +33,7 @@ def implementation(request):
 @pytest.fixture
 def ways(monkeypatch):
     """Counts the layers that each way settles."""
-    counts = {find.__name__: 0 for find in low_rank.WAYS}
+    counts = {find.__name__: 0 for find in projection.WAYS}
 
     def counted(find):
         def call(*task):
@@ -44,7 +43,7 @@ def ways(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(low_rank, "WAYS", [counted(find) for find in low_rank.WAYS])
+    monkeypatch.setattr(projection, "WAYS", [counted(find) for find in projection.WAYS])
     return counts
 
 
@@ -579,7 +578,7 @@ def test_threads_that_cannot_be_had(had, threads, monkeypatch):
 
 AT_EXIT = """
 import atexit, torch, we_kernels as wk
-from we_kernels.backends.low_rank import parallel
+from we_kernels.low_rank import parallel
 
 parallel.WORTH_THREADS = 0
 torch.set_num_threads(2)
@@ -704,26 +703,27 @@ def test_parameters_and_their_version_counters(implementation):
 
 def arguments():
     bases = [torch.zeros(min(12, 45), 5), torch.zeros(7, 3)]
-    return (layers()[:2], [0, 0], [5, 3], [torch.rand(12), None], bases, True, 1e-4)
+    return (layers()[:2], [0, 0], [0, 0], [5, 3], [torch.rand(12), None], True, 1e-4, bases)
 
 
 def test_opcheck(implementation):
     op = torch.ops.we_kernels.project_low_rank_.default
     opcheck(op, arguments())
-    opcheck(op, (*arguments()[:4], [], True, 1e-4))
+    opcheck(op, (*arguments()[:-1], []))
 
 
 def test_fakes_have_the_real_shapes():
     real = torch.ops.we_kernels.project_low_rank_(*arguments())
     with torch._subclasses.FakeTensorMode() as mode:
-        weights, dims, ranks, scales, bases, *rest = arguments()
+        weights, dims, groups, ranks, scales, *rest, bases = arguments()
         fake = torch.ops.we_kernels.project_low_rank_(
             [mode.from_tensor(weight) for weight in weights],
             dims,
+            groups,
             ranks,
             [mode.from_tensor(scales[0]), None],
-            [mode.from_tensor(basis) for basis in bases],
             *rest,
+            [mode.from_tensor(basis) for basis in bases],
         )
     for a, b in zip(real, fake, strict=True):
         assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)

@@ -1,5 +1,7 @@
 """The operators inside PyTorch: opcheck, fake kernels, full-graph compilation, version counters, tied weights."""
 
+import math
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -20,7 +22,8 @@ RATES = torch.tensor([0.5, 0.3], dtype=torch.float64)
 
 
 def evolve_arguments():
-    return (tensors(), [0, 1, 0], [0, 0, 1], RATES, [0.9, -1.0], "paper", torch.zeros(2, dtype=torch.int32), 1.5)
+    counter = torch.zeros(2, dtype=torch.int32)
+    return (tensors(), [0, 1, 0], [0, 0, 1], "paper", RATES, [0.9, -1.0], counter, 1.5, [True, False])
 
 
 @pytest.mark.parametrize("starved", [True, False])
@@ -30,12 +33,12 @@ def test_opcheck(backend, starved):
     donor = torch.full((27,), -1, dtype=torch.int32)
     donor[2] = 5
     ops = torch.ops.we_kernels
-    opcheck(ops.filter_importance.default, (tensors(), [0, 1, 0]))
+    opcheck(ops.filter_importance.default, (tensors(), [0, 1, 0], [0, 0, 1]))
     opcheck(
         ops.match_filters.default,
-        (importance, [7, 9, 11], [0, 0, 1], RATES, [0.9, -1.0], starvation, 1.5 if starved else float("inf")),
+        (importance, [7, 9, 11], [0, 0, 1], RATES, [0.9, -1.0], starvation, 1.5 if starved else math.inf, [False] * 2),
     )
-    opcheck(ops.crossover_.default, (tensors(), [0, 1, 0], donor, "released", True))
+    opcheck(ops.crossover_.default, (tensors(), [0, 1, 0], [0, 0, 1], donor, "released", True))
     opcheck(ops.evolve_.default, evolve_arguments())
 
 
@@ -53,8 +56,9 @@ def test_fakes_have_the_real_shapes():
     arguments = evolve_arguments()
     real = torch.ops.we_kernels.evolve_(*arguments)
     with torch._subclasses.FakeTensorMode() as mode:
-        fakes = [[mode.from_tensor(t) for t in arguments[0]], *arguments[1:3], mode.from_tensor(RATES), *arguments[4:6]]
-        fake = torch.ops.we_kernels.evolve_(*fakes, mode.from_tensor(arguments[6]), 1.5)
+        weights, *rest = arguments
+        fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in rest]
+        fake = torch.ops.we_kernels.evolve_([mode.from_tensor(weight) for weight in weights], *fakes)
     for a, b in zip(real, fake, strict=True):
         assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
 

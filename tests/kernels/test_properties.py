@@ -96,9 +96,7 @@ def test_evolution_is_the_three_operators_in_one(backend):
         expected = copy.deepcopy(tensors)
         bank, reference = bank_of(tensors), bank_of(expected)
         counters = [torch.zeros(1, dtype=torch.int32) for _ in range(2)]
-        found = wk.evolve_(
-            bank, rate=rate, local_ratio=0.3, rule=rule, starvation=counters[0], starvation_limit=limit
-        )
+        found = wk.evolve_(bank, rate=rate, local_ratio=0.3, rule=rule, starvation=counters[0], starvation_limit=limit)
         importance = wk.filter_importance(reference)
         assert found.importance.tolist() == importance.tolist()
         selection = wk.match_filters(

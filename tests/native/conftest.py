@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import we_kernels as wk
-from we_kernels import backends
+from we_kernels.runtime import backends
 
 LEVELS = ("baseline", "avx2", "avx512")
 
@@ -12,7 +12,7 @@ LEVELS = ("baseline", "avx2", "avx512")
 @pytest.fixture(autouse=True)
 def native():
     """Forces the native backend, with threads even for small banks; leaves all settings as it found them."""
-    reason = backends.unavailable("native", torch.device("cpu"))
+    reason = backends.unavailable("native", "cpu")
     if reason:
         pytest.skip(reason)
     from we_kernels import _native

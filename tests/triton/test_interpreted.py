@@ -392,9 +392,7 @@ def test_bank_without_filters():
     weights = [torch.empty(0, 3, 3, 3), torch.empty(0)]
     counter = torch.tensor([4], dtype=torch.int32)
     with wk.use_backend("triton"):
-        found = wk.evolve_(
-            wk.FilterBank(weights), rate=0.5, local_ratio=None, starvation=counter, starvation_limit=2.0
-        )
+        found = wk.evolve_(wk.FilterBank(weights), rate=0.5, local_ratio=None, starvation=counter, starvation_limit=2.0)
     assert found.donor.shape == found.importance.shape == (0,)
     assert found.threshold.tolist() == [0.0]
     assert found.inferior.tolist() == [0, 0]
