@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "rule.h"
+
 // What Python hands over, checked: a mistake here would be a crash instead of an exception.
 namespace we {
 
@@ -36,6 +38,12 @@ inline std::vector<void*> addresses(const pybind11::list& weights) {
     if (PyErr_Occurred() != nullptr) throw pybind11::error_already_set();
   }
   return result;
+}
+
+inline Rule rule_of(const std::string& name) {
+  if (name == "paper") return Rule::paper;
+  if (name == "released") return Rule::released;
+  throw std::invalid_argument("rule must be \"paper\" or \"released\"");
 }
 
 inline int check_threads(int threads) {

@@ -1,7 +1,5 @@
 #include <pybind11/stl.h>
 
-#include <limits>
-
 #include "bindings/arguments.h"
 #include "bindings/bindings.h"
 #include "cpu/asynchronous.h"
@@ -13,8 +11,6 @@ namespace {
 
 using namespace we;
 using namespace we::cpu;
-
-constexpr std::int64_t kAnyGroup = std::numeric_limits<std::int64_t>::max();
 
 void select_binding(std::uintptr_t table, std::int64_t num_layers, std::uintptr_t rate, std::int64_t seed,
                     std::uintptr_t step, bool replacement, std::uintptr_t selected, std::int64_t num_filters) {

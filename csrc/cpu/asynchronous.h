@@ -4,9 +4,9 @@
 #include <span>
 
 #include "cpu/bank.h"
-#include "cpu/operators.h"
-#include "cpu/simd_sgd_rule.h"
+#include "cpu/simd.h"
 
+// The operators of asynchronous updates, for checked arguments; what cpu/evolution.h says of threads holds here, too.
 namespace we::cpu {
 
 struct Draw {

@@ -1,6 +1,4 @@
-#include <vector>
-
-#include "cpu/operators.h"
+#include "cpu/evolution.h"
 #include "cpu/tasks.h"
 
 namespace we::cpu {

@@ -4,14 +4,13 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/operators.h"
+#include "cpu/evolution.h"
 #include "cpu/ranking.h"
 #include "cpu/tasks.h"
 
 namespace we::cpu {
 namespace {
 
-constexpr Key kLargestFinite = 0x7f7fffff;
 constexpr Key kNegativeZero = std::numeric_limits<Key>::min();
 
 // What is kept from call to call, so that no call waits for fresh memory.

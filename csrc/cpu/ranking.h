@@ -4,11 +4,9 @@
 #include <cstdint>
 
 #include "cpu/simd.h"
+#include "keys.h"
 
 namespace we::cpu {
-
-// The bits of an importance that is finite and not negative: as integers they order like the numbers.
-using Key = std::int32_t;
 
 struct KeyRange {
   Key lowest;

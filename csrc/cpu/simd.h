@@ -4,10 +4,9 @@
 
 #include "cpu/simd_sgd_rule.h"
 #include "layout.h"
+#include "rule.h"
 
 namespace we::cpu {
-
-enum class Rule { paper, released };
 
 // A filter that is overwritten and the one it learns from, rows of one layer.
 struct Pair {
@@ -18,7 +17,7 @@ struct Pair {
 inline constexpr int kMaxBins = 256;
 inline constexpr int kMaxNetworks = 1024;
 
-// Of elements; those of narrower dtypes are exact in double.
+// The least and the largest of some elements; those of narrower dtypes are exact in double.
 struct Range {
   double low = __builtin_inf();
   double high = -__builtin_inf();
@@ -46,7 +45,7 @@ struct Kernels {
   void (*importance)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count,
                      float* importance);
   void (*crossover)(const Layer& layer, void* weight, const Pair* pairs, std::int64_t count, Rule rule);
-  // Filters first, ..., first + count - 1 of a layer: a step of SGD.
+  // A step of SGD for the filters first, ..., first + count - 1 of a layer.
   void (*sgd)(const SgdTensors& tensors, const SgdRule& rule, std::int64_t first, std::int64_t count);
   // Those of them that are not selected are copied from the weight to their places in a buffer, or back.
   void (*copy_unselected)(const Layer& layer, void* weight, void* places, const std::uint8_t* selected,
@@ -66,7 +65,8 @@ extern const Kernels kAvx512;
 // The set in use: at first the best this processor has, or less if WE_KERNELS_SIMD says so.
 const Kernels& kernels();
 
-// Use "baseline", "avx2" or "avx512", or the best below it that this processor has. False: no such name.
+// From now on "baseline", "avx2" or "avx512" is used, or the best below it that this processor has. Returns false, and
+// changes nothing, for another name.
 bool limit_simd(const char* name);
 
 }  // namespace we::cpu

@@ -23,7 +23,7 @@ void with_type(const Layer& layer, void* weight, F&& call) {
     case kBFloat16:
       return call(static_cast<BFloat16*>(weight));
     default:
-      __builtin_unreachable();  // check_layers() has refused it
+      __builtin_unreachable();  // check_bank() has refused it
   }
 }
 

@@ -38,7 +38,7 @@ template <class T>
 constexpr bool kIsNarrow = sizeof(T) == 2;
 
 inline Floats widen_vector(const Half*, Shorts x) { return widen_half(x); }
-inline Floats widen_vector(const BFloat16*, Shorts x) { return (Floats)(__builtin_convertvector(x, Words) << 16); }
+inline Floats widen_vector(const BFloat16*, Shorts x) { return widen_bfloat16(x); }
 
 template <class T>
 inline Values<T> rounded(Values<T> x) {
@@ -195,12 +195,6 @@ class SgdLayer {
   std::int64_t total_;
 };
 
-inline bool same_places(const Layer& a, const Layer& b) {
-  return a.filter_stride == b.filter_stride && a.channel_stride == b.channel_stride && a.kernel0 == b.kernel0 &&
-         a.kernel1 == b.kernel1 && a.kernel2 == b.kernel2 && a.stride0 == b.stride0 && a.stride1 == b.stride1 &&
-         a.stride2 == b.stride2;
-}
-
 // Runs of one filter that are shorter than this are computed together with their neighbours, then copied if selected.
 constexpr std::int64_t kShortRun = 64;
 constexpr std::int64_t kBlock = 512;
@@ -261,13 +255,10 @@ void sgd_gathered(const SgdLayer<T>& sgd, const SgdTensors& tensors, T* param, s
 template <class T>
 void sgd_filters(const SgdTensors& tensors, const SgdRule& rule, T* param, std::int64_t first, std::int64_t count) {
   const Layer& layer = *tensors.param_layer;
-  const bool same = same_places(layer, *tensors.grad_layer) &&
-                    (tensors.buffer == nullptr || same_places(layer, *tensors.buffer_layer));
+  const bool same = lie_alike(layer, *tensors.grad_layer) &&
+                    (tensors.buffer == nullptr || lie_alike(layer, *tensors.buffer_layer));
   const std::int64_t elements = elements_of(layer);
-  const std::int64_t last = (layer.filters - 1) * layer.filter_stride + (layer.channels - 1) * layer.channel_stride +
-                            (layer.kernel0 - 1) * layer.stride0 + (layer.kernel1 - 1) * layer.stride1 +
-                            (layer.kernel2 - 1) * layer.stride2;
-  const bool dense = same && last + 1 == layer.filters * elements;
+  const bool dense = same && is_one_run(layer);
   const SgdLayer<T> sgd(tensors, rule, dense);
   const std::uint8_t* const selected = tensors.selected == nullptr ? nullptr : tensors.selected + first;
   if (dense) {

@@ -21,28 +21,14 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
-// Acc: what a dtype is computed in. Int, Word: integers as wide as Acc and as the dtype.
+// Acc is the type that a dtype is computed in.
 template <class T>
-struct Number;
-template <>
-struct Number<float> {
+struct Number {
   using Acc = float;
-  using Int = std::int32_t;
 };
 template <>
 struct Number<double> {
   using Acc = double;
-  using Int = std::int64_t;
-};
-template <>
-struct Number<Half> {
-  using Acc = float;
-  using Int = std::int32_t;
-};
-template <>
-struct Number<BFloat16> {
-  using Acc = float;
-  using Int = std::int32_t;
 };
 
 constexpr int kBytes = WE_SIMD_BYTES;
@@ -140,10 +126,12 @@ inline Shorts narrow_half(Floats x) {
 }
 #endif
 
+inline Floats widen_bfloat16(Shorts b) { return (Floats)(__builtin_convertvector(b, Words) << 16); }
+
 inline Floats load(const float* x) { return read<Floats>(x); }
 inline Doubles load(const double* x) { return read<Doubles>(x); }
 inline Floats load(const Half* x) { return widen_half(read<Shorts>(x)); }
-inline Floats load(const BFloat16* x) { return (Floats)(__builtin_convertvector(read<Shorts>(x), Words) << 16); }
+inline Floats load(const BFloat16* x) { return widen_bfloat16(read<Shorts>(x)); }
 
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }

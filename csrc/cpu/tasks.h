@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/bank.h"
 #include "cpu/pool.h"
 
 namespace we::cpu {
@@ -55,5 +56,8 @@ class Slices {
   std::int64_t target_;
   std::vector<Slice> slices_;
 };
+
+// All filters of the bank, each of which is read once.
+Slices slice_filters(const Bank& bank, int threads);
 
 }  // namespace we::cpu

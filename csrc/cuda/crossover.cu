@@ -1,5 +1,5 @@
+#include "evolution.h"
 #include "filters.cuh"
-#include "operators.h"
 #include "threads.cuh"
 
 namespace we::cuda {

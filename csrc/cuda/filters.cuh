@@ -1,20 +1,10 @@
 #pragma once
 
+#include "places.h"
 #include "values.cuh"
 
-// Where the elements of a filter are, and the sum of their magnitudes.
+// Walks over the elements of a filter, and the sum of their magnitudes.
 namespace we::cuda {
-
-inline __device__ std::int64_t elements_of(const Layer& layer) {
-  return layer.channels * layer.kernel0 * layer.kernel1 * layer.kernel2;
-}
-
-// The elements of a filter fill a gapless run of memory, in whatever order (no two of them share an address).
-inline __device__ bool is_dense(const Layer& layer) {
-  const std::int64_t last = (layer.channels - 1) * layer.channel_stride + (layer.kernel0 - 1) * layer.stride0 +
-                            (layer.kernel1 - 1) * layer.stride1 + (layer.kernel2 - 1) * layer.stride2;
-  return last + 1 == elements_of(layer);
-}
 
 // The last of `count` ascending numbers that is at most `value`; the first is.
 template <typename Number>

@@ -1,5 +1,5 @@
+#include "evolution.h"
 #include "keys.cuh"
-#include "operators.h"
 #include "threads.cuh"
 
 namespace we::cuda {

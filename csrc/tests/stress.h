@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "cpu/bank.h"
+#include "cpu/simd.h"
+#include "places.h"
 
 namespace we::cpu {
 
@@ -115,9 +117,7 @@ class Generator {
     made.layer = layer;
     if (!alike) lay_out(made.layer);
     const Layer& l = made.layer;
-    const std::int64_t last = (l.filters - 1) * l.filter_stride + (l.channels - 1) * l.channel_stride +
-                              (l.kernel0 - 1) * l.stride0 + (l.kernel1 - 1) * l.stride1 + (l.kernel2 - 1) * l.stride2;
-    made.bytes = l.filters == 0 ? 0 : static_cast<std::size_t>((last + 1) * kItemSize[l.dtype]);
+    made.bytes = l.filters == 0 ? 0 : static_cast<std::size_t>((last_of_layer(l) + 1) * kItemSize[l.dtype]);
     made.memory.reset(new unsigned char[made.bytes]);
     std::memset(made.memory.get(), kGuard, made.bytes);
     const auto item = static_cast<std::size_t>(kItemSize[l.dtype]);

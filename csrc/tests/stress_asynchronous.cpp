@@ -7,8 +7,7 @@ namespace we::cpu {
 namespace {
 
 std::vector<std::uint8_t> random_subset(Generator& generator, const Copies& copies) {
-  std::vector<Segment> segments;
-  for (const Layer& layer : copies.layers()) segments.push_back({layer.filters, layer.first_filter, 0});
+  const std::vector<Segment> segments = segments_of(copies.layers());
   const Draw draw{static_cast<double>(generator.below(5)) / 4, static_cast<std::uint64_t>(generator.below(1000)),
                   static_cast<std::uint64_t>(generator.below(1000)), generator.below(2) == 0};
   std::vector<std::uint8_t> selected(static_cast<std::size_t>(copies.filters()), 77);

@@ -1,4 +1,4 @@
-#include "cpu/operators.h"
+#include "cpu/grafting.h"
 #include "stress.h"
 
 namespace we::cpu {

@@ -5,7 +5,8 @@
 #include <thread>
 
 #include "cpu/asynchronous.h"
-#include "cpu/operators.h"
+#include "cpu/evolution.h"
+#include "cpu/grafting.h"
 #include "stress.h"
 
 namespace we::cpu {
@@ -56,8 +57,7 @@ void run_all(Copies& copies, std::span<const float> importance, std::span<const 
   count_bins(bank, bins, false, std::span(counts).first(bank.layers.size() * static_cast<std::size_t>(bins)), threads);
   count_bins(bank, bins, true, std::span(counts).first(filters * static_cast<std::size_t>(bins)), threads);
 
-  std::vector<Segment> segments;
-  for (const Layer& layer : bank.layers) segments.push_back({layer.filters, layer.first_filter, layer.group});
+  const std::vector<Segment> segments = segments_of(bank.layers);
   std::vector<float> found(filters), threshold(1);
   std::vector<std::int32_t> matched(filters), inferior(segments.size());
   const double rates[] = {0.5};

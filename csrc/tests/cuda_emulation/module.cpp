@@ -1,6 +1,8 @@
 // The CUDA part of the extension as a module of its own whose kernels run on the CPU. Addresses are of host memory.
 
-#include "cuda/bindings.cpp"  // in one translation unit: pybind11 takes longest to compile
+// In one translation unit, since pybind11 takes longest to compile.
+#include "bindings/cuda_device.cpp"
+#include "bindings/cuda_evolution.cpp"
 #include "emulation.h"
 
 PYBIND11_MODULE(emulated_cuda, module) {

@@ -6,9 +6,10 @@
 
 #include "cuda/plan.h"
 #include "layout.h"
+#include "rule.h"
 
 // The launchers. All addresses are of memory of the current device; everything is enqueued on the stream, nothing
-// waits. Nothing is checked here: csrc/cuda/bindings.cpp does.
+// waits. Nothing is checked here: csrc/bindings/cuda_evolution.cpp does.
 namespace we::cuda {
 
 struct Bank {
@@ -62,8 +63,6 @@ cudaError_t count_inferior(const Plan& plan, const MatchingRule& rule, const Sel
 
 // donor, read off the ranking.
 cudaError_t match(const Plan& plan, const Selection& selection, const Scratch& scratch, cudaStream_t stream);
-
-enum class Rule { paper, released };
 
 // Overwrites the filters that have a donor; donors outside of the layer count as -1.
 cudaError_t crossover(const Bank& bank, const std::int32_t* donor, Rule rule, cudaStream_t stream);
