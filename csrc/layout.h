@@ -6,11 +6,11 @@
 
 namespace we {
 
-// Values of Layer::dtype: the position in DTYPES of we_kernels/layout.py.
+// A value of Layer::dtype is the dtype's position in DTYPES of we_kernels' layout.py.
 enum DType : std::int64_t { kFloat32, kFloat64, kFloat16, kBFloat16, kNumDTypes };
 
-// One weight tensor as `filters` filters of `channels` kernels; a row of the table made by we_kernels/layout.py, whose
-// class Layer explains the fields. Strides are in elements.
+// One weight tensor as `filters` filters of `channels` kernels. This is a row of the table that we_kernels' layout.py
+// makes; its class Layer explains the fields. Strides are in elements.
 struct Layer {
   std::int64_t filters;
   std::int64_t channels;

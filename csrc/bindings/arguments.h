@@ -10,10 +10,10 @@
 
 #include "rule.h"
 
-// What Python hands over, checked: a mistake here would be a crash instead of an exception.
+// What Python hands over is checked here: a mistake would be a crash instead of an exception.
 namespace we {
 
-// An array as Python hands it over: address and number of elements.
+// An array that Python hands over as an address and a number of elements.
 template <class T>
 std::span<T> array(const char* name, std::uintptr_t address, std::int64_t size) {
   if (size < 0) throw std::invalid_argument(std::string(name) + " has a negative size");

@@ -60,8 +60,8 @@ struct Matching {
 
   Matching(std::span<const Segment> segments, std::int64_t groups, const Memory& plan_memory,
            const Memory& scratch_memory, const Memory& rates, const Memory& ratios,
-           const std::optional<Memory>& starvation, double limit, const Memory& donor,
-           const Memory& threshold, const Memory& inferior, Arrays& arrays)
+           const std::optional<Memory>& starvation, double limit, const Memory& donor, const Memory& threshold,
+           const Memory& inferior, Arrays& arrays)
       : plan(arrays.get<const std::int32_t>("plan", plan_memory, cuda::plan_size(segments, groups)),
              cpu::check_segments(segments, groups), static_cast<std::int64_t>(segments.size()), groups,
              cuda::num_rank_tiles(segments)),
@@ -70,14 +70,20 @@ struct Matching {
         selection{arrays.get<std::int32_t>("donor", donor, plan.num_filters),
                   arrays.get<float>("threshold", threshold, groups),
                   arrays.get<std::int32_t>("inferior", inferior, plan.num_layers)},
-        scratch(arrays.get<std::int32_t>("scratch", scratch_memory,
-                                         cuda::Scratch::size(plan.num_layers, plan.num_filters)),
-                plan.num_layers) {}
+        scratch(arrays.get<std::int32_t>("scratch", scratch_memory, scratch_size()), plan.num_layers) {}
+
+  std::int64_t scratch_size() const { return cuda::Scratch::size(plan.num_layers, plan.num_filters); }
 
   void select(const float* importance, cudaStream_t stream) const {
     check_cuda(cuda::select_threshold(plan, importance, rule.rates, selection.threshold, stream), "threshold kernel");
     check_cuda(cuda::rank(plan, importance, rule, selection, scratch, stream), "rank kernel");
     check_cuda(cuda::count_inferior(plan, rule, selection, scratch, stream), "starvation kernel");
+  }
+
+  void match(cudaStream_t stream) const { check_cuda(cuda::match(plan, selection, scratch, stream), "match kernel"); }
+
+  void match_and_cross(const cuda::Bank& bank, Rule crossing, cudaStream_t stream) const {
+    check_cuda(cuda::match_and_cross(bank, plan, selection, scratch, crossing, stream), "crossover kernel");
   }
 };
 
@@ -97,8 +103,8 @@ void importance_binding(const py::list& weights, std::uintptr_t table, std::int6
 
 void match_binding(std::uintptr_t segments_table, std::int64_t num_layers, const Memory& importance, const Memory& plan,
                    const Memory& scratch, const Memory& rates, const Memory& ratios,
-                   const std::optional<Memory>& starvation, double limit, const Memory& donor,
-                   const Memory& threshold, const Memory& inferior, int device, std::uintptr_t stream) {
+                   const std::optional<Memory>& starvation, double limit, const Memory& donor, const Memory& threshold,
+                   const Memory& inferior, int device, std::uintptr_t stream) {
   Arrays arrays;
   const auto segments = array<const Segment>("table", segments_table, num_layers);
   const std::int64_t groups = groups_of(ratios);
@@ -110,7 +116,7 @@ void match_binding(std::uintptr_t segments_table, std::int64_t num_layers, const
   const Place place(device, stream);
   arrays.check_places(place);
   matching.select(values, place.stream());
-  check_cuda(cuda::match(matching.plan, matching.selection, matching.scratch, place.stream()), "match kernel");
+  matching.match(place.stream());
 }
 
 void crossover_binding(const py::list& weights, std::uintptr_t table, std::int64_t num_layers, const Memory& pointers,
@@ -135,8 +141,8 @@ void evolve_binding(const py::list& weights, std::uintptr_t table, std::int64_t 
   Arrays arrays;
   const std::int64_t groups = groups_of(ratios);
   const CheckedBank bank(weights, table, num_layers, groups, pointers, layers, arrays);
-  const Matching matching(cpu::segments_of(bank.host), groups, plan, scratch, rates, ratios, starvation, limit, donor, threshold,
-                          inferior, arrays);
+  const Matching matching(cpu::segments_of(bank.host), groups, plan, scratch, rates, ratios, starvation, limit, donor,
+                          threshold, inferior, arrays);
   auto* const values = arrays.get<float>("importance", importance, bank.device.num_filters);
   const Rule crossing = rule_of(rule);
   const py::gil_scoped_release unlocked;
@@ -145,9 +151,7 @@ void evolve_binding(const py::list& weights, std::uintptr_t table, std::int64_t 
   bank.check_place(place);
   check_cuda(cuda::filter_importance(bank.device, values, place.stream()), "importance kernel");
   matching.select(values, place.stream());
-  check_cuda(cuda::match_and_cross(bank.device, matching.plan, matching.selection, matching.scratch, crossing,
-                              place.stream()),
-        "crossover kernel");
+  matching.match_and_cross(bank.device, crossing, place.stream());
 }
 
 std::int64_t plan_size_binding(std::uintptr_t segments_table, std::int64_t num_layers, std::int64_t groups) {
@@ -168,16 +172,20 @@ void make_plan_binding(std::uintptr_t segments_table, std::int64_t num_layers, s
 }  // namespace
 
 void bind_cuda(py::module_& module) {
-  module.def("cuda_architectures", [] { return WE_KERNELS_CUDA_ARCHITECTURES; },
-             "The architectures the CUDA part was built for, as CMake names them.");
+  module.def(
+      "cuda_architectures", [] { return WE_KERNELS_CUDA_ARCHITECTURES; },
+      "Returns the architectures that the CUDA part was built for, as CMake names them.");
   module.def("cuda_status", &cuda_status, py::call_guard<py::gil_scoped_release>(),
-             "Why no CUDA device can be used, or None. Creates no context.");
-  // Tensors on the device are (address, bytes). Kernels are enqueued on the stream; nothing waits.
-  module.def("cuda_importance", &importance_binding, "Importances float32 [F].");
-  module.def("cuda_match", &match_binding, "Donors int32 [F], thresholds float32 [G], inferior int32 [L].");
-  module.def("cuda_crossover", &crossover_binding, "Overwrites filters that have a donor, int32 [F].");
-  module.def("cuda_evolve", &evolve_binding, "The three in one, in five launches.");
-  module.def("cuda_plan_size", &plan_size_binding, "Elements of the int32 tables that matching needs for segments.");
-  module.def("cuda_make_plan", &make_plan_binding, "Fills the tables, on the host.");
-  module.def("cuda_scratch_size", &cuda::Scratch::size, "Elements of the int32 scratch for L layers, F filters.");
+             "Returns why no CUDA device can be used, or None. Creates no context.");
+  // Tensors on the device are passed as (address, bytes). Kernels are enqueued on the stream; nothing waits.
+  module.def("cuda_importance", &importance_binding, "Computes importances, float32 [F].");
+  module.def("cuda_match", &match_binding,
+             "Finds donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L].");
+  module.def("cuda_crossover", &crossover_binding, "Overwrites the filters that have a donor, int32 [F].");
+  module.def("cuda_evolve", &evolve_binding, "Computes importances, matches and crosses over, in five launches.");
+  module.def("cuda_plan_size", &plan_size_binding,
+             "Returns the number of elements of the int32 tables that matching needs.");
+  module.def("cuda_make_plan", &make_plan_binding, "Fills in these tables, on the host.");
+  module.def("cuda_scratch_size", &cuda::Scratch::size,
+             "Returns the number of elements of the int32 scratch memory for L layers and F filters.");
 }

@@ -86,8 +86,10 @@ void evolve_binding(const py::list& weights, std::uintptr_t table, std::int64_t 
 }  // namespace
 
 void bind_evolution(py::module_& module) {
-  module.def("filter_importance", &importance_binding, "Importances float32 [F] of the weights at these addresses.");
-  module.def("match_filters", &match_binding, "Donors int32 [F], thresholds float32 [G], inferior int32 [L].");
-  module.def("crossover", &crossover_binding, "Overwrites filters that have a donor, int32 [F].");
-  module.def("evolve", &evolve_binding, "The three in one.");
+  module.def("filter_importance", &importance_binding,
+             "Computes importances, float32 [F], of the weights at these addresses.");
+  module.def("match_filters", &match_binding,
+             "Finds donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L].");
+  module.def("crossover", &crossover_binding, "Overwrites the filters that have a donor, int32 [F].");
+  module.def("evolve", &evolve_binding, "Computes importances, matches and crosses over.");
 }

@@ -51,6 +51,6 @@ void blend_binding(const py::list& weights, const std::vector<std::uintptr_t>& t
 }  // namespace
 
 void bind_grafting(py::module_& module) {
-  module.def("count_bins", &count_bins_binding, "Counts int64 [rows, bins] of the elements in each bin.");
+  module.def("count_bins", &count_bins_binding, "Counts the elements in each bin, int64 [rows, bins].");
   module.def("blend", &blend_binding, "Blends each of the first networks with the one before it, in place.");
 }

@@ -15,7 +15,8 @@ constexpr std::int64_t kAlignment = 64;
 
 // The first number of Philox4x32-10 (Salmon et al. 2011).
 std::uint32_t philox(std::uint32_t row, std::uint32_t layer, std::uint64_t step, std::uint64_t seed) {
-  std::uint32_t c0 = row, c1 = layer, c2 = static_cast<std::uint32_t>(step), c3 = static_cast<std::uint32_t>(step >> 32);
+  std::uint32_t c0 = row, c1 = layer;
+  std::uint32_t c2 = static_cast<std::uint32_t>(step), c3 = static_cast<std::uint32_t>(step >> 32);
   std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = std::uint64_t{0xD2511F53} * c0;
@@ -30,7 +31,7 @@ std::uint32_t philox(std::uint32_t row, std::uint32_t layer, std::uint64_t step,
   return c0;
 }
 
-// To the nearest, halves to even.
+// Rounds to the nearest integer, halves to even.
 std::int64_t round_even(double x) {
   const double down = std::floor(x);
   const double rest = x - down;
@@ -38,10 +39,8 @@ std::int64_t round_even(double x) {
   return whole + (rest > 0.5 || (rest == 0.5 && whole % 2 != 0) ? 1 : 0);
 }
 
-// Of the layer's place in a buffer.
-std::int64_t place_bytes(const Layer& layer) {
-  return (bytes_of(layer) + kAlignment - 1) / kAlignment * kAlignment;
-}
+// The bytes of the layer's place in a buffer.
+std::int64_t place_bytes(const Layer& layer) { return (bytes_of(layer) + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
 

@@ -20,7 +20,7 @@ void check_position(std::size_t index, std::int64_t filters, std::int64_t first,
   if (group < 0 || group >= groups) refuse_layer(index, "group is not in [0, " + std::to_string(groups) + ")");
 }
 
-// The bytes from the layer's first to the end of its last element.
+// Checks sizes and strides; returns the bytes from the layer's first to the end of its last element.
 std::int64_t extent(std::size_t index, const Layer& layer) {
   const std::int64_t sizes[] = {layer.filters, layer.channels, layer.kernel0, layer.kernel1, layer.kernel2};
   const std::int64_t strides[] = {layer.filter_stride, layer.channel_stride, layer.stride0, layer.stride1,
@@ -63,8 +63,10 @@ std::int64_t check_bank(const Bank& bank, std::int64_t groups) {
     if (address == 0) refuse_layer(i, "its weight has no memory");
     if (address % static_cast<std::uintptr_t>(kItemSize[layer.dtype]) != 0) refuse_layer(i, "its weight is misaligned");
     const auto bytes = static_cast<std::uintptr_t>(extent(i, layer));
-    if (bytes > std::numeric_limits<std::uintptr_t>::max() - address) refuse_layer(i, "its weight ends past all memory");
-    if (layer.kernel0 * layer.kernel1 * layer.kernel2 > kMaxInt) refuse_layer(i, "a kernel has more than 2^31 - 1 elements");
+    const bool fits = bytes <= std::numeric_limits<std::uintptr_t>::max() - address;
+    if (!fits) refuse_layer(i, "its weight ends past all memory");
+    const std::int64_t kernel = layer.kernel0 * layer.kernel1 * layer.kernel2;
+    if (kernel > kMaxInt) refuse_layer(i, "a kernel has more than 2^31 - 1 elements");
     filters += layer.filters;
   }
   return filters;

@@ -18,7 +18,7 @@ struct Bank {
 
 inline constexpr std::int64_t kItemSize[kNumDTypes] = {4, 8, 2, 2};
 
-// For banks whose groups nothing depends on.
+// The number of groups to check for where nothing depends on them.
 inline constexpr std::int64_t kAnyGroup = std::numeric_limits<std::int64_t>::max();
 
 // Throws std::invalid_argument, naming layer and field, unless the kernels can work on the bank without reading or
@@ -32,13 +32,13 @@ std::int64_t check_segments(std::span<const Segment> segments, std::int64_t grou
 
 std::vector<Segment> segments_of(std::span<const Layer> layers);
 
-// Whether the layers have equally many filters, channels, elements of a kernel, and the same dtype.
+// Whether the layers have equally many filters, channels and elements of a kernel, and the same dtype.
 bool same_sizes(const Layer& a, const Layer& b);
 
 std::int64_t bytes_per_filter(const Layer& layer);
 std::int64_t bytes_of(const Layer& layer);
 
-// If the whole weight fills one run of memory: that run as filters of one element. Otherwise the layer itself.
+// Returns the layer as filters of one element if its whole weight fills one run of memory, otherwise the layer itself.
 Layer as_run(const Layer& layer);
 
 }  // namespace we::cpu

@@ -30,7 +30,7 @@ void count_per_filter(const Bank& bank, int bins, std::int64_t* counts, int thre
   });
 }
 
-// A slice's elements: their range, or how many fall into each bin.
+// One pass over a slice's elements finds their range, or how many fall into each bin.
 struct Pass {
   std::size_t slice;
   bool counts;
@@ -156,7 +156,7 @@ void blend(std::span<const Bank> networks, std::span<const float> coefficients, 
     total += static_cast<std::int64_t>(count) * bytes_of(first);
   }
   Slices slices(threads, 2 * total);
-  // From the last layer back: those are what computing entropies left in the caches.
+  // This goes from the last layer back: its filters are those that computing the entropies left in the caches.
   for (std::size_t i = layers; i-- > 0;) {
     const Layer& layer = blends[i].layers[0];
     slices.add(static_cast<std::int32_t>(i), layer.filters,

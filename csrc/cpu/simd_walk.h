@@ -10,7 +10,7 @@
 namespace we::cpu {
 namespace {
 
-// Offsets of a filter's elements, channel by channel, each kernel in row-major order.
+// Visits the offsets of a filter's elements, channel by channel, each kernel in row-major order.
 class Walk {
  public:
   explicit Walk(const Layer& layer)

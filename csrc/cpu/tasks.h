@@ -26,7 +26,7 @@ inline std::atomic<std::int64_t> worth_waking{1 << 24};
 // Work cut into slices of about equal numbers of bytes, so that few large layers do not starve a thread.
 class Slices {
  public:
-  // `total`: bytes of everything that will be added.
+  // `total` is the number of bytes of everything that will be added.
   Slices(int threads, std::int64_t total)
       : threads_(total < worth_waking.load(std::memory_order_relaxed) ? 1 : threads),
         target_(std::clamp(total / (kSlicesPerThread * threads), kSmallest, kLargest)) {}
@@ -57,7 +57,7 @@ class Slices {
   std::vector<Slice> slices_;
 };
 
-// All filters of the bank, each of which is read once.
+// Cuts all filters of a bank into slices.
 Slices slice_filters(const Bank& bank, int threads);
 
 }  // namespace we::cpu

@@ -28,8 +28,8 @@ inline __device__ std::int64_t layer_of(const Layer* layers, std::int64_t num_la
 
 // Threads 0 <= thread < threads share the elements of a filter in the functions below.
 
-// visit(offset) for every element, whatever its strides.
-// Index: uint32_t where it can count the elements, since a 64-bit division takes some 70 instructions.
+// Calls visit(offset) for every element, whatever its strides. Index is uint32_t where that can count the elements,
+// since a 64-bit division takes some 70 instructions.
 template <typename Index, typename Visit>
 inline __device__ void each_strided(const Layer& layer, Index elements, int thread, int threads, Visit visit) {
   const Index kernel2 = static_cast<Index>(layer.kernel2);
@@ -56,7 +56,8 @@ inline __device__ void each_strided(const Layer& layer, int thread, int threads,
   }
 }
 
-// Elements before the first 16-byte boundary. Rows start anywhere: 9, 27 or 147 elements are common lengths.
+// The number of elements before the first 16-byte boundary. Rows start anywhere: 9, 27 or 147 elements are common
+// lengths.
 template <typename T>
 inline __device__ std::int64_t head_of(const T* row, std::int64_t elements) {
   constexpr int size = Pack<T>::kSize;

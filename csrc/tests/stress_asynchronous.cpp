@@ -20,7 +20,7 @@ std::vector<std::uint8_t> random_subset(Generator& generator, const Copies& copi
   return selected;
 }
 
-// Saved, overwritten and restored: as before where not selected. Returns the buffer.
+// Saves, overwrites and restores the weights: filters that are not selected are as before. Returns the buffer.
 std::vector<std::uint8_t> restored(const std::vector<Weight>& weights, const std::vector<std::uint8_t>& selected,
                                    int threads) {
   Copies copies(weights);

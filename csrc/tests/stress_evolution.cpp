@@ -14,7 +14,7 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
-// On copies of the weights; in one call or operator by operator.
+// Evolves copies of the weights, in one call or operator by operator.
 Result evolved(const std::vector<Weight>& weights, Rule rule, int threads, bool in_one) {
   Result result;
   Copies copies(weights, 2);

@@ -1,4 +1,5 @@
-// Values that another thread changes while a kernel reads them: any result, but nothing outside of the memory is touched.
+// Another thread changes values while a kernel reads them: the result may be any, but nothing outside of the memory is
+// touched.
 #include <atomic>
 #include <cmath>
 #include <iterator>
@@ -12,27 +13,30 @@
 namespace we::cpu {
 namespace {
 
-constexpr const char* kLevels[] = {"baseline", "avx2", "avx512"};
-
-// As bytes of an element: zeros, ordinary numbers of both signs, huge ones, NaN. Of a donor: 0, out of range, -1.
+// Elements of these bytes are zeros, ordinary numbers of both signs, huge ones and NaN.
 constexpr unsigned char kBytes[] = {0x00, 0x3c, 0xbc, 0x7b, 0xfb, 0xff};
 
 // Calls change() again and again, in a thread of its own.
 template <class F>
 class Changing {
  public:
-  explicit Changing(F change) : thread_([this, change]() mutable { while (!stop_.load()) change(); }) {}
+  explicit Changing(F change) : change_(change), thread_([this] { run(); }) {}
   ~Changing() {
     stop_.store(true);
     thread_.join();
   }
 
  private:
+  void run() {
+    while (!stop_.load()) change_();
+  }
+
+  F change_;
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };
 
-// All values were replaced after the range was found.
+// Counts where all values were replaced after the range was found.
 void count_with_another_range(const Weight& weight, int bins) {
   if (weight.layer.filters == 0) return;
   for (const unsigned char byte : kBytes) {
