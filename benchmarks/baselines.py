@@ -11,7 +11,7 @@ from torch import Tensor
 
 import we_kernels as wk
 from benchmarks.case import LOCAL_RATIO, Case
-from we_kernels import backends
+from we_kernels.runtime import backends
 
 
 class Implementation(Protocol):
@@ -189,8 +189,8 @@ def implementations(device: torch.device) -> tuple[list[Implementation], dict[st
     """What can be measured on tensors of ``device``, baselines first, and the reason for each backend that cannot."""
     found: list[Implementation] = [PerLayer()]
     skipped = {}
-    for name in backends.NAMES:
-        reason = backends.unavailable(name, device)
+    for name in backends.BACKENDS:
+        reason = backends.unavailable(name, device.type)
         if name == "triton" and device.type == "cpu" and reason is None:
             reason = "on CPU tensors Triton only interprets its kernels, for tests"
         if reason:

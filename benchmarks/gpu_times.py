@@ -26,7 +26,7 @@ from benchmarks.optimizers import bytes_of_a_step, optimizer_steps
 from benchmarks.results import Row
 from benchmarks.timing import Spread
 from benchmarks.verify import WrongResultError, checks
-from we_kernels import backends
+from we_kernels.runtime import backends
 
 UNITS = (
     ("resnet50", "float32"),
@@ -159,11 +159,11 @@ class Bench:
         return Case(unit.model, norms=norms, device=self.device, dtype=getattr(torch, unit.dtype))
 
     def _unavailable(self, contestant: str) -> str | None:
-        if contestant not in backends.NAMES:
+        if contestant not in backends.BACKENDS:
             return None
         if contestant == "triton" and self.device.type == "cpu":
             return "on CPU tensors Triton only interprets its kernels, for tests"
-        return backends.unavailable(contestant, self.device)
+        return backends.unavailable(contestant, self.device.type)
 
 
 def measure_operations(bench: Bench, unit: Unit) -> None:

@@ -21,8 +21,8 @@ from types import SimpleNamespace
 import torch
 from torch.overrides import TorchFunctionMode
 
-from we_kernels.backends import triton as triton_backend
-from we_kernels.ops import evolution as operators_of_ops
+from tests import availability
+from we_kernels.runtime.transfer import Place
 
 READS = {
     "item",
@@ -51,12 +51,6 @@ ACCESSORS = {
     "is_contiguous",
 }
 ACCESSORS |= {"storage_offset", "__len__", "is_floating_point", "__hash__", "__set__"}
-IMPLEMENTATIONS = {
-    "filter_importance": operators_of_ops._filter_importance,
-    "match_filters": operators_of_ops._match_filters,
-    "crossover_": operators_of_ops._crossover,
-    "evolve_": operators_of_ops._evolve,
-}
 POISON = {torch.float32: float("nan"), torch.int32: -99}
 
 
@@ -84,9 +78,6 @@ class PretendGpu(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         name = func.__name__
-        if isinstance(func, torch._ops.OpOverloadPacket) or str(func).startswith("we_kernels."):
-            with self:
-                return IMPLEMENTATIONS[str(func).split(".")[1]](*args, **kwargs)
         owner = _marked(args) if _marked(args) is not None else _marked(kwargs.values())
         if name == "__get__":
             return self._attribute(func, args, owner)
@@ -112,16 +103,17 @@ class PretendGpu(TorchFunctionMode):
         self.events.append(("allocate" if name in MAKERS else "operator", name))
         return self._run(name, func, args, kwargs, owner)
 
-    def launch(self, function, programs, device, *arguments, **options):
+    def launch(self, function, programs, place, *arguments, **options):
         """In place of `launch.launch`."""
+        device = place.device
         if device.type == "cpu":
-            return self.real_launch(function, programs, device, *arguments, **options)
+            return self.real_launch(function, programs, place, *arguments, **options)
         assert all(_marked([x]) in (None, device.index) for x in arguments), "a tensor of another device"
         if programs:
             self.events.append(("launch", function.__name__, device.index))
 
         def run():
-            self.real_launch(function, programs, torch.device("cpu"), *arguments, **options)
+            self.real_launch(function, programs, Place(torch.device("cpu"), 0, False), *arguments, **options)
 
         if self.graph is None:
             with torch._C.DisableTorchFunction():
@@ -258,7 +250,8 @@ class Graph:
 @contextmanager
 def pretend_gpu(monkeypatch):
     """A `PretendGpu`, active; two devices, cuda:0 and cuda:1."""
-    from we_kernels.backends.triton import launch, operators
+    from we_kernels.evolution.triton import launches
+    from we_kernels.runtime.triton import launch
 
     gpu = PretendGpu()
     gpu.real_launch = launch.launch
@@ -287,9 +280,9 @@ def pretend_gpu(monkeypatch):
         yield
         gpu.graph = None
 
-    monkeypatch.setattr(operators, "launch", gpu.launch)
-    monkeypatch.setattr(operators, "STARVATION_TILE", 16)  # the interpreter's scans are slow
-    monkeypatch.setattr(triton_backend, "unavailable", lambda _: None)
+    monkeypatch.setattr(launches, "launch", gpu.launch)
+    monkeypatch.setattr(launches, "STARVATION_TILE", 16)  # the interpreter's scans are slow
+    availability.pretend(monkeypatch, lambda name, device: None)
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: gpu.current)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: SimpleNamespace(cuda_stream=7))

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import we_kernels as wk
-from we_kernels.backends import native
-from we_kernels.backends.native import cuda_evolution, cuda_tables, evolution
+from tests import availability
+from we_kernels.evolution import cuda
+from we_kernels.operator import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[2]
 EMULATION = ROOT / "csrc/tests/cuda_emulation"
@@ -85,11 +86,10 @@ def emulated(library, monkeypatch):
         return tensor
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    monkeypatch.setattr(native, "unavailable", lambda device: None)
-    monkeypatch.setattr(evolution, "_kernels", lambda device: cuda_evolution)
-    monkeypatch.setattr(cuda_tables, "guard", guard)
-    monkeypatch.setattr(cuda_tables, "place", lambda device: cuda_tables.Place(device, 0, 0, False))
-    for user in (cuda_evolution, cuda_tables):
-        monkeypatch.setattr(user, "module", module)
+    availability.pretend(monkeypatch, lambda name, device: None)
+    for name in ("filter_importance", "match_filters", "crossover_", "evolve_"):
+        OPERATORS[name]._chosen["native", "cpu"] = "native", getattr(cuda, name)
+    monkeypatch.setattr(cuda, "on", guard)
+    monkeypatch.setattr(cuda, "module", module)
     with wk.use_backend("native"):
         yield module

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import we_kernels as wk
-from we_kernels import backends
-from we_kernels.backends import native
-from we_kernels.backends.native import cuda_evolution, extension
+from tests import availability
 from we_kernels.errors import BackendUnavailableError
-from we_kernels.layout import Layer, layout_of, segments_of
+from we_kernels.runtime import native
+from we_kernels.runtime.layout import Layer, segments_of
+from we_kernels.runtime.view import BankView
 
 pytestmark = pytest.mark.xdist_group("cuda-emulation")  # one process compiles
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -20,7 +20,7 @@ class Call:
     def __init__(self, module):
         self.module = module
         self.weights = [torch.full((4, 3, 3, 3), 7.0), torch.full((5, 2), 7.0).double()]
-        self.layout = layout_of(self.weights, [0, 0], [0, 0])
+        self.layout = BankView(self.weights, [0, 0], ()).layout
         self.table = self.layout.table.clone()
         self.segments = self.layout.segments.table.clone()
         self.pointers = torch.tensor([weight.data_ptr() for weight in self.weights])
@@ -163,45 +163,43 @@ def test_plan(emulated):
 
 @pytest.fixture
 def ready(monkeypatch):
-    """Backends that can work on CUDA tensors; none of them is called."""
+    """Backends that can work on tensors of any device; none of them is called."""
 
     def make(*names):
-        monkeypatch.setattr(
-            backends, "unavailable", lambda name, device: None if name in names else f"no {name} in this test"
-        )
+        availability.pretend(monkeypatch, lambda name, device: None if name in names else f"no {name} in this test")
 
     return make
 
 
-def test_choice_on_cuda(ready):
+def test_choice(ready):
     ready("triton", "native", "torch")
-    assert backends.choose(CUDA, "evolve_") is backends.load("triton")
-    assert backends.choose(CPU, "evolve_") is native
+    assert (wk.backend_of("evolve_", CUDA), wk.backend_of("evolve_", CPU)) == ("triton", "native")
     ready("native", "torch")
-    assert backends.choose(CUDA, "evolve_") is native
+    assert (wk.backend_of("evolve_", CUDA), wk.backend_of("evolve_", CPU)) == ("native", "native")
     ready("torch")
-    assert backends.choose(CUDA, "evolve_") is backends.load("torch")
-    assert backends.choose(CPU, "evolve_") is backends.load("torch")
+    assert (wk.backend_of("evolve_", CUDA), wk.backend_of("evolve_", CPU)) == ("torch", "torch")
 
 
 def test_native_takes_cuda_tensors_only_where_it_has_kernels(ready):
     ready("native", "torch")
-    assert backends.choose(CUDA, "something_else") is backends.load("torch")
-    assert backends.choose(CPU, "something_else") is native
+    assert (wk.backend_of("blend_", CUDA), wk.backend_of("blend_", CPU)) == ("torch", "native")
     with wk.use_backend("native"):
-        assert backends.choose(CUDA, "evolve_") is native
-        with pytest.raises(BackendUnavailableError, match="no CUDA kernels for something_else"):
-            backends.choose(CUDA, "something_else")
+        assert wk.backend_of("evolve_", CUDA) == "native"
+        with pytest.raises(BackendUnavailableError, match="has no cuda kernels for blend_"):
+            wk.backend_of("blend_", CUDA)
 
 
-def test_every_cuda_operator_exists():
-    for operator in native.CUDA_OPERATORS:
-        assert callable(getattr(cuda_evolution, operator))
+def test_the_projection_is_one_for_all_backends_but_torch(ready):
+    ready("triton", "native", "torch")
+    assert wk.backend_of("project_low_rank_", CUDA) == "any"
+    for name, wanted in (("native", "any"), ("triton", "any"), ("torch", "torch")):
+        with wk.use_backend(name):
+            assert wk.backend_of("project_low_rank_", CPU) == wanted
 
 
 def test_what_is_said_when_cuda_cannot_be_used(monkeypatch, emulated):
-    assert extension.unavailable(torch.device("meta")).startswith("it has no kernels for meta")
-    monkeypatch.setattr(extension, "module", emulated)
-    assert extension.unavailable(CUDA) is None
+    assert native.unavailable("meta").startswith("it has no kernels for meta")
+    monkeypatch.setattr(native, "module", emulated)
+    assert native.unavailable("cuda") is None
     emulated.set_driver(35, 2, 0, False)
-    assert "cannot use CUDA: the NVIDIA driver supports CUDA 12.4" in extension.unavailable(CUDA)
+    assert "cannot use CUDA: the NVIDIA driver supports CUDA 12.4" in native.unavailable("cuda")

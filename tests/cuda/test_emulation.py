@@ -11,8 +11,12 @@ import we_kernels as wk
 from tests import matrix
 from tests.banks import GUARD
 from tests.cuda import cuda_cases
-from we_kernels.backends import native
-from we_kernels.backends.native import cuda_evolution, cuda_tables
+from we_kernels.evolution import cuda
+from we_kernels.evolution.rule import MatchingRule
+from we_kernels.runtime import transfer
+from we_kernels.runtime.layout import segments_of
+from we_kernels.runtime.transfer import Place
+from we_kernels.runtime.view import BankView
 
 pytestmark = pytest.mark.xdist_group("cuda-emulation")  # one process compiles
 mixes = pytest.mark.parametrize("mix", matrix.MIXES, ids=matrix.mix_id)
@@ -101,9 +105,10 @@ def test_rates_out_of_range_are_clamped(emulated):
     values = matrix.importances((5, 12), "normal")
     nan, inf = float("nan"), float("inf")
     for rates, wanted in (((nan, -2.0), (0, 0)), ((7.0, inf), (4, 11)), ((-inf, 0.99), (0, 11))):
-        segments = wk.layout.segments_of((5, 12), (0, 1))
+        segments = segments_of((5, 12), (0, 1))
         given = torch.tensor(rates, dtype=torch.float64)
-        _, threshold, _ = native.match_filters(values, segments, given, [0.1, 0.1], None, inf)
+        rule = MatchingRule(given, [0.1, 0.1], None, inf, [False, False])
+        _, threshold, _ = cuda.match_filters(values, segments, rule)
         parts = values.split([5, 12])
         assert threshold.tolist() == [part.sort().values[k].item() for part, k in zip(parts, wanted, strict=True)]
 
@@ -231,28 +236,26 @@ def test_the_host_does_the_same_for_any_number_of_layers(emulated):
     seen = []
     for layers in (2, 3, 40):
         weights = [torch.randn(3 + i % 4, 2, 3, 3) for i in range(layers)]
-        layout = wk.layout.layout_of(weights, [0] * layers, [0] * layers)
-        rates = torch.tensor([0.5], dtype=torch.float64)
-        arguments = (weights, [0] * layers, layout, rates, [0.5], "paper", None, float("inf"))
-        cuda_evolution.evolve_(*arguments)
+        rule = MatchingRule(torch.tensor([0.5], dtype=torch.float64), [0.5], None, float("inf"), [False])
+        cuda.evolve_(BankView(weights, [0] * layers, ()), "paper", rule)
         with Dispatched() as dispatched:
-            cuda_evolution.evolve_(*arguments)
+            cuda.evolve_(BankView(weights, [0] * layers, ()), "paper", rule)
         seen.append([name for name in dispatched.names if "fill_" not in name])  # the fixture's poison
     assert seen == [["aten.empty.memory_format"] * 4] * 3
 
 
 def test_kernels_go_to_the_given_device_and_stream(emulated, monkeypatch):
-    monkeypatch.setattr(cuda_tables, "place", lambda device: cuda_tables.Place(device, 1, 48, False))
+    monkeypatch.setattr(cuda, "_where", lambda place: (1, 48))
     emulated.set_driver(0, 2, 1, False)
     weights = [torch.randn(6, 2, 3, 3), torch.randn(9, 4, 1, 1)]
     evolve(weights)
     bank = wk.FilterBank(weights)
-    wk.crossover_(bank, wk.match_filters(bank, wk.filter_importance(bank), rate=0.5))
+    wk.crossover_(bank, wk.match_filters(bank, wk.filter_importance(bank), rate=0.5).donor)
     launches = emulated.take_launches()
     assert len(launches) == 5 + 1 + 4 + 1
     assert {launch[2:] for launch in launches} == {(1, 48)}
     assert emulated.guarded == [weights[0].device] * 4
-    monkeypatch.setattr(cuda_tables, "place", lambda device: cuda_tables.Place(device, 0, 0, False))
+    monkeypatch.setattr(cuda, "_where", lambda place: (0, 0))
     emulated.set_driver(0, 2, 0, False)
     wk.filter_importance(bank)
     assert emulated.take_launches()[0][2:] == (0, 0)
@@ -281,8 +284,8 @@ def test_an_error_of_the_driver_is_reported(emulated):
 def test_tables_and_scratch_are_made_once(emulated, monkeypatch):
     weights = [torch.randn(6, 2, 3, 3), torch.randn(9, 4, 1, 1)]
     evolve(weights)
-    monkeypatch.setattr(cuda_tables, "_new_scratch", None)
-    monkeypatch.setattr(cuda_tables, "_refuse_capture", None)
+    monkeypatch.setattr(cuda, "_make_plan", None)
+    monkeypatch.setattr(transfer, "refuse_capture", None)
     evolve(weights)
     weights[0] = weights[0].clone()  # a moved parameter needs new addresses only
     evolve(weights)
@@ -298,28 +301,28 @@ def test_moved_weights_are_found_again(emulated):
 
 
 def test_old_addresses_are_forgotten(emulated):
-    for _ in range(cuda_tables.MAX_UPLOADS + 3):
+    for _ in range(transfer.MAX_UPLOADS + 3):
         wk.filter_importance(wk.FilterBank([torch.randn(3, 2)]))
-    assert len(cuda_tables._uploads) <= cuda_tables.MAX_UPLOADS
+    assert len(transfer._uploads) <= transfer.MAX_UPLOADS
 
 
 def test_capture_before_the_first_call_is_refused(emulated, monkeypatch):
-    place = cuda_tables.place
     weights = [torch.randn(7, 2, 3, 3), torch.randn(5, 4, 1, 1)]
-    monkeypatch.setattr(cuda_tables, "place", lambda device: cuda_tables.Place(device, 0, 64, True))
+    eager_place = Place.current
+    monkeypatch.setattr(Place, "current", lambda device: Place(device, 64, True))
     before = copy.deepcopy(weights)
     with pytest.raises(RuntimeError, match="before capturing"):
         evolve(weights)
     assert all(torch.equal(a, b) for a, b in zip(weights, before, strict=True))
     assert emulated.take_launches() == []
     with monkeypatch.context() as eager:
-        eager.setattr(cuda_tables, "place", place)
+        eager.setattr(Place, "current", eager_place)
         evolve(weights)
-    seen = set(cuda_tables._captured)
+    seen = set(transfer._captured)
     evolve(weights)
-    kept = cuda_tables._captured - seen
-    assert len(kept) == 4  # addresses, layers, plan, ratios: for as long as the graph may be replayed
-    cuda_tables._captured.clear()
+    kept = transfer._captured - seen
+    assert len(kept) == 4  # addresses, layout, segments, ratios: for as long as the graph may be replayed
+    transfer._captured.clear()
 
 
 def test_offsets_beyond_2_31_elements(emulated):
@@ -333,17 +336,16 @@ def test_offsets_beyond_2_31_elements(emulated):
     expected = copy.deepcopy([weight.contiguous(), blended.contiguous()])
     with wk.use_backend("torch"):
         wanted = wk.evolve_(wk.FilterBank(expected), rate=0.4, local_ratio=None)
-    assert wk.evolve_(wk.FilterBank(weights), rate=0.4, local_ratio=None).tolist() == wanted.tolist()
+    assert wk.evolve_(wk.FilterBank(weights), rate=0.4, local_ratio=None).donor.tolist() == wanted.donor.tolist()
     assert torch.equal(weight, expected[0])
     torch.testing.assert_close(blended, expected[1])
 
 
 def test_empty_layers_and_groups(emulated):
     weights = [torch.ones(0, 4), torch.full((3, 5), 2.0), torch.ones(0, 2), torch.ones(2, 7), torch.ones(0, 1)]
-    layout = wk.layout.layout_of(weights, [0] * 5, [0, 0, 2, 2, 0])
-    rates = torch.full((3,), 0.5, dtype=torch.float64)
-    arguments = (weights, [0] * 5, layout, rates, [-1.0] * 3, "paper", None, 1.0)
-    donor, importance, threshold, inferior = native.evolve_(*arguments)
+    rule = MatchingRule(torch.full((3,), 0.5, dtype=torch.float64), [-1.0] * 3, None, 1.0, [False] * 3)
+    bank = BankView(weights, [0] * 5, [0, 0, 2, 2, 0])
+    donor, importance, threshold, inferior = cuda.evolve_(bank, "paper", rule)
     assert importance.tolist() == [2.0] * 3 + [1.0] * 2
     assert threshold.tolist() == [2.0, 0.0, 1.0]
     assert inferior.tolist() == [0, 3, 0, 2, 0]

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import we_kernels as wk
-from tests import matrix
+from tests import availability, matrix
 from tests.cuda import cuda_cases
 from tests.waiting import no_waiting
-from we_kernels.layout import layout_of
+from we_kernels.runtime import backends
+from we_kernels.runtime.view import BankView
 
 native = pytest.importorskip("we_kernels._native", reason="the extension is not built")
 if not hasattr(native, "cuda_status"):
@@ -38,7 +39,7 @@ def test_availability_is_that_of_the_device():
 def test_running_without_a_device_says_why():
     if native.cuda_status() is None:
         pytest.skip("there is a device")
-    weight, layout = torch.randn(3, 2), layout_of([torch.randn(3, 2)], [0], [0])
+    weight, layout = torch.randn(3, 2), BankView([torch.randn(3, 2)], [0], ()).layout
     with pytest.raises(RuntimeError, match=r"driver|device"):
         native.cuda_importance([weight.data_ptr()], layout.table.data_ptr(), 1, (8, 8), (8, 112), (8, 12), 0, 0)
 
@@ -217,7 +218,7 @@ def test_launches_on_the_weights_device():
 @needs_gpu
 def test_memory_of_the_host_is_refused():
     weight = torch.randn(3, 2)
-    layout = layout_of([weight], [0], [0])
+    layout = BankView([weight], [0], ()).layout
     table = layout.table.data_ptr()
     host = torch.empty(14, dtype=torch.int64)
     with pytest.raises(ValueError, match="is not in the memory of a CUDA device"):
@@ -244,8 +245,7 @@ def test_offsets_beyond_2_31_elements():
 
 @needs_gpu
 def test_native_runs_where_triton_is_not_installed(monkeypatch):
-    from we_kernels.backends import triton
-
-    monkeypatch.setattr(triton, "find_spec", lambda name: None)
-    chosen = wk.backends.choose(torch.device("cuda"), "evolve_")
-    assert chosen.__name__.endswith("native")
+    able = backends.unavailable
+    reason = "Triton is not installed"
+    availability.pretend(monkeypatch, lambda name, device: reason if name == "triton" else able(name, device))
+    assert wk.backend_of("evolve_", torch.device("cuda")) == "native"

@@ -11,7 +11,7 @@ from torch.optim.sgd import sgd as functional_sgd
 import we_kernels as wk
 from tests.banks import DTYPES, FORMATS, place, random_values
 from tests.processes import environment
-from we_kernels.backends.native import asynchronous
+from we_kernels.asynchronous import native as asynchronous
 
 LEVELS = ("baseline", "avx2", "avx512")
 SHAPES = ((29, 1, 3, 3), (19, 16, 3, 3), (7, 37, 1, 1), (5, 18, 5, 5), (15, 70), (67,), (3, 35, 2, 3, 4), (1, 700))

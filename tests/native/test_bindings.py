@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from we_kernels.layout import Layer, layout_of
+from we_kernels.runtime.layout import Layer
+from we_kernels.runtime.view import BankView
 
 FIELDS = Layer._fields
 
@@ -13,7 +14,7 @@ class Call:
 
     def __init__(self):
         self.weights = [torch.full((4, 3, 3, 3), 7.0), torch.full((5, 2), 7.0).double()]
-        layout = layout_of(self.weights, [0, 0], [0, 0])
+        layout = BankView(self.weights, [0, 0], ()).layout
         self.table = layout.table.clone()
         self.filters = 9
         self.pointers = [weight.data_ptr() for weight in self.weights]
@@ -32,9 +33,9 @@ class Call:
             "rates": self.rates.data_ptr(),
             "local_ratios": [0.5],
             "zero_is_inferior": [True],
-            "rule": "paper",
             "starvation": 0,
             "limit": float("inf"),
+            "rule": "paper",
             "donor": self.donor.data_ptr(),
             "importance": self.importance.data_ptr(),
             "threshold": self.threshold.data_ptr(),

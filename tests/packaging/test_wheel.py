@@ -16,8 +16,8 @@ USE = """
 import torch, we_kernels as wk
 weight = torch.arange(24.0).view(4, 3, 1, 2)
 bank = wk.FilterBank([weight])
-donor = wk.evolve_(bank, rate=0.6, local_ratio=0.5)
-print(wk.backends.choose(torch.device("cpu"), "evolve_").__name__.rpartition(".")[2], donor.tolist())
+donor = wk.evolve_(bank, rate=0.6, local_ratio=0.5).donor
+print(wk.backend_of("evolve_", torch.device("cpu")), donor.tolist())
 """
 
 
@@ -64,7 +64,7 @@ def test_without_the_extension(source, tmp_path):
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
 
     site = builds.unpack(wheel, tmp_path / "site")
-    assert builds.python(USE, site, tmp_path) == "reference [2, 3, -1, -1]"
+    assert builds.python(USE, site, tmp_path) == "torch [2, 3, -1, -1]"
     assert "WE_KERNELS_NATIVE=off" in builds.python("import runpy; runpy.run_module('we_kernels')", site, tmp_path)
 
 
@@ -72,7 +72,7 @@ def test_a_failing_build_installs_pure_and_says_why(source, tmp_path):
     compiler = {"CXX": "/bin/false", "WE_KERNELS_CUDA": "off"}
     wheel = builds.made(builds.hook("build_wheel", source, tmp_path, **compiler), tmp_path)
     site = builds.unpack(wheel, tmp_path / "site")
-    assert builds.python(USE, site, tmp_path).startswith("reference")
+    assert builds.python(USE, site, tmp_path).startswith("torch")
     said = builds.python("import runpy; runpy.run_module('we_kernels')", site, tmp_path)
     assert "CMake Error" in said
     assert "/bin/false" in said
@@ -95,7 +95,7 @@ def test_a_compiler_that_speaks_another_language(source, tmp_path):
     wheel = builds.made(builds.hook("build_wheel", source, tmp_path, PATH=path, **ASCII), tmp_path)
     site = builds.unpack(wheel, tmp_path / "site")
     assert "Datei »mögen« \\xff fehlt" in (site / "we_kernels" / "_native_reason.txt").read_text(encoding="utf-8")
-    assert builds.python(USE, site, tmp_path, **ASCII).startswith("reference")
+    assert builds.python(USE, site, tmp_path, **ASCII).startswith("torch")
     assert "CMake Error: Datei" in builds.python(
         "import runpy; runpy.run_module('we_kernels')", site, tmp_path, **ASCII
     )
@@ -110,7 +110,7 @@ def test_sources_that_hide_the_installed_package(source, tmp_path):
     code = f"import sys; sys.path.append({str(site)!r})\n" + USE
     done = builds.run(sys.executable, "-c", builds.NO_EDITABLE + code, cwd=source, PYTHONPATH=str(source))
     assert "RuntimeWarning: we_kernels is loaded from" in done.stdout
-    assert "reference [2, 3, -1, -1]" in done.stdout
+    assert "torch [2, 3, -1, -1]" in done.stdout
     code = "import runpy; runpy.run_module('we_kernels')"
     path = f"{source}:{site}"
     said = builds.run(sys.executable, "-c", builds.NO_EDITABLE + code, cwd=source, PYTHONPATH=path).stdout

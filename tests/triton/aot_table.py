@@ -144,18 +144,10 @@ def type_of(argument):
 
 
 def kernels():
-    from we_kernels.backends.triton import (
-        bins,
-        blend,
-        crossover,
-        importance,
-        matching,
-        overlap,
-        rank,
-        select,
-        sgd,
-        snapshot,
-    )
+    from we_kernels.asynchronous.triton import select, sgd, snapshot
+    from we_kernels.evolution.triton import crossover, importance, matching, rank
+    from we_kernels.grafting.triton import bins, blend
+    from we_kernels.overlap.triton import overlap
 
     found = [
         importance.importance_kernel,
@@ -184,27 +176,20 @@ def signature(name):
 
 def variants():
     """Every specialisation that the operators launch."""
-    from we_kernels.backends.triton import (
-        asynchronous,
-        bins,
-        blend,
-        crossover,
-        operators,
-        overlap,
-        rank,
-        select,
-        sgd,
-        threshold,
-    )
-    from we_kernels.backends.triton.fields import TRITON_DTYPES
+    from we_kernels.asynchronous.triton import launches as asynchronous
+    from we_kernels.asynchronous.triton import select, sgd
+    from we_kernels.evolution.triton import crossover, launches, rank, threshold
+    from we_kernels.grafting.triton import bins, blend
+    from we_kernels.overlap.triton import overlap
+    from we_kernels.runtime.triton.values import TRITON_DTYPES
 
     kernel, plain = kernels(), {"num_warps": 4, "maxnreg": None}
     constants = {"CHUNK": threshold.CHUNK, "PIVOTS": threshold.PIVOTS}
-    constants |= {"LANES": operators.THRESHOLD_LANES, "ITEMS": operators.THRESHOLD_ITEMS}
-    constants |= {"CANDIDATES": operators.THRESHOLD_CANDIDATES}
-    constants |= {"ROWS": rank.RANK_ROWS, "KEYS": rank.KEYS, "LAYERS": operators.STARVATION_TILE}
+    constants |= {"LANES": launches.THRESHOLD_LANES, "ITEMS": launches.THRESHOLD_ITEMS}
+    constants |= {"CANDIDATES": launches.THRESHOLD_CANDIDATES}
+    constants |= {"ROWS": rank.RANK_ROWS, "KEYS": rank.KEYS, "LAYERS": launches.STARVATION_TILE}
     for starves in (True, False):
-        options = {"num_warps": operators.MATCHING_WARPS, "maxnreg": None}
+        options = {"num_warps": launches.MATCHING_WARPS, "maxnreg": None}
         yield Variant(kernel["matching_kernel"], constants | {"STARVES": starves}, options)
     yield Variant(kernel["donor_kernel"], {"BLOCK": 256}, plain)
     limited = {"num_warps": 4, "maxnreg": bins.MAX_REGISTERS}
@@ -232,7 +217,7 @@ def variants():
         yield Variant(kernel["overlap_kernel"], constants, {"num_warps": 8, "maxnreg": None})
     yield Variant(kernel["overlap_mean_kernel"], {"BLOCK": 256}, plain)
     for replacement in (False, True):
-        constants = {"ROWS": rank.RANK_ROWS, "KEYS": 128, "REPLACEMENT": replacement}
+        constants = {"ROWS": asynchronous.SELECT_ROWS, "KEYS": asynchronous.SELECT_KEYS, "REPLACEMENT": replacement}
         yield Variant(kernel["select_kernel"], constants, {"num_warps": 4, "maxnreg": select.MAX_REGISTERS})
     for bits in dict.fromkeys(asynchronous.BITS):
         yield Variant(kernel["snapshot_kernel"], {"DTYPE": bits}, plain)

@@ -14,8 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 import we_kernels as wk
-from we_kernels.backends import triton as backend
-from we_kernels.backends.triton import launch
+from we_kernels.runtime import backends
+from we_kernels.runtime.triton import launch
 
 launched = []
 
@@ -117,7 +117,7 @@ def print_host_time(steps):
 
 if __name__ == "__main__":
     triton.runtime.driver.set_active(Driver())
-    backend.unavailable = lambda device: None
+    backends.unavailable = lambda name, device: None
     with wk.use_backend("triton"):
         compare_launches()
         if len(sys.argv) > 1:

@@ -4,9 +4,9 @@ compute-sanitizer --tool memcheck python -m tests.triton.sanitized
 """
 
 import os
-import pkgutil
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import torch
 
@@ -16,9 +16,10 @@ if not torch.cuda.is_available():
 
 def triton_kernels():
     """Names of everything that is launched, from the modules of the backend."""
-    from we_kernels.backends import triton as backend
+    import we_kernels as wk
 
-    modules = [import_module(f"{backend.__name__}.{found.name}") for found in pkgutil.iter_modules(backend.__path__)]
+    folders = Path(wk.__file__).parent.glob("*/triton/*.py")
+    modules = [import_module(f"we_kernels.{path.parents[1].name}.triton.{path.stem}") for path in folders]
     return {name for module in modules for name in vars(module) if name.endswith("_kernel") and name[0] != "_"}
 
 
@@ -63,8 +64,8 @@ def run_native(device):
 
 
 def main():
-    from we_kernels import backends
-    from we_kernels.backends.triton import launch
+    from we_kernels.runtime import backends
+    from we_kernels.runtime.triton import launch
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     launched = set()
@@ -73,7 +74,7 @@ def main():
     run_methods(device)
     if missing := triton_kernels() - launched:
         sys.exit(f"never launched: {', '.join(sorted(missing))}")
-    if backends.unavailable("native", device) is None:
+    if backends.unavailable("native", device.type) is None:
         run_native(device)
     print("every kernel ran and was right")
 

@@ -15,7 +15,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("the interpreter is off", allow_module_level=True)
 pytest.importorskip("triton")
 
-from we_kernels.backends.triton import asynchronous, launch, sgd
+from we_kernels.asynchronous.triton import launches as asynchronous
+from we_kernels.asynchronous.triton import sgd
+from we_kernels.runtime.triton import launch
 
 
 @pytest.fixture

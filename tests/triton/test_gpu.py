@@ -185,7 +185,7 @@ def test_offsets_beyond_2_31_elements():
 
 def test_nothing_compiles_anew_for_other_sizes():
     """No argument value is compiled in."""
-    from we_kernels.backends.triton import matching
+    from we_kernels.evolution.triton import matching
 
     compiled = []
     for sizes in ((1, 16), (5, 7, 3), (64,)):

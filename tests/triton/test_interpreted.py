@@ -15,9 +15,18 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("the interpreter is off (test_gpu.py runs these cases)", allow_module_level=True)
 pytest.importorskip("triton")
 
-from we_kernels.backends.triton import crossover, launch, operators, tables
-from we_kernels.backends.triton.fields import EXTRA_FIELDS
-from we_kernels.transfer import Place
+from we_kernels.evolution.rule import MatchingRule
+from we_kernels.evolution.triton import launches as steps
+from we_kernels.evolution.triton import tables
+from we_kernels.runtime import transfer
+from we_kernels.runtime.layout import Layer, segments_of
+from we_kernels.runtime.transfer import Place
+from we_kernels.runtime.triton import launch
+from we_kernels.runtime.triton import tables as layer_tables
+from we_kernels.runtime.triton.fields import EXTRA_FIELDS
+from we_kernels.runtime.view import BankView
+
+HERE = Place(torch.device("cpu"), 0, False)
 
 SENTINEL = {torch.float32: float("nan"), torch.int32: -99}
 dtypes = pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
@@ -36,7 +45,7 @@ def poisoned_allocations(monkeypatch):
             tensor.fill_(SENTINEL[dtype])
         return tensor
 
-    monkeypatch.setattr(operators.torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 @pytest.fixture(params=["ranked", "counted"])
@@ -44,7 +53,7 @@ def method(request, monkeypatch):
     """Thresholds come from ranking the filters of a group, or, as in large groups only, from counting chunks of it."""
     if request.param == "counted":
         monkeypatch.setattr(tables, "RANKED", 0)
-    monkeypatch.setattr(tables, "_matching", WeakKeyDictionary())
+    monkeypatch.setattr(transfer, "_tables", WeakKeyDictionary())
 
 
 counted = pytest.mark.parametrize("method", ["counted"], indirect=True)
@@ -90,22 +99,22 @@ def test_matching_of_two_groups(groups):
 
 @counted
 def test_threshold_of_a_group_larger_than_a_tile(monkeypatch, method):
-    monkeypatch.setattr(operators, "THRESHOLD_ITEMS", 1)
-    monkeypatch.setattr(operators, "THRESHOLD_LANES", 64)
-    monkeypatch.setattr(operators, "THRESHOLD_CANDIDATES", 8)
+    monkeypatch.setattr(steps, "THRESHOLD_ITEMS", 1)
+    monkeypatch.setattr(steps, "THRESHOLD_LANES", 64)
+    monkeypatch.setattr(steps, "THRESHOLD_CANDIDATES", 8)
     for flavour in ("normal", "zeros"):
         matrix.check_matching("cpu", flavour, [0.37, 0.8], [0.1, None], [i % 2 for i in range(20)], None, None)
 
 
 def thresholds(values, rates):
     """Of one group in one layer, by the kernel alone; what counts its programs is left as it was found."""
-    segments = wk.layout.segments_of((len(values),), (0,))
-    where = torch.device("cpu")
+    segments = segments_of((len(values),), (0,))
     found = []
     for rate in rates:
-        _, threshold, _ = operators.match_filters(values, segments, torch.tensor([rate]).double(), [0.0], None, 2.0)
+        rule = MatchingRule(torch.tensor([rate]).double(), [0.0], None, 2.0, [False])
+        _, threshold, _ = steps.match_filters(values, segments, rule)
         found.append(threshold.item())
-    assert not any(counter.any() for counter in tables.scratch(segments, 1, where).progress)
+    assert not any(counter.any() for counter in tables.scratch(segments, 1, HERE).progress)
     return found
 
 
@@ -131,9 +140,9 @@ def test_threshold_of_awkward_values(values, filters):
 
 @counted
 def test_threshold_among_more_candidates_than_a_block_holds(monkeypatch, method):
-    monkeypatch.setattr(operators, "THRESHOLD_CANDIDATES", 8)
-    monkeypatch.setattr(operators, "THRESHOLD_LANES", 64)
-    monkeypatch.setattr(operators, "THRESHOLD_ITEMS", 1)
+    monkeypatch.setattr(steps, "THRESHOLD_CANDIDATES", 8)
+    monkeypatch.setattr(steps, "THRESHOLD_LANES", 64)
+    monkeypatch.setattr(steps, "THRESHOLD_ITEMS", 1)
     importance = AWKWARD["every pivot is small"](700)
     assert thresholds(importance, [0.5]) == [importance.sort().values[350].item()]
 
@@ -147,13 +156,11 @@ def test_counts_start_at_zero_after_a_poisoned_step():
 
 def test_large_layers_and_long_rows_come_first():
     weights = [torch.zeros(n, c, 1, 1) for n, c in ((20, 8), (100, 2), (3, 600), (0, 5), (40, 300))]
-    layout = wk.layout.layout_of(weights, [0] * 5, [0, 1, 0, 0, 1])
-    where = Place.current(torch.device("cpu"))
-    static = tables.matching_tables(layout.segments, 2, where)
-    assert static.tiles[:, 0].unique_consecutive().tolist() == [1, 4, 0, 2]
+    layout = BankView(weights, [0] * 5, [0, 1, 0, 0, 1]).layout
+    static = tables.matching_tables(layout.segments, 2, HERE)
     kinds, owners = static.programs[:, :2].T.tolist()
     assert list(dict.fromkeys(zip(kinds, owners, strict=True))) == [(1, 1), (1, 0), (2, 1), (2, 4), (2, 0), (2, 2)]
-    assert tables.layer_tables(layout, where).tiles[0][:, 0].unique_consecutive().tolist() == [2, 4, 0, 1]
+    assert layer_tables.row_tiles(layout, HERE)[0][:, 0].unique_consecutive().tolist() == [2, 4, 0, 1]
 
 
 @pytest.mark.usefixtures("method")
@@ -179,9 +186,8 @@ def test_rates_out_of_range_are_clamped():
     values = matrix.importances((5, 12), "normal")
     nan, inf = float("nan"), float("inf")
     for rates, wanted in (((nan, -2.0), (0, 0)), ((7.0, inf), (4, 11)), ((-inf, 0.99), (0, 11))):
-        _, threshold, _ = operators.match_filters(
-            values, wk.layout.segments_of(bank.sizes, bank.groups), torch.tensor(rates).double(), [0.1, 0.1], None, inf
-        )
+        rule = MatchingRule(torch.tensor(rates).double(), [0.1, 0.1], None, inf, [False, False])
+        _, threshold, _ = steps.match_filters(values, bank.segments, rule)
         parts = values.split([5, 12])
         assert threshold.tolist() == [part.sort().values[k].item() for part, k in zip(parts, wanted, strict=True)]
 
@@ -227,8 +233,8 @@ def test_crossover_ignores_donors_outside_of_the_layer():
 
 
 def test_programs_take_several_filters_in_turn(monkeypatch):
-    monkeypatch.setattr(operators, "PROGRAMS", 3)
-    monkeypatch.setattr(operators, "FILTER_PROGRAMS", 3)
+    monkeypatch.setattr(steps, "PROGRAMS", 3)
+    monkeypatch.setattr(steps, "FILTER_PROGRAMS", 3)
     matrix.check_crossover("cpu", matrix.DTYPES, "contiguous", "paper")
     matrix.check_evolution("cpu", matrix.DTYPES, "contiguous", "released")
 
@@ -284,13 +290,12 @@ def test_vector_guard_is_exercised(channels):
 
 def test_dense_rows_are_recognised():
     """In any order, but without gaps."""
-    column = (*wk.layout.Layer._fields, *EXTRA_FIELDS).index("dense")
+    column = (*Layer._fields, *EXTRA_FIELDS).index("dense")
     wanted = {"contiguous": True, "channels_last": True, "sliced": False, "shifted": True, "transposed": False}
     for memory_format, dense in wanted.items():
         case = place(torch.zeros(4, 5, 3, 3), memory_format)
-        layout = wk.layout.layout_of([case.weight], [0], [0])
-        static = tables.layer_tables(layout, Place.current(torch.device("cpu")))
-        assert bool(static.layers[0, column]) == dense, memory_format
+        layout = BankView([case.weight], [0], ()).layout
+        assert bool(layer_tables.layers(layout, HERE)[0, column]) == dense, memory_format
 
 
 def test_moved_weights_are_found_again():
@@ -346,7 +351,7 @@ def test_tables_and_scratch_are_made_once(launches, monkeypatch):
     made = []
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: made.append(args) or empty(*args, **kwargs))
-    monkeypatch.setattr(tables, "_tiles", None)
+    monkeypatch.setattr(transfer, "refuse_capture", None)
     evolve(weights)
     assert len(made) == 4  # importance, donor, threshold, inferior
     first, second = launches[:3], launches[3:]
@@ -380,12 +385,11 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
     listed = {variant.key() for variant in aot_table.variants() if variant.kernel.__name__ not in elsewhere}
     for name, arguments, constants in launches:
         if name == "matching_kernel":
-            constants = constants | {"LAYERS": operators.STARVATION_TILE}
+            constants = constants | {"LAYERS": steps.STARVATION_TILE}
         assert aot_table.key(name, constants) in listed
         types = [aot_table.type_of(argument) for argument in arguments]
         assert types == aot_table.signature(name), name
     assert {name for name, *_ in launches} == {name for name, _ in listed}
-    assert (crossover.PROGRAMS, crossover.FILTER_PROGRAMS) == (operators.PROGRAMS, operators.FILTER_PROGRAMS)
 
 
 def test_bank_without_filters():

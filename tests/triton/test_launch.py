@@ -9,10 +9,12 @@ import torch
 
 pytest.importorskip("triton")
 
+import we_kernels as wk
 from tests.processes import run_module
-from we_kernels.backends.triton import launch
+from we_kernels.runtime.transfer import Place
+from we_kernels.runtime.triton import launch
 
-FOLDER = Path(launch.__file__).parent
+PACKAGE = Path(wk.__file__).parent
 
 
 class Kernel:
@@ -47,7 +49,7 @@ def current(monkeypatch):
 @pytest.mark.parametrize("index", [0, 1])
 def test_launches_on_the_device_it_is_given(current, index):
     seen = []
-    launch.launch(Kernel(seen, current), 70_000, torch.device("cuda", index), 5, SIZE=3)
+    launch.launch(Kernel(seen, current), 70_000, Place(torch.device("cuda", index), 7, False), 5, SIZE=3)
     assert seen == [((70_000,), index, (5,))], "one grid dimension, whatever its size"
     assert current == [0]
 
@@ -55,8 +57,8 @@ def test_launches_on_the_device_it_is_given(current, index):
 def test_a_grid_beyond_cuda_s_limit_is_refused(current):
     seen = []
     with pytest.raises(ValueError, match="split it"):
-        launch.launch(Kernel(seen, current), 2**31, torch.device("cuda", 0), 5, SIZE=3)
-    launch.launch(Kernel(seen, current), 0, torch.device("cuda", 0), 5, SIZE=3)
+        launch.launch(Kernel(seen, current), 2**31, Place(torch.device("cuda", 0), 7, False), 5, SIZE=3)
+    launch.launch(Kernel(seen, current), 0, Place(torch.device("cuda", 0), 7, False), 5, SIZE=3)
     assert seen == []
 
 
@@ -72,7 +74,7 @@ def test_only_the_helper_launches():
     """``kernel[grid](...)`` is written nowhere else."""
     found = {
         path.name
-        for path in FOLDER.glob("*.py")
+        for path in PACKAGE.glob("*/triton/*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript)
     }

@@ -2,22 +2,22 @@
 
 import copy
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import we_kernels as wk
+from tests import availability
 from tests.pretend_gpu import Graph, on_gpu, pretend_gpu
-from we_kernels import backends
 from weight_evolution import NonFiniteWeightError, WeightEvolution
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("the interpreter is off (test_gpu.py runs on the GPU itself)", allow_module_level=True)
 pytest.importorskip("triton")
 
-from we_kernels.backends.triton import tables
+from we_kernels.evolution import cuda
+from we_kernels.evolution.triton import launches, tables
 
 STEP = ["importance_kernel", "matching_kernel", "match_and_cross_kernel"]
 
@@ -288,15 +288,9 @@ def test_a_graph_needs_a_backend_that_does_not_wait(gpu):
 
 def test_a_graph_with_the_native_backend_needs_no_triton(gpu, monkeypatch):
     model = on_gpu(network(1))
-    kernels = backends.load("triton")  # in place of the extension's, which want a device
-    monkeypatch.setattr(backends, "unavailable", lambda name, device: "not here" if name == "triton" else None)
-    native = SimpleNamespace(
-        CUDA_OPERATORS=backends.load("native").CUDA_OPERATORS,
-        evolve_=kernels.evolve_,
-        filter_importance=kernels.filter_importance,
-    )
-    load = backends.load
-    monkeypatch.setattr(backends, "load", lambda name: native if name == "native" else load(name))
+    availability.pretend(monkeypatch, lambda name, device: "not here" if name == "triton" else None)
+    for name in ("evolve_", "filter_importance"):  # in place of the extension's kernels, which want a device
+        monkeypatch.setattr(cuda, name, getattr(launches, name))
     evolution = evolution_of(model, cuda_graph=True)
     made = Graph.made
     assert all(evolution.step().finite for _ in range(3))
