@@ -34,6 +34,7 @@ lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -type f ! -name '*.cmake')
 
 clean:
 	rm -rf .venv build dist demo-output *.egg-info we_kernels/_native*.so we_kernels/_native_reason.txt

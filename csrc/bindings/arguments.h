@@ -8,10 +8,12 @@
 #include <string>
 #include <vector>
 
-// What Python hands over, checked: a mistake here would be a crash instead of an exception.
+#include "rule.h"
+
+// What Python hands over is checked here: a mistake would be a crash instead of an exception.
 namespace we {
 
-// An array as Python hands it over: address and number of elements.
+// An array that Python hands over as an address and a number of elements.
 template <class T>
 std::span<T> array(const char* name, std::uintptr_t address, std::int64_t size) {
   if (size < 0) throw std::invalid_argument(std::string(name) + " has a negative size");
@@ -36,6 +38,12 @@ inline std::vector<void*> addresses(const pybind11::list& weights) {
     if (PyErr_Occurred() != nullptr) throw pybind11::error_already_set();
   }
   return result;
+}
+
+inline Rule rule_of(const std::string& name) {
+  if (name == "paper") return Rule::paper;
+  if (name == "released") return Rule::released;
+  throw std::invalid_argument("rule must be \"paper\" or \"released\"");
 }
 
 inline int check_threads(int threads) {

@@ -1,7 +1,5 @@
 #include <pybind11/stl.h>
 
-#include <limits>
-
 #include "bindings/arguments.h"
 #include "bindings/bindings.h"
 #include "cpu/asynchronous.h"
@@ -13,8 +11,6 @@ namespace {
 
 using namespace we;
 using namespace we::cpu;
-
-constexpr std::int64_t kAnyGroup = std::numeric_limits<std::int64_t>::max();
 
 void select_binding(std::uintptr_t table, std::int64_t num_layers, std::uintptr_t rate, std::int64_t seed,
                     std::uintptr_t step, bool replacement, std::uintptr_t selected, std::int64_t num_filters) {
@@ -44,8 +40,8 @@ void copy_binding(const py::list& weights, std::uintptr_t table, std::int64_t nu
 void sgd_binding(const std::vector<py::list>& weights, const std::vector<std::uintptr_t>& tables,
                  std::int64_t num_layers, const std::string& masked, const std::string& first, std::uintptr_t selected,
                  std::int64_t num_selected, std::uintptr_t lr, double momentum, double dampening, double weight_decay,
-                 bool nesterov, bool maximize, bool fused, const std::vector<std::int64_t>& steps,
-                 std::int64_t grain, int threads) {
+                 bool nesterov, bool maximize, bool fused, const std::vector<std::int64_t>& steps, std::int64_t grain,
+                 int threads) {
   const bool has_momentum = momentum != 0;
   if (weights.size() != 3 || tables.size() != 3) throw std::invalid_argument("weights and tables must be three");
   if (steps.size() != kNumDTypes) throw std::invalid_argument("steps must have one entry for each dtype");
@@ -62,8 +58,8 @@ void sgd_binding(const std::vector<py::list>& weights, const std::vector<std::ui
   const auto bytes = [](const std::string& flags) {
     return std::span(reinterpret_cast<const std::uint8_t*>(flags.data()), flags.size());
   };
-  const SgdBanks all{banks[0],     banks[1],     banks[2],
-                     bytes(masked), bytes(first), array<const std::uint8_t>("selected", selected, num_selected)};
+  const auto chosen = array<const std::uint8_t>("selected", selected, num_selected);
+  const SgdBanks all{banks[0], banks[1], banks[2], bytes(masked), bytes(first), chosen};
   check_sgd(all);
   SgdRule rule{array<const double>("lr", lr, 1)[0], momentum, dampening, weight_decay, nesterov, maximize, {}};
   rule.rounding.fused = fused;
@@ -80,7 +76,7 @@ void sgd_binding(const std::vector<py::list>& weights, const std::vector<std::ui
 }  // namespace
 
 void bind_asynchronous(py::module_& module) {
-  module.def("select_filters", &select_binding, "A random subset of every layer: bool [F].");
-  module.def("copy_unselected", &copy_binding, "Filters that are not selected, to a buffer or back.");
-  module.def("asynchronous_sgd", &sgd_binding, "One step of SGD that moves selected filters only.");
+  module.def("select_filters", &select_binding, "Selects a random subset of every layer, bool [F].");
+  module.def("copy_unselected", &copy_binding, "Copies the filters that are not selected to a buffer, or back.");
+  module.def("asynchronous_sgd", &sgd_binding, "Does one step of SGD that moves selected filters only.");
 }

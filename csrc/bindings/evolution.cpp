@@ -1,12 +1,9 @@
 #include <pybind11/stl.h>
 
-#include <limits>
-
 #include "bindings/arguments.h"
 #include "bindings/bindings.h"
+#include "cpu/evolution.h"
 #include "cpu/float_environment.h"
-#include "cpu/operators.h"
-#include "layout.h"
 
 namespace py = pybind11;
 
@@ -14,15 +11,6 @@ namespace {
 
 using namespace we;
 using namespace we::cpu;
-
-constexpr std::int64_t kSegmentFields = 3;
-static_assert(sizeof(Segment) == kSegmentFields * sizeof(std::int64_t));
-
-Rule rule_of(const std::string& name) {
-  if (name == "paper") return Rule::paper;
-  if (name == "released") return Rule::released;
-  throw std::invalid_argument("rule must be \"paper\" or \"released\"");
-}
 
 MatchingRule matching_rule(std::uintptr_t rates, const std::vector<double>& local_ratios,
                            const std::vector<std::uint8_t>& zero_is_inferior, std::uintptr_t starvation, double limit) {
@@ -46,7 +34,7 @@ void importance_binding(const py::list& weights, std::uintptr_t table, std::int6
   const FloatEnvironment environment;
   const Bank bank{array<const Layer>("table", table, num_layers), pointers};
   const auto result = array<float>("importance", importance, num_filters);
-  check_size("importance", result, check_bank(bank, std::numeric_limits<std::int64_t>::max()));
+  check_size("importance", result, check_bank(bank, kAnyGroup));
   filter_importance(bank, result, check_threads(threads));
 }
 
@@ -74,7 +62,7 @@ void crossover_binding(const py::list& weights, std::uintptr_t table, std::int64
   const FloatEnvironment environment;
   const Bank bank{array<const Layer>("table", table, num_layers), pointers};
   const auto donors = array<const std::int32_t>("donor", donor, num_filters);
-  check_size("donor", donors, check_bank(bank, std::numeric_limits<std::int64_t>::max()));
+  check_size("donor", donors, check_bank(bank, kAnyGroup));
   crossover(bank, donors, rule_of(rule), check_threads(threads));
 }
 
@@ -98,8 +86,10 @@ void evolve_binding(const py::list& weights, std::uintptr_t table, std::int64_t 
 }  // namespace
 
 void bind_evolution(py::module_& module) {
-  module.def("filter_importance", &importance_binding, "Importances float32 [F] of the weights at these addresses.");
-  module.def("match_filters", &match_binding, "Donors int32 [F], thresholds float32 [G], inferior int32 [L].");
-  module.def("crossover", &crossover_binding, "Overwrites filters that have a donor, int32 [F].");
-  module.def("evolve", &evolve_binding, "The three in one.");
+  module.def("filter_importance", &importance_binding,
+             "Computes importances, float32 [F], of the weights at these addresses.");
+  module.def("match_filters", &match_binding,
+             "Finds donors int32 [F], thresholds float32 [G] and numbers of inferior filters int32 [L].");
+  module.def("crossover", &crossover_binding, "Overwrites the filters that have a donor, int32 [F].");
+  module.def("evolve", &evolve_binding, "Computes importances, matches and crosses over.");
 }

@@ -1,12 +1,10 @@
 #include <pybind11/stl.h>
 
-#include <limits>
-
 #include "bindings/arguments.h"
 #include "bindings/bindings.h"
 #include "cpu/float_environment.h"
-#include "cpu/operators.h"
-#include "layout.h"
+#include "cpu/grafting.h"
+#include "cpu/simd.h"
 
 namespace py = pybind11;
 
@@ -14,8 +12,6 @@ namespace {
 
 using namespace we;
 using namespace we::cpu;
-
-constexpr std::int64_t kAnyGroup = std::numeric_limits<std::int64_t>::max();
 
 void count_bins_binding(const py::list& weights, std::uintptr_t table, std::int64_t num_layers, int bins,
                         bool per_filter, std::uintptr_t counts, std::int64_t rows, int threads) {
@@ -55,6 +51,6 @@ void blend_binding(const py::list& weights, const std::vector<std::uintptr_t>& t
 }  // namespace
 
 void bind_grafting(py::module_& module) {
-  module.def("count_bins", &count_bins_binding, "Counts int64 [rows, bins] of the elements in each bin.");
+  module.def("count_bins", &count_bins_binding, "Counts the elements in each bin, int64 [rows, bins].");
   module.def("blend", &blend_binding, "Blends each of the first networks with the one before it, in place.");
 }

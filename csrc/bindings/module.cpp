@@ -25,21 +25,21 @@ std::string compiler() {
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "The native backend: operators on raw addresses; we_kernels/backends/native calls them.";
+  module.doc() = "Operators on raw addresses; the native backend of we_kernels calls them.";
   bind_asynchronous(module);
   bind_evolution(module);
   bind_grafting(module);
-  module.def("compiler", &compiler, "Name and version of the C++ compiler.");
-  module.def("simd", [] { return kernels().name; }, "The instruction set in use.");
+  module.def("compiler", &compiler, "Returns the name and version of the C++ compiler.");
+  module.def("simd", [] { return kernels().name; }, "Returns the name of the instruction set in use.");
   module.def(
       "limit_simd",
       [](const std::string& name) {
         if (!limit_simd(name.c_str())) throw std::invalid_argument("no instruction set is called '" + name + "'");
       },
-      "Use this instruction set (baseline, avx2, avx512), or the best below it that this processor has.");
+      "Lets this instruction set (baseline, avx2, avx512) be used, or the best below it that this processor has.");
   module.def(
       "wake_threads_from", [](std::int64_t bytes) { return worth_waking.exchange(bytes); },
-      "Work of fewer bytes stays in the caller's thread; returns the limit that was in force.");
+      "Keeps work of fewer bytes in the caller's thread; returns the limit that was in force.");
 #ifdef WE_KERNELS_WITH_CUDA
   bind_cuda(module);
 #endif

@@ -15,7 +15,8 @@ constexpr std::int64_t kAlignment = 64;
 
 // The first number of Philox4x32-10 (Salmon et al. 2011).
 std::uint32_t philox(std::uint32_t row, std::uint32_t layer, std::uint64_t step, std::uint64_t seed) {
-  std::uint32_t c0 = row, c1 = layer, c2 = static_cast<std::uint32_t>(step), c3 = static_cast<std::uint32_t>(step >> 32);
+  std::uint32_t c0 = row, c1 = layer;
+  std::uint32_t c2 = static_cast<std::uint32_t>(step), c3 = static_cast<std::uint32_t>(step >> 32);
   std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = std::uint64_t{0xD2511F53} * c0;
@@ -30,7 +31,7 @@ std::uint32_t philox(std::uint32_t row, std::uint32_t layer, std::uint64_t step,
   return c0;
 }
 
-// To the nearest, halves to even.
+// Rounds to the nearest integer, halves to even.
 std::int64_t round_even(double x) {
   const double down = std::floor(x);
   const double rest = x - down;
@@ -38,10 +39,8 @@ std::int64_t round_even(double x) {
   return whole + (rest > 0.5 || (rest == 0.5 && whole % 2 != 0) ? 1 : 0);
 }
 
-std::int64_t layer_bytes(const Layer& layer) {
-  const std::int64_t bytes = layer.filters * bytes_per_filter(layer);
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
+// The bytes of the layer's place in a buffer.
+std::int64_t place_bytes(const Layer& layer) { return (bytes_of(layer) + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
 
@@ -75,24 +74,20 @@ void select_filters(std::span<const Segment> segments, const Draw& draw, std::sp
 
 std::int64_t snapshot_bytes(const Bank& bank) {
   std::int64_t bytes = 0;
-  for (const Layer& layer : bank.layers) bytes += layer_bytes(layer);
+  for (const Layer& layer : bank.layers) bytes += place_bytes(layer);
   return bytes;
 }
 
 void copy_unselected(const Bank& bank, std::span<const std::uint8_t> selected, std::span<std::uint8_t> buffer,
                      bool restore, int threads) {
   std::vector<std::int64_t> places(bank.layers.size());
-  std::int64_t total = 0;
+  std::int64_t end = 0;
   for (std::size_t i = 0; i < bank.layers.size(); ++i) {
-    places[i] = total;
-    total += layer_bytes(bank.layers[i]);
-  }
-  Slices slices(threads, total);
-  for (std::size_t i = 0; i < bank.layers.size(); ++i) {
-    slices.add(static_cast<std::int32_t>(i), bank.layers[i].filters, bytes_per_filter(bank.layers[i]));
+    places[i] = end;
+    end += place_bytes(bank.layers[i]);
   }
   const Kernels& simd = kernels();
-  slices.run([&](const Slice& slice) {
+  slice_filters(bank, threads).run([&](const Slice& slice) {
     const Layer& layer = bank.layers[slice.layer];
     simd.copy_unselected(layer, bank.weights[slice.layer], buffer.data() + places[slice.layer],
                          selected.data() + layer.first_filter, slice.first, slice.count, restore);
@@ -110,10 +105,9 @@ void check_sgd(const SgdBanks& banks) {
     for (const Bank* other : {&banks.grads, &banks.buffers}) {
       if (other == &banks.buffers && other->layers.empty()) continue;
       if (other->layers.size() != layers) refuse("the tables have different numbers of layers");
-      const Layer& its = other->layers[i];
-      const bool same = its.filters == layer.filters && its.channels == layer.channels && its.dtype == layer.dtype &&
-                        its.kernel0 * its.kernel1 * its.kernel2 == layer.kernel0 * layer.kernel1 * layer.kernel2;
-      if (!same) refuse("layer " + std::to_string(i) + " differs in size or dtype from table to table");
+      if (!same_sizes(layer, other->layers[i])) {
+        refuse("layer " + std::to_string(i) + " differs in size or dtype from table to table");
+      }
     }
   }
   if (filters != static_cast<std::int64_t>(banks.selected.size())) {
@@ -139,7 +133,7 @@ void asynchronous_sgd(const SgdBanks& banks, const SgdRule& rule, int threads) {
                   banks.masked[i] != 0 ? selected : nullptr,
                   banks.first[i] != 0};
     if (banks.masked[i] != 0) selected += layer.filters;
-    total += passes * layer.filters * bytes_per_filter(layer);
+    total += passes * bytes_of(layer);
   }
   Slices slices(threads, total);
   for (std::size_t i = 0; i < layers; ++i) {

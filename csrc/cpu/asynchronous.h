@@ -4,9 +4,9 @@
 #include <span>
 
 #include "cpu/bank.h"
-#include "cpu/operators.h"
-#include "cpu/simd_sgd_rule.h"
+#include "cpu/simd.h"
 
+// The operators of asynchronous updates, for checked arguments; what cpu/evolution.h says of threads holds here, too.
 namespace we::cpu {
 
 struct Draw {
@@ -16,23 +16,23 @@ struct Draw {
   bool replacement;
 };
 
-// One byte, 0 or 1, per filter; the definition is in we_kernels/backends/reference/asynchronous.py.
+// Fills in one byte, 0 or 1, per filter; the reference backend defines which.
 void select_filters(std::span<const Segment> segments, const Draw& draw, std::span<std::uint8_t> selected);
 
-// Bytes of the buffer in which every filter of the bank has its place.
+// The bytes of a buffer in which every filter of the bank has its place.
 std::int64_t snapshot_bytes(const Bank& bank);
 
-// Filters with a 0 in `selected` go to the buffer, or come back from it.
+// Copies the filters with a 0 in `selected` to the buffer, or back from it.
 void copy_unselected(const Bank& bank, std::span<const std::uint8_t> selected, std::span<std::uint8_t> buffer,
                      bool restore, int threads);
 
-// Parameters, gradients and momentum buffers (none: empty), layer by layer of equal sizes and dtypes.
+// Parameters, gradients and, with momentum, its buffers: layer by layer of equal sizes and dtypes.
 struct SgdBanks {
   Bank params;
   Bank grads;
   Bank buffers;
-  std::span<const std::uint8_t> masked;  // [L]
-  std::span<const std::uint8_t> first;   // [L], the momentum buffer holds nothing yet
+  std::span<const std::uint8_t> masked;    // [L]
+  std::span<const std::uint8_t> first;     // [L], the momentum buffer holds nothing yet
   std::span<const std::uint8_t> selected;  // of the filters of masked layers
 };
 

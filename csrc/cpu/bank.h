@@ -1,10 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
+#include <string>
 #include <vector>
 
-#include "cpu/simd.h"
 #include "layout.h"
 
 namespace we::cpu {
@@ -17,32 +18,27 @@ struct Bank {
 
 inline constexpr std::int64_t kItemSize[kNumDTypes] = {4, 8, 2, 2};
 
-inline std::int64_t bytes_per_filter(const Layer& layer) {
-  if (layer.filters == 0) return 0;
-  return layer.channels * layer.kernel0 * layer.kernel1 * layer.kernel2 * kItemSize[layer.dtype];
-}
+// The number of groups to check for where nothing depends on them.
+inline constexpr std::int64_t kAnyGroup = std::numeric_limits<std::int64_t>::max();
 
-// If the whole weight fills one run of memory: that run as filters of one element. Otherwise the layer itself.
-inline Layer as_run(const Layer& layer) {
-  const std::int64_t elements = layer.filters * layer.channels * layer.kernel0 * layer.kernel1 * layer.kernel2;
-  if (elements == 0) return layer;
-  const std::int64_t last = (layer.filters - 1) * layer.filter_stride + (layer.channels - 1) * layer.channel_stride +
-                            (layer.kernel0 - 1) * layer.stride0 + (layer.kernel1 - 1) * layer.stride1 +
-                            (layer.kernel2 - 1) * layer.stride2;
-  if (last + 1 != elements) return layer;
-  return {elements, 1, 1, 1, 1, 1, 0, 0, 0, 0, layer.dtype, layer.blend, layer.group, layer.first_filter};
-}
+// Throws std::invalid_argument, naming layer and field, unless the kernels can work on the bank without reading or
+// writing anything but its elements: sizes, strides, dtypes, groups in [0, groups), first_filter, null and misaligned
+// addresses. Returns the number of filters.
+std::int64_t check_bank(const Bank& bank, std::int64_t groups);
+std::int64_t check_segments(std::span<const Segment> segments, std::int64_t groups);
 
-inline bool lie_alike(const Layer& a, const Layer& b) {
-  return a.kernel0 == b.kernel0 && a.kernel1 == b.kernel1 && a.kernel2 == b.kernel2 &&
-         a.filter_stride == b.filter_stride && a.channel_stride == b.channel_stride && a.stride0 == b.stride0 &&
-         a.stride1 == b.stride1 && a.stride2 == b.stride2;
-}
+// Throws std::invalid_argument: its message says what is wrong with this layer.
+[[noreturn]] void refuse_layer(std::size_t layer, const std::string& what);
 
-// The matched filters: count[layer] of them, from list[first_filter of the layer] on.
-struct Pairs {
-  std::vector<Pair> list;           // [F]
-  std::vector<std::int32_t> count;  // [L]
-};
+std::vector<Segment> segments_of(std::span<const Layer> layers);
+
+// Whether the layers have equally many filters, channels and elements of a kernel, and the same dtype.
+bool same_sizes(const Layer& a, const Layer& b);
+
+std::int64_t bytes_per_filter(const Layer& layer);
+std::int64_t bytes_of(const Layer& layer);
+
+// Returns the layer as filters of one element if its whole weight fills one run of memory, otherwise the layer itself.
+Layer as_run(const Layer& layer);
 
 }  // namespace we::cpu

@@ -1,6 +1,4 @@
-#include <vector>
-
-#include "cpu/operators.h"
+#include "cpu/evolution.h"
 #include "cpu/tasks.h"
 
 namespace we::cpu {
@@ -9,7 +7,7 @@ void crossover(const Bank& bank, const Pairs& pairs, Rule rule, int threads) {
   std::int64_t total = 0;
   for (std::size_t i = 0; i < bank.layers.size(); ++i) total += pairs.count[i] * bytes_per_filter(bank.layers[i]);
   Slices slices(threads, 2 * total);
-  // From the last layer back: its filters are those that computing the importances left in the caches.
+  // This goes from the last layer back: its filters are those that computing the importances left in the caches.
   for (std::size_t i = bank.layers.size(); i-- > 0;) {
     slices.add(static_cast<std::int32_t>(i), pairs.count[i], 2 * bytes_per_filter(bank.layers[i]));
   }

@@ -1,26 +1,23 @@
+#include "cpu/grafting.h"
+
 #include <algorithm>
 #include <atomic>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
-#include "cpu/operators.h"
+#include "cpu/simd.h"
 #include "cpu/tasks.h"
+#include "places.h"
 
 namespace we::cpu {
 namespace {
 
-std::int64_t bytes_of(const Layer& layer) { return layer.filters * bytes_per_filter(layer); }
-
 void count_per_filter(const Bank& bank, int bins, std::int64_t* counts, int threads) {
-  std::int64_t total = 0;
-  for (const Layer& layer : bank.layers) total += bytes_of(layer);
-  Slices slices(threads, total);
-  for (std::size_t i = 0; i < bank.layers.size(); ++i) {
-    slices.add(static_cast<std::int32_t>(i), bank.layers[i].filters, bytes_per_filter(bank.layers[i]));
-  }
   const Kernels& simd = kernels();
-  slices.run([&](const Slice& slice) {
+  slice_filters(bank, threads).run([&](const Slice& slice) {
     const Layer& layer = bank.layers[slice.layer];
     const void* weight = bank.weights[slice.layer];
     for (std::int64_t f = slice.first; f < slice.first + slice.count; ++f) {
@@ -33,7 +30,7 @@ void count_per_filter(const Bank& bank, int bins, std::int64_t* counts, int thre
   });
 }
 
-// A slice's elements: their range, or how many fall into each bin.
+// One pass over a slice's elements finds their range, or how many fall into each bin.
 struct Pass {
   std::size_t slice;
   bool counts;
@@ -118,6 +115,19 @@ void count_bins(const Bank& bank, int bins, bool per_filter, std::span<std::int6
   else count_per_tensor(bank, bins, counts.data(), threads);
 }
 
+void check_networks(std::span<const Bank> networks) {
+  if (networks.size() < 2 || networks.size() > kMaxNetworks) {
+    throw std::invalid_argument("the number of networks is not in [2, " + std::to_string(kMaxNetworks) + "]");
+  }
+  const std::span<const Layer> first = networks[0].layers;
+  for (const Bank& network : networks) {
+    if (network.layers.size() != first.size()) throw std::invalid_argument("networks differ in their number of layers");
+    for (std::size_t i = 0; i < first.size(); ++i) {
+      if (!same_sizes(first[i], network.layers[i])) refuse_layer(i, "differs between networks");
+    }
+  }
+}
+
 void blend(std::span<const Bank> networks, std::span<const float> coefficients, int written, bool per_filter,
            int threads) {
   const std::size_t count = networks.size();
@@ -146,7 +156,7 @@ void blend(std::span<const Bank> networks, std::span<const float> coefficients, 
     total += static_cast<std::int64_t>(count) * bytes_of(first);
   }
   Slices slices(threads, 2 * total);
-  // From the last layer back: those are what computing entropies left in the caches.
+  // This goes from the last layer back: its filters are those that computing the entropies left in the caches.
   for (std::size_t i = layers; i-- > 0;) {
     const Layer& layer = blends[i].layers[0];
     slices.add(static_cast<std::int32_t>(i), layer.filters,

@@ -4,14 +4,13 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/operators.h"
+#include "cpu/evolution.h"
 #include "cpu/ranking.h"
 #include "cpu/tasks.h"
 
 namespace we::cpu {
 namespace {
 
-constexpr Key kLargestFinite = 0x7f7fffff;
 constexpr Key kNegativeZero = std::numeric_limits<Key>::min();
 
 // What is kept from call to call, so that no call waits for fresh memory.
@@ -22,8 +21,9 @@ struct Scratch {
   std::vector<std::uint64_t> items;  // [kItemsPerFilter F]
 };
 
-// The importances' keys, with -0 as 0, and their range in each layer; false if one is negative or not finite. The keys
-// are a copy that no other thread changes: all that follows trusts them to be the same each time they are read.
+// Finds the importances' keys, with -0 as 0, and their range in each layer; returns false if one is negative or not
+// finite. The keys are a copy that no other thread changes: all that follows trusts them to be the same each time they
+// are read.
 bool make_keys(std::span<const float> importance, std::span<const Segment> segments, Scratch& scratch) {
   bool valid = true;
   for (std::size_t i = 0; i < segments.size(); ++i) {
@@ -57,8 +57,11 @@ Key global_threshold(std::span<const Segment> segments, std::int64_t group, doub
   }
   if (total == 0) return 0;
   std::int64_t rank = 0;
-  if (rate >= 1) rank = total - 1;
-  else if (rate > 0) rank = std::min(static_cast<std::int64_t>(std::floor(static_cast<double>(total) * rate)), total - 1);
+  if (rate >= 1) {
+    rank = total - 1;
+  } else if (rate > 0) {
+    rank = std::min(static_cast<std::int64_t>(std::floor(static_cast<double>(total) * rate)), total - 1);
+  }
 
   constexpr int bits = 11;
   std::uint32_t histogram[1 << bits] = {};
@@ -83,7 +86,7 @@ Key global_threshold(std::span<const Segment> segments, std::int64_t group, doub
   return candidates[rank];
 }
 
-// Numbers of inferior filters; the starvation counters run through the layers in order.
+// Counts each layer's inferior filters; the starvation counters run through the layers in order.
 void count_inferior(std::span<const Segment> segments, const MatchingRule& rule, const Selection& selection,
                     const Scratch& scratch) {
   for (std::size_t i = 0; i < segments.size(); ++i) {
@@ -155,9 +158,9 @@ void match_filters(std::span<const float> importance, std::span<const Segment> s
   slices.run([&](const Slice& slice) {
     const std::size_t i = slice.layer;
     const std::int64_t first = segments[i].first;
-    pairs.count[i] = rank_layer(scratch.keys.data() + first, static_cast<std::int32_t>(segments[i].filters),
-                                selection.inferior[i], scratch.ranges[i], scratch.items.data() + kItemsPerFilter * first,
-                                pairs.list.data() + first);
+    pairs.count[i] =
+        rank_layer(scratch.keys.data() + first, static_cast<std::int32_t>(segments[i].filters), selection.inferior[i],
+                   scratch.ranges[i], scratch.items.data() + kItemsPerFilter * first, pairs.list.data() + first);
     for (std::int32_t k = 0; k < pairs.count[i]; ++k) {
       const Pair pair = pairs.list[first + k];
       selection.donor[first + pair.row] = pair.donor;

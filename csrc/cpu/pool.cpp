@@ -53,7 +53,9 @@ class Pool {
     done_.store(0, std::memory_order_release);
     state_.store((generation + 1) << 32);
     if (sleepers_.load() > 0) {
-      { const std::lock_guard guard(sleep_); }
+      {
+        const std::lock_guard guard(sleep_);
+      }
       wake_.notify_all();
     }
     take_tasks(state_.load());

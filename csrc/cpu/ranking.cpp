@@ -6,7 +6,7 @@
 namespace we::cpu {
 namespace {
 
-// Ascending items are descending importances, then ascending indices.
+// Items that ascend are importances that descend, and indices that ascend where those are equal.
 using Item = std::uint64_t;
 
 Item item_of(Key key, std::int32_t index) {
@@ -37,7 +37,7 @@ std::int32_t rank_layer(const Key* keys, std::int32_t filters, std::int32_t infe
   const std::int32_t matched = std::min(inferior, filters - inferior);
   if (matched == 0) return 0;
 
-  // How many keys are in each of a number of equal parts of their range; 2 to 4 parts a filter leave little to sort.
+  // Counts the keys in each of a number of equal parts of their range; 2 to 4 parts a filter leave little to sort.
   constexpr int max_bits = 11;
   const int bits = std::min<int>(std::bit_width(static_cast<std::uint32_t>(filters)) + 1, max_bits);
   const int shift = shift_to_bits(range, bits);

@@ -4,10 +4,9 @@
 
 #include "cpu/simd_sgd_rule.h"
 #include "layout.h"
+#include "rule.h"
 
 namespace we::cpu {
-
-enum class Rule { paper, released };
 
 // A filter that is overwritten and the one it learns from, rows of one layer.
 struct Pair {
@@ -18,7 +17,7 @@ struct Pair {
 inline constexpr int kMaxBins = 256;
 inline constexpr int kMaxNetworks = 1024;
 
-// Of elements; those of narrower dtypes are exact in double.
+// The least and the largest of some elements; those of narrower dtypes are exact in double.
 struct Range {
   double low = __builtin_inf();
   double high = -__builtin_inf();
@@ -28,8 +27,8 @@ struct Range {
 // One layer of several networks: network k becomes c_k W_k + (1 - c_k) W_(k-1), network 0 with the last one's W, for
 // the first `written` of them. `layers` have the same sizes and dtype, apart from which kernel sizes are merged.
 struct Blend {
-  const Layer* layers;   // [networks]
-  void* const* weights;  // [networks]
+  const Layer* layers;        // [networks]
+  void* const* weights;       // [networks]
   const float* coefficients;  // c_k is [k * columns], plus the filter's number when it is per filter
   std::int64_t columns;
   int networks;  // at most kMaxNetworks
@@ -42,20 +41,19 @@ struct Blend {
 // and no multiply and add is contracted.
 struct Kernels {
   const char* name;
-  // importance[i] of the filters first + i, 0 <= i < count.
-  void (*importance)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count,
-                     float* importance);
+  // Computes importance[i] of the filters first + i, 0 <= i < count.
+  void (*importance)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count, float* importance);
   void (*crossover)(const Layer& layer, void* weight, const Pair* pairs, std::int64_t count, Rule rule);
-  // Filters first, ..., first + count - 1 of a layer: a step of SGD.
+  // Does a step of SGD for the filters first, ..., first + count - 1 of a layer.
   void (*sgd)(const SgdTensors& tensors, const SgdRule& rule, std::int64_t first, std::int64_t count);
-  // Those of them that are not selected are copied from the weight to their places in a buffer, or back.
+  // Copies those of them that are not selected from the weight to their places in a buffer, or back.
   void (*copy_unselected)(const Layer& layer, void* weight, void* places, const std::uint8_t* selected,
                           std::int64_t first, std::int64_t count, bool restore);
   // Extends the range to these filters' elements.
   void (*range)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count, Range* range);
   // Adds these filters' elements to counts[bins]; the range is finite.
-  void (*count_bins)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count,
-                     const Range& range, int bins, std::int64_t* counts);
+  void (*count_bins)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count, const Range& range,
+                     int bins, std::int64_t* counts);
   void (*blend)(const Blend& blend, std::int64_t first, std::int64_t count);
 };
 
@@ -66,7 +64,8 @@ extern const Kernels kAvx512;
 // The set in use: at first the best this processor has, or less if WE_KERNELS_SIMD says so.
 const Kernels& kernels();
 
-// Use "baseline", "avx2" or "avx512", or the best below it that this processor has. False: no such name.
+// From now on "baseline", "avx2" or "avx512" is used, or the best below it that this processor has. Returns false, and
+// changes nothing, for another name.
 bool limit_simd(const char* name);
 
 }  // namespace we::cpu

@@ -13,7 +13,7 @@ namespace {
 template <class T>
 using AccOf = typename Number<T>::Acc;
 
-// visit(run, length) for the runs of memory that these filters fill; filters with gaps are packed.
+// Calls visit(run, length) for the runs of memory that these filters fill; filters with gaps are packed.
 template <class T, class F>
 void each_run(const Layer& layer, const T* weight, std::int64_t first, std::int64_t count, F&& visit) {
   const std::int64_t elements = elements_of(layer);
@@ -100,7 +100,7 @@ void find_range(const Layer& layer, const T* weight, std::int64_t first, std::in
   found.merge_into(range);
 }
 
-// Where the bins are: edge k is low + k * width, rounded after each operation; an element is in the bin of the last
+// The places of the bins: edge k is low + k * width, rounded after each operation; an element is in the bin of the last
 // edge that is not above it.
 template <class T>
 class Bins {
@@ -129,8 +129,8 @@ class Bins {
 
   bool simple() const { return simple_; }
 
-  // In [0, bins], even of a value outside of the range, which another thread may write after the range was found;
-  // `bins`: at or above the last edge.
+  // Returns a number in [0, bins], even of a value outside of the range, which another thread may write after the range
+  // was found. It is `bins` for a value at or above the last edge.
   int of(Acc value) const {
     if (simple_) {
       const auto end = static_cast<Acc>(bins_);
@@ -146,8 +146,8 @@ class Bins {
     return found;
   }
 
-  // Of simple bins, four-byte lanes: the nearest edge, which is the bin's or the next one's. Of a value outside of the
-  // range it may be any number: to be compared, not to be an index.
+  // For simple bins and four-byte lanes: returns the nearest edge, which is the bin's or the next one's. For a value
+  // outside of the range it may be any number: it is to be compared, not to be an index.
   Ints nearest(Floats value) const { return truncate((value - start_) * inverse_); }
   Floats edges(Ints k) const { return low_ + __builtin_convertvector(k, Floats) * width_; }
   Floats low() const { return all_lanes<Floats>(low_); }
@@ -169,8 +169,8 @@ class Bins {
 // With so many bins all edges fit into one vector, and an element's bin into four bits.
 constexpr int kFewBins = 15;
 
-// The elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many those
-// are. Bins are at most `most`. Their four bits, all that is used of a number, become four masks of 64 elements;
+// Counts the elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many
+// those are. Bins are at most `most`. Their four bits, all that is used of a number, become four masks of 64 elements;
 // products of masks count the elements that have all of some bits, found[those bits], and differences of these the
 // elements that have no other.
 template <int most, class T>
@@ -188,7 +188,7 @@ std::int64_t count_few(const T* x, std::int64_t count, const Bins<T>& bin, int b
     const __mmask16 below = _mm512_cmp_ps_mask((__m512)value, edge, _CMP_LT_OQ);
     return (Words)_mm512_mask_sub_epi32(nearest, below, nearest, _mm512_set1_epi32(1));
   };
-  // The lower halves of both, which hold the bins.
+  // Joins the lower halves of both, which hold the bins.
   const auto join = [](Words a, Words b) {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, (__m512i)a, (__m512i)(b << 16));
   };
@@ -220,7 +220,7 @@ constexpr int kFewBins = 16;
 typedef std::int8_t Bytes __attribute__((vector_size(kBytes)));
 typedef std::uint8_t Counters __attribute__((vector_size(kBytes)));
 
-// The elements of four vectors as bytes, in any order.
+// Returns the elements of four vectors as bytes, in any order.
 inline Bytes pack_bytes(Ints a, Ints b, Ints c, Ints d) {
 #if defined(__AVX2__)
   return (Bytes)_mm256_packs_epi16(_mm256_packs_epi32((__m256i)a, (__m256i)b),
@@ -237,8 +237,8 @@ inline Bytes pack_bytes(Ints a, Ints b, Ints c, Ints d) {
 #endif
 }
 
-// The elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many those
-// are. Every bin has its own vector of byte counters; `most` of them. Other numbers than theirs are not counted.
+// Counts the elements of each bin among the first of `count`, as many as fill groups of four vectors; returns how many
+// those are. Each of `most` bins has its own vector of byte counters. Other numbers than theirs are not counted.
 template <int most, class T>
 std::int64_t count_few(const T* x, std::int64_t count, const Bins<T>& where, int bins, std::int64_t* counts) {
   constexpr std::int64_t lanes = kLanes<T>;
@@ -276,7 +276,8 @@ void count_run(const T* x, std::int64_t count, const Bins<T>& where, int bins, s
   const T* const end = x + count;
   if constexpr (sizeof(AccOf<T>) == 4) {
     if (where.simple() && bins <= kFewBins) {
-      x += bins <= 10 ? count_few<10>(x, count, where, bins, counts) : count_few<kFewBins>(x, count, where, bins, counts);
+      x += bins <= 10 ? count_few<10>(x, count, where, bins, counts)
+                      : count_few<kFewBins>(x, count, where, bins, counts);
     }
   }
   if (end - x < 256) {

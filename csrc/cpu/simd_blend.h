@@ -17,8 +17,8 @@ inline void store_one(T* to, float x) {
   to->bits = narrow_any(to, all_lanes<Floats>(x))[0];
 }
 
-// Length elements of every network, `network[k]` being where the k-th one's are. The last network is read first, as
-// the neighbour of the first one, and not again. `share(k)` is its coefficient.
+// Blends `length` elements of every network; those of the k-th one are at `network[k]`, and `share(k)` is its
+// coefficient. The last network is read first, as the neighbour of the first one, and not again.
 template <class T, class Share>
 void blend_run(const Blend& blend, T* const* network, std::int64_t length, Share&& share) {
   using Acc = typename Number<T>::Acc;
@@ -52,7 +52,7 @@ void blend_run(const Blend& blend, T* const* network, std::int64_t length, Share
   }
 }
 
-// One filter whose elements lie differently in the networks.
+// Blends one filter whose elements lie differently in the networks.
 template <class T, class Share>
 void blend_strided(const Blend& blend, T* const* network, Share&& share) {
   constexpr std::int64_t size = 256;
@@ -71,7 +71,7 @@ void blend_strided(const Blend& blend, T* const* network, Share&& share) {
         own = neighbour == packed[1] ? packed[2] : packed[1];
         gather(k, own);
       }
-      // As a run of two networks, of which the first is written, into a copy: `own` is the next one's neighbour.
+      // This is a run of two networks of which the first, a copy, is written: `own` is the next one's neighbour.
       T result[size];
       for (std::int64_t i = 0; i < count; ++i) result[i] = own[i];
       T* const pair[] = {result, neighbour};

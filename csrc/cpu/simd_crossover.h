@@ -75,17 +75,18 @@ void blend(const Layer& layer, T* weight, const Pair* pairs, std::int64_t count)
   }
 }
 
-// Per lane one kernel: the donor's element of largest magnitude and the own one of smallest, the first of equals each.
+// Each lane sees one kernel: the donor's element of largest magnitude and the own one of smallest, the first of equals
+// each.
 template <class T>
 struct Extremes {
   using V = Values<T>;
   using B = Bits<T>;
   V largest = {};
   V smallest = {};
-  B position = {};                       // of smallest, in row-major order
-  B largest_bits = B{} - 1;              // below every magnitude
+  B position = {};           // of smallest, in row-major order
+  B largest_bits = B{} - 1;  // below every magnitude
   B smallest_bits = B{} + VectorOf<typename Number<T>::Acc>::kMagnitude;
-  B highest_bits = {};                   // of the own kernel: shows a NaN
+  B highest_bits = {};  // of the own kernel: shows a NaN
 
   void see_donor(V x) {
     const B bits = magnitude(x);
@@ -113,7 +114,7 @@ struct Extremes {
     return a * largest + (1 - a) * smallest;
   }
 
-  // Lanes to be changed: a kernel with a NaN is not. (One in the donor's kernel makes the combination NaN.)
+  // The lanes to be changed: not one whose own kernel has a NaN. (One in the donor's kernel makes the combination NaN.)
   B wanted() const { return highest_bits <= VectorOf<typename Number<T>::Acc>::kInfinity; }
 };
 
@@ -197,7 +198,7 @@ class ElementCrossover {
   }
 #endif
 
-  // Any strides: own[i] and donor[i] are the offsets of lane i's kernels in the weight.
+  // Strides may be any: own[i] and donor[i] are the offsets of lane i's kernels in the weight.
   void lane_by_lane(const std::int64_t* own, const std::int64_t* donor, int used) {
     Extremes<T> extremes;
     each_element([&](int k, std::int64_t offset) {

@@ -9,8 +9,8 @@
 namespace we::cpu {
 namespace {
 
-// Sum of magnitudes in a fixed order, whatever the instruction set: element i of every 128 bytes of Acc goes to lane i,
-// lanes are added as a tree; what does not fill 64 bytes is added one by one.
+// A sum of magnitudes in a fixed order, whatever the instruction set: element i of every 128 bytes of Acc goes to lane
+// i, lanes are added as a tree, and what does not fill 64 bytes is added one by one.
 template <class T>
 class MagnitudeSum {
  public:
@@ -48,7 +48,7 @@ class MagnitudeSum {
   Acc rest_ = 0;
 };
 
-// A run of memory shorter than one step of `MagnitudeSum`: the same order, without its lanes.
+// Sums a run of memory that is shorter than one step of `MagnitudeSum`: in the same order, without its lanes.
 template <class T>
 inline typename Number<T>::Acc short_norm(const T* x, std::int64_t count) {
   typename Number<T>::Acc sum = 0;
@@ -128,7 +128,9 @@ void column_importance(const Layer& layer, const Columns& columns, const T* weig
       for (std::int64_t step = 0; step < steps; ++step) {
         const T* row = weight + f * layer.filter_stride + walk.next();
         std::int64_t i = 0;
-        for (; i + lanes <= width; i += lanes) write(partial + i, read<Values<T>>(partial + i) + absolute(load(row + i)));
+        for (; i + lanes <= width; i += lanes) {
+          write(partial + i, read<Values<T>>(partial + i) + absolute(load(row + i)));
+        }
         for (; i < width; ++i) partial[i] += absolute(widen(row[i]));
       }
       for (std::int64_t i = 0; i < width; ++i) total[i] += partial[i];
@@ -142,8 +144,7 @@ void column_importance(const Layer& layer, const Columns& columns, const T* weig
 }
 
 template <class T>
-void filter_importance(const Layer& layer, const T* weight, std::int64_t first, std::int64_t count,
-                       float* importance) {
+void filter_importance(const Layer& layer, const T* weight, std::int64_t first, std::int64_t count, float* importance) {
   const T* start = weight + first * layer.filter_stride;
   const std::int64_t elements = elements_of(layer);
   const bool dense = is_dense(layer);

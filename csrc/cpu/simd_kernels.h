@@ -1,4 +1,4 @@
-// Defines WE_SIMD_KERNELS. Included by the simd_*.cpp files, each compiled for another instruction set.
+// Defines WE_SIMD_KERNELS. The simd_*.cpp files include it; each is compiled for another instruction set.
 #pragma once
 
 #include "cpu/simd.h"
@@ -23,7 +23,7 @@ void with_type(const Layer& layer, void* weight, F&& call) {
     case kBFloat16:
       return call(static_cast<BFloat16*>(weight));
     default:
-      __builtin_unreachable();  // check_layers() has refused it
+      __builtin_unreachable();  // check_bank() has refused it
   }
 }
 
@@ -37,8 +37,7 @@ void crossover(const Layer& layer, void* weight, const Pair* pairs, std::int64_t
 }
 
 void sgd(const SgdTensors& tensors, const SgdRule& rule, std::int64_t first, std::int64_t count) {
-  with_type(*tensors.param_layer, tensors.param,
-            [&](auto* typed) { sgd_filters(tensors, rule, typed, first, count); });
+  with_type(*tensors.param_layer, tensors.param, [&](auto* typed) { sgd_filters(tensors, rule, typed, first, count); });
 }
 
 void copy_unselected(const Layer& layer, void* weight, void* places, const std::uint8_t* selected, std::int64_t first,
@@ -66,14 +65,14 @@ void blend(const Blend& blend, std::int64_t first, std::int64_t count) {
 }  // namespace
 
 constinit const Kernels WE_SIMD_KERNELS = {
-    WE_SIMD_NAME,
-    importance,
-    static_cast<decltype(Kernels::crossover)>(crossover),
-    sgd,
-    copy_unselected,
-    range,
-    static_cast<decltype(Kernels::count_bins)>(count_bins),
-    blend,
+    .name = WE_SIMD_NAME,
+    .importance = importance,
+    .crossover = crossover,
+    .sgd = sgd,
+    .copy_unselected = copy_unselected,
+    .range = range,
+    .count_bins = count_bins,
+    .blend = blend,
 };
 
 }  // namespace we::cpu

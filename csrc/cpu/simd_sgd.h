@@ -10,7 +10,7 @@
 namespace we::cpu {
 namespace {
 
-// a + alpha * b, rounded once.
+// Returns a + alpha * b, rounded once.
 inline Floats fused(Floats a, Floats b, Floats alpha) {
 #if defined(__AVX512F__)
   return (Floats)_mm512_fmadd_ps((__m512)alpha, (__m512)b, (__m512)a);
@@ -38,7 +38,7 @@ template <class T>
 constexpr bool kIsNarrow = sizeof(T) == 2;
 
 inline Floats widen_vector(const Half*, Shorts x) { return widen_half(x); }
-inline Floats widen_vector(const BFloat16*, Shorts x) { return (Floats)(__builtin_convertvector(x, Words) << 16); }
+inline Floats widen_vector(const BFloat16*, Shorts x) { return widen_bfloat16(x); }
 
 template <class T>
 inline Values<T> rounded(Values<T> x) {
@@ -65,7 +65,7 @@ struct SgdScalars {
   Values<T> minus_lr;
 };
 
-// a + alpha * b; `once`: without rounding the product.
+// Returns a + alpha * b; if `once`, the product is not rounded.
 template <class T, bool once>
 inline Values<T> multiply_add(Values<T> a, Values<T> b, Values<T> alpha) {
   if constexpr (kIsNarrow<T>) {
@@ -89,7 +89,7 @@ class SgdStep {
         nesterov_(rule.nesterov),
         maximize_(rule.maximize) {}
 
-  // New momentum in place; the new parameters to `out` (null: none).
+  // Writes the new momentum in place, and the new parameters to `out` unless it is null.
   void run(const T* param, const T* grad, T* buffer, T* out, std::int64_t count) const {
     std::int64_t i = 0;
     for (; i + kLanes<T> <= count; i += kLanes<T>) {
@@ -129,7 +129,7 @@ class SgdStep {
   bool maximize_;
 };
 
-// Both ways to round, each where torch takes it.
+// A step of one layer, with both ways to round, each where torch takes it.
 template <class T>
 class SgdLayer {
  public:
@@ -149,7 +149,8 @@ class SgdLayer {
     if (!dense) part_ = 0;
   }
 
-  // Elements at `offset` of a tensor that lies in memory like its gradient and buffer; out: where they go, or null.
+  // Moves elements at `offset` of a tensor that lies in memory like its gradient and buffer; they go to `out`, if it is
+  // not null.
   void run(std::int64_t offset, std::int64_t count, T* out) const {
     if constexpr (!kIsNarrow<T>) {
       apply(fused_, offset, count, out);
@@ -170,7 +171,7 @@ class SgdLayer {
     }
   }
 
-  // Elements gathered from tensors of other layouts.
+  // Moves elements that were gathered from tensors of different layouts.
   void run_packed(const T* param, const T* grad, T* buffer, T* out, std::int64_t count) const {
     const bool once = kIsNarrow<T> ? step_ != 0 : fused_;
     if (once) once_.run(param, grad, buffer, out, count);
@@ -195,17 +196,11 @@ class SgdLayer {
   std::int64_t total_;
 };
 
-inline bool same_places(const Layer& a, const Layer& b) {
-  return a.filter_stride == b.filter_stride && a.channel_stride == b.channel_stride && a.kernel0 == b.kernel0 &&
-         a.kernel1 == b.kernel1 && a.kernel2 == b.kernel2 && a.stride0 == b.stride0 && a.stride1 == b.stride1 &&
-         a.stride2 == b.stride2;
-}
-
 // Runs of one filter that are shorter than this are computed together with their neighbours, then copied if selected.
 constexpr std::int64_t kShortRun = 64;
 constexpr std::int64_t kBlock = 512;
 
-// `rows` filters side by side, `run` elements of each.
+// Moves `run` elements of each of `rows` filters that lie side by side.
 template <class T>
 void sgd_rows(const SgdLayer<T>& sgd, T* param, std::int64_t offset, std::int64_t run, std::int64_t rows,
               const std::uint8_t* selected) {
@@ -257,35 +252,33 @@ void sgd_gathered(const SgdLayer<T>& sgd, const SgdTensors& tensors, T* param, s
   }
 }
 
-// Filters first, ..., first + count - 1 of a layer.
+// Moves the filters first, ..., first + count - 1 of a layer.
 template <class T>
 void sgd_filters(const SgdTensors& tensors, const SgdRule& rule, T* param, std::int64_t first, std::int64_t count) {
   const Layer& layer = *tensors.param_layer;
-  const bool same = same_places(layer, *tensors.grad_layer) &&
-                    (tensors.buffer == nullptr || same_places(layer, *tensors.buffer_layer));
+  const bool same =
+      lie_alike(layer, *tensors.grad_layer) && (tensors.buffer == nullptr || lie_alike(layer, *tensors.buffer_layer));
   const std::int64_t elements = elements_of(layer);
-  const std::int64_t last = (layer.filters - 1) * layer.filter_stride + (layer.channels - 1) * layer.channel_stride +
-                            (layer.kernel0 - 1) * layer.stride0 + (layer.kernel1 - 1) * layer.stride1 +
-                            (layer.kernel2 - 1) * layer.stride2;
-  const bool dense = same && last + 1 == layer.filters * elements;
+  const bool dense = same && is_one_run(layer);
   const SgdLayer<T> sgd(tensors, rule, dense);
   const std::uint8_t* const selected = tensors.selected == nullptr ? nullptr : tensors.selected + first;
   if (dense) {
-    // In the order of memory: dimensions within the filters', the filters, dimensions outside of it.
+    // This goes in the order of memory: dimensions within the filters', the filters, dimensions outside of it.
     const std::int64_t run = layer.filters == 1 ? elements : layer.filter_stride;
     for (std::int64_t outer = 0; outer < elements / run; ++outer) {
       sgd_rows(sgd, param, (outer * layer.filters + first) * run, run, count, selected);
     }
   } else if (same && is_dense(layer)) {
     for (std::int64_t f = 0; f < count; ++f) {
-      sgd_rows(sgd, param, (first + f) * layer.filter_stride, elements, 1, selected == nullptr ? nullptr : selected + f);
+      sgd_rows(sgd, param, (first + f) * layer.filter_stride, elements, 1,
+               selected == nullptr ? nullptr : selected + f);
     }
   } else {
     sgd_gathered(sgd, tensors, param, first, count);
   }
 }
 
-// The same filters, if they are not selected, between a weight and their places in a buffer.
+// Copies those of these filters that are not selected between a weight and their places in a buffer.
 template <class T>
 void copy_filters(const Layer& layer, T* weight, T* places, const std::uint8_t* selected, std::int64_t first,
                   std::int64_t count, bool restore) {

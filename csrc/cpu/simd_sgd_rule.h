@@ -6,12 +6,13 @@
 
 namespace we::cpu {
 
-// How torch's own CPU kernels round a + alpha * b; we_kernels/backends/native/asynchronous.py finds it out.
+// How torch's own CPU kernels round a + alpha * b; the Python of the native backend finds it out.
 struct Rounding {
-  // float32, float64: once, as a fused multiply-add.
+  // Whether float32 and float64 are rounded once, as by a fused multiply-add.
   bool fused;
-  // float16, bfloat16: of each part of a tensor that one of torch's threads takes, as many whole steps of this many
-  // elements as fit are rounded once; in the rest the product is rounded, too. 0: everywhere. One for each dtype.
+  // For each dtype; used of float16 and bfloat16. Of each part of a tensor that one of torch's threads takes, as many
+  // whole steps of this many elements as fit are rounded once; in the rest the product is rounded, too. If this is 0,
+  // it is rounded everywhere.
   std::int64_t step[kNumDTypes];
   // Tensors of at least `grain` elements are cut into parts for so many threads.
   std::int64_t threads;
@@ -36,7 +37,7 @@ struct SgdTensors {
   void* param;
   const void* grad;
   void* buffer;
-  const std::uint8_t* selected;  // of this layer's filters; null: all move
+  const std::uint8_t* selected;  // of this layer's filters, or null: all move
   bool first;
 };
 

@@ -1,6 +1,6 @@
-// Vectors of WE_SIMD_BYTES, loads and stores of the four dtypes. For the simd_*.cpp files only: everything has internal
-// linkage, and no inline function of the standard library is used, so that the linker cannot pick code made for a newer
-// processor for everybody.
+// Vectors of WE_SIMD_BYTES, and loads and stores of the four dtypes. For the simd_*.cpp files only: everything has
+// internal linkage, and no inline function of the standard library is used, so that the linker cannot pick code made
+// for a newer processor for everybody.
 #pragma once
 
 #include <cstdint>
@@ -21,28 +21,14 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
-// Acc: what a dtype is computed in. Int, Word: integers as wide as Acc and as the dtype.
+// Acc is the type that a dtype is computed in.
 template <class T>
-struct Number;
-template <>
-struct Number<float> {
+struct Number {
   using Acc = float;
-  using Int = std::int32_t;
 };
 template <>
 struct Number<double> {
   using Acc = double;
-  using Int = std::int64_t;
-};
-template <>
-struct Number<Half> {
-  using Acc = float;
-  using Int = std::int32_t;
-};
-template <>
-struct Number<BFloat16> {
-  using Acc = float;
-  using Int = std::int32_t;
 };
 
 constexpr int kBytes = WE_SIMD_BYTES;
@@ -95,7 +81,7 @@ inline void write(P* to, V vector) {
   __builtin_memcpy(to, &vector, sizeof vector);
 }
 
-// x in every lane; adding it to zeros would lose the sign of -0.
+// Puts x into every lane; adding it to zeros would lose the sign of -0.
 template <class V, class X>
 inline V all_lanes(X x) {
   return x - V{};
@@ -129,7 +115,7 @@ inline Floats widen_half(Shorts h) {
   return (Floats)(magnitude | ((word & 0x8000) << 16));
 }
 
-// To nearest even; NaN becomes an infinity (neither is ever stored).
+// Rounds to nearest even; NaN becomes an infinity (neither is ever stored).
 inline Shorts narrow_half(Floats x) {
   const Words word = (Words)magnitude(x);
   const Words rounded = (word + 0xfff + ((word >> 13) & 1) - (112u << 23)) >> 13;
@@ -140,10 +126,12 @@ inline Shorts narrow_half(Floats x) {
 }
 #endif
 
+inline Floats widen_bfloat16(Shorts b) { return (Floats)(__builtin_convertvector(b, Words) << 16); }
+
 inline Floats load(const float* x) { return read<Floats>(x); }
 inline Doubles load(const double* x) { return read<Doubles>(x); }
 inline Floats load(const Half* x) { return widen_half(read<Shorts>(x)); }
-inline Floats load(const BFloat16* x) { return (Floats)(__builtin_convertvector(read<Shorts>(x), Words) << 16); }
+inline Floats load(const BFloat16* x) { return widen_bfloat16(read<Shorts>(x)); }
 
 inline float widen(float x) { return x; }
 inline double widen(double x) { return x; }
@@ -166,7 +154,7 @@ inline float widen(BFloat16 x) {
   return value;
 }
 
-// Rounded to the dtype, as it is stored; NaN becomes NaN or an infinity.
+// Rounds to the dtype, as it is stored; NaN becomes NaN or an infinity.
 inline Floats narrow(const float*, Floats x) { return x; }
 inline Doubles narrow(const double*, Doubles x) { return x; }
 inline Shorts narrow(const Half*, Floats x) { return narrow_half(x); }
@@ -178,7 +166,7 @@ inline Shorts narrow(const BFloat16*, Floats x) {
   return __builtin_convertvector(finite, Shorts);
 }
 
-// `narrow` with NaN as NaN.
+// Does the same, but NaN stays NaN.
 inline Floats narrow_any(const float*, Floats x) { return x; }
 inline Doubles narrow_any(const double*, Doubles x) { return x; }
 inline Shorts narrow_any(const Half* to, Floats x) {
@@ -190,7 +178,8 @@ inline Shorts narrow_any(const BFloat16* to, Floats x) {
   return __builtin_convertvector(x != x, SignedShorts) ? Shorts{} + 0x7fc0 : rounded;
 }
 
-// Towards zero; some number where the value is none of Ints, which the conversion of the language leaves undefined.
+// Rounds towards zero. A value that no Ints can hold, which the language's conversion leaves undefined, becomes any
+// number.
 inline Ints truncate(Floats x) {
 #if defined(__AVX512F__)
   return (Ints)_mm512_maskz_cvttps_epi32(0xffff, (__m512)x);
@@ -203,13 +192,13 @@ inline Ints truncate(Floats x) {
 #endif
 }
 
-// -1 for a lane that is finite, else 0.
+// Returns -1 for a lane that is finite, else 0.
 inline Ints is_finite(const float*, Floats x) { return magnitude(x) < VectorOf<float>::kInfinity; }
 inline Longs is_finite(const double*, Doubles x) { return magnitude(x) < VectorOf<double>::kInfinity; }
 inline SignedShorts is_finite(const Half*, Shorts x) { return (x & 0x7c00) != 0x7c00; }
 inline SignedShorts is_finite(const BFloat16*, Shorts x) { return (x & 0x7f80) != 0x7f80; }
 
-// All lanes of a mask are set.
+// Whether all lanes of a mask are set.
 template <class B>
 inline bool all_set(B mask) {
 #if defined(__AVX512F__)
@@ -230,7 +219,7 @@ inline void store_finite(T* to, Values<T> x) {
 }
 
 #ifdef __AVX2__
-// Lanes r whose number has bit `Bit` set come from b, the others from a.
+// Takes the lanes whose number has bit `Bit` set from b, the others from a.
 template <int Bit>
 inline Floats blend_lanes(Floats a, Floats b) {
   constexpr int mask = Bit == 1 ? 0xaaaa : Bit == 2 ? 0xcccc : Bit == 4 ? 0xf0f0 : 0xff00;
@@ -271,9 +260,9 @@ inline void rotate_lanes(Floats* x) {
 }
 
 // K vectors hold as many row-major kernels of K elements as there are lanes; afterwards lane i of element[k] is element
-// k of kernel i. K is odd, so element k of all kernels lies in different lanes; which vector holds it in lane r moves by
-// a fixed step, modulo K, from lane to lane: log2(lanes) rounds of blends bring it into one vector, a permutation orders
-// the lanes.
+// k of kernel i. K is odd, so element k of all kernels lies in different lanes; which vector holds it in lane r moves
+// by a fixed step, modulo K, from lane to lane: log2(lanes) rounds of blends bring it into one vector, a permutation
+// orders the lanes.
 template <int K, class T>
 inline void deinterleave(const T* kernels, Floats* element) {
   constexpr int lanes = kLanes<float>;

@@ -5,29 +5,19 @@
 
 #include "cpu/simd_vectors.h"
 #include "layout.h"
+#include "places.h"
 
 namespace we::cpu {
 namespace {
 
-inline std::int64_t elements_of(const Layer& layer) {
-  return layer.channels * layer.kernel0 * layer.kernel1 * layer.kernel2;
-}
-
-// The elements of a filter fill a run of memory without gaps, in whatever order (no two share an address).
-inline bool is_dense(const Layer& layer) {
-  const std::int64_t last = (layer.channels - 1) * layer.channel_stride + (layer.kernel0 - 1) * layer.stride0 +
-                            (layer.kernel1 - 1) * layer.stride1 + (layer.kernel2 - 1) * layer.stride2;
-  return last + 1 == elements_of(layer);
-}
-
-// Offsets of a filter's elements, channel by channel, each kernel in row-major order.
+// Visits the offsets of a filter's elements, channel by channel, each kernel in row-major order.
 class Walk {
  public:
   explicit Walk(const Layer& layer)
       : sizes_{layer.channels, layer.kernel0, layer.kernel1, layer.kernel2},
         strides_{layer.channel_stride, layer.stride0, layer.stride1, layer.stride2} {}
 
-  // From the element of that number on.
+  // Starts at the element of that number.
   Walk(const Layer& layer, std::int64_t start) : Walk(layer) {
     for (int d = 3; d >= 0; --d) {
       at_[d] = start % sizes_[d];
@@ -36,7 +26,7 @@ class Walk {
     }
   }
 
-  // The offset of the element it is at; then goes on to the next.
+  // Returns the offset of the element it is at, then goes on to the next.
   std::int64_t next() {
     const std::int64_t offset = offset_;
     for (int d = 3; d >= 0; --d) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/bank.h"
 #include "cpu/pool.h"
 
 namespace we::cpu {
@@ -25,7 +26,7 @@ inline std::atomic<std::int64_t> worth_waking{1 << 24};
 // Work cut into slices of about equal numbers of bytes, so that few large layers do not starve a thread.
 class Slices {
  public:
-  // `total`: bytes of everything that will be added.
+  // `total` is the number of bytes of everything that will be added.
   Slices(int threads, std::int64_t total)
       : threads_(total < worth_waking.load(std::memory_order_relaxed) ? 1 : threads),
         target_(std::clamp(total / (kSlicesPerThread * threads), kSmallest, kLargest)) {}
@@ -55,5 +56,8 @@ class Slices {
   std::int64_t target_;
   std::vector<Slice> slices_;
 };
+
+// Cuts all filters of a bank into slices.
+Slices slice_filters(const Bank& bank, int threads);
 
 }  // namespace we::cpu

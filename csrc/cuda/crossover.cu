@@ -1,15 +1,15 @@
+#include "evolution.h"
 #include "filters.cuh"
-#include "operators.h"
 #include "threads.cuh"
 
 namespace we::cuda {
 namespace {
 
-constexpr int kThreads = 128;  // share a filter
-constexpr int kBlocksPerProcessor = 5;  // leaves 96 registers a thread; more blocks spill
+constexpr int kThreads = 128;                         // share a filter
+constexpr int kBlocksPerProcessor = 5;                // leaves 96 registers a thread; more blocks spill
 constexpr int kGridBlocks = 4 * kBlocksPerProcessor;  // for each processor: filters differ in length
 
-// q <- a q + (1 - a) p of one element.
+// One element of a q + (1 - a) p; q where that is not finite.
 template <typename T>
 __device__ T blended(T q, T p, typename Number<T>::Acc a) {
   T result = q;
@@ -37,7 +37,7 @@ __device__ void blend_dense(T* q, const T* p, std::int64_t elements, typename Nu
   if (tail < elements) q[tail] = blended(q[tail], p[tail], a);
 }
 
-// a = |q|_1 / (|q|_1 + |p|_1), one a for the whole filter.
+// q <- a q + (1 - a) p with one a = |q|_1 / (|q|_1 + |p|_1) for the whole filter.
 template <typename T>
 __device__ void blend(T* q, const T* p, const Layer& layer) {
   using Acc = typename Number<T>::Acc;
@@ -62,7 +62,8 @@ __device__ void each_of_kernel(const Layer& layer, Visit visit) {
   }
 }
 
-// One kernel by one thread: the donor's element of largest magnitude and the own one of smallest, the first of equals.
+// One thread crosses one kernel: the donor's element of largest magnitude with the own one of smallest, the first of
+// equals each.
 template <typename T>
 __device__ void cross_kernel(T* q, const T* p, const Layer& layer, Rule rule) {
   using Acc = typename Number<T>::Acc;
@@ -101,7 +102,7 @@ __device__ void cross_kernel(T* q, const T* p, const Layer& layer, Rule rule) {
   });
 }
 
-// Overwrites filter `row` of a layer with a combination of itself and filter `source`. For a whole block.
+// A whole block overwrites filter `row` of a layer with a combination of itself and filter `source`.
 __device__ void cross(const Layer& layer, std::int64_t pointer, std::int64_t row, std::int64_t source, Rule rule) {
   with_dtype(layer, [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;

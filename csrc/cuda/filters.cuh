@@ -1,20 +1,10 @@
 #pragma once
 
+#include "places.h"
 #include "values.cuh"
 
-// Where the elements of a filter are, and the sum of their magnitudes.
+// Walks over the elements of a filter, and the sum of their magnitudes.
 namespace we::cuda {
-
-inline __device__ std::int64_t elements_of(const Layer& layer) {
-  return layer.channels * layer.kernel0 * layer.kernel1 * layer.kernel2;
-}
-
-// The elements of a filter fill a gapless run of memory, in whatever order (no two of them share an address).
-inline __device__ bool is_dense(const Layer& layer) {
-  const std::int64_t last = (layer.channels - 1) * layer.channel_stride + (layer.kernel0 - 1) * layer.stride0 +
-                            (layer.kernel1 - 1) * layer.stride1 + (layer.kernel2 - 1) * layer.stride2;
-  return last + 1 == elements_of(layer);
-}
 
 // The last of `count` ascending numbers that is at most `value`; the first is.
 template <typename Number>
@@ -38,8 +28,8 @@ inline __device__ std::int64_t layer_of(const Layer* layers, std::int64_t num_la
 
 // Threads 0 <= thread < threads share the elements of a filter in the functions below.
 
-// visit(offset) for every element, whatever its strides.
-// Index: uint32_t where it can count the elements, since a 64-bit division takes some 70 instructions.
+// Calls visit(offset) for every element, whatever its strides. Index is uint32_t where that can count the elements,
+// since a 64-bit division takes some 70 instructions.
 template <typename Index, typename Visit>
 inline __device__ void each_strided(const Layer& layer, Index elements, int thread, int threads, Visit visit) {
   const Index kernel2 = static_cast<Index>(layer.kernel2);
@@ -66,7 +56,8 @@ inline __device__ void each_strided(const Layer& layer, int thread, int threads,
   }
 }
 
-// Elements before the first 16-byte boundary. Rows start anywhere: 9, 27 or 147 elements are common lengths.
+// The number of elements before the first 16-byte boundary. Rows start anywhere: 9, 27 or 147 elements are common
+// lengths.
 template <typename T>
 inline __device__ std::int64_t head_of(const T* row, std::int64_t elements) {
   constexpr int size = Pack<T>::kSize;

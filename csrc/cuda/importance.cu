@@ -1,5 +1,5 @@
+#include "evolution.h"
 #include "filters.cuh"
-#include "operators.h"
 #include "threads.cuh"
 
 namespace we::cuda {
@@ -10,7 +10,7 @@ constexpr int kThreads = kWarps * kWarp;
 constexpr int kBlocksPerProcessor = 4;       // leaves 64 registers a thread; more blocks spill
 constexpr std::int64_t kLongFilter = 16384;  // from here on a whole block shares a filter
 
-// Every thread of the warp (Threads == kWarp) or block gets to the end and has the importance.
+// The importance of one filter, in every thread of the warp (Threads == kWarp) or block. All of them have to get here.
 template <int Threads>
 __device__ float importance_of(const Layer& layer, std::int64_t pointer, std::int64_t row) {
   return with_dtype(layer, [&](auto* tag) {

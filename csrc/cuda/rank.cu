@@ -1,5 +1,5 @@
+#include "evolution.h"
 #include "keys.cuh"
-#include "operators.h"
 #include "threads.cuh"
 
 namespace we::cuda {
@@ -42,7 +42,7 @@ __device__ LayerCounts count_layer(const float* importance, std::int32_t filters
   return counts;
 }
 
-// Keys before `row`, of those that are first, first + 1, ... in the layer.
+// Counts the keys that rank before that of `row`; words[0] is the layer's key number `first`.
 __device__ std::int32_t count_before(const Words* words, std::int32_t first, std::int32_t row, std::int32_t own) {
   std::int32_t before = 0;
 #pragma unroll 4
@@ -59,8 +59,8 @@ __device__ std::int32_t count_before(const Words* words, std::int32_t first, std
 
 // One block per tile (layer, first row). Whether the starvation rule raises a layer's second count is not known yet, so
 // only the first, what global selection allows, decides whether there is anything to rank.
-__global__ void __launch_bounds__(kThreads, 4) rank_kernel(Plan plan, const float* importance, MatchingRule rule,
-                                                        Selection selection, Scratch scratch) {
+__global__ void __launch_bounds__(kThreads, 4)
+    rank_kernel(Plan plan, const float* importance, MatchingRule rule, Selection selection, Scratch scratch) {
   __shared__ Words words[kKeys / kWords];
   __shared__ std::int32_t before[kRankRows];
   const std::int64_t layer = plan.tiles[2 * static_cast<std::int64_t>(blockIdx.x)];

@@ -1,5 +1,5 @@
+#include "evolution.h"
 #include "keys.cuh"
-#include "operators.h"
 #include "threads.cuh"
 
 namespace we::cuda {
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
 
   if (any_poisoned(selection.threshold, plan.num_groups)) {
     for (std::int64_t group = thread_index(); group < plan.num_groups; group += kThreads) {
-      selection.threshold[group] = __uint_as_float(0x7fc00000u);
+      selection.threshold[group] = poison();
     }
   }
 }

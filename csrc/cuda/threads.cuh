@@ -43,7 +43,7 @@ inline __device__ S block_sum(S value) {
   return sum;
 }
 
-// As many blocks as there is work for, up to a limit beyond which kernels go round a loop.
+// Finds as many blocks as there is work for, up to a limit beyond which kernels go round a loop.
 inline cudaError_t grid_blocks(std::int64_t wanted, int blocks_per_processor, std::int64_t& blocks) {
   int device = 0;
   int processors = 0;

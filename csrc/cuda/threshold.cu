@@ -1,5 +1,5 @@
+#include "evolution.h"
 #include "keys.cuh"
-#include "operators.h"
 #include "threads.cuh"
 
 namespace we::cuda {
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads)
     place = chosen_place;
   }
   poisoned = __syncthreads_or(poisoned);
-  if (thread_index() == 0) threshold[group] = __uint_as_float(poisoned ? 0x7fc00000u : found);
+  if (thread_index() == 0) threshold[group] = poisoned ? poison() : __uint_as_float(found);
 }
 
 }  // namespace

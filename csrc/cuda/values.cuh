@@ -40,14 +40,12 @@ inline __device__ double absolute(double value) { return fabs(value); }
 inline __device__ std::int32_t magnitude_bits(float value) {
   return static_cast<std::int32_t>(__float_as_uint(value) & 0x7fffffffu);
 }
-inline __device__ std::int64_t magnitude_bits(double value) {
-  return __double_as_longlong(value) & 0x7fffffffffffffff;
-}
+inline __device__ std::int64_t magnitude_bits(double value) { return __double_as_longlong(value) & 0x7fffffffffffffff; }
 
 inline __device__ bool is_finite(float value) { return magnitude_bits(value) < 0x7f800000; }
 inline __device__ bool is_finite(double value) { return magnitude_bits(value) < 0x7ff0000000000000; }
 
-// To nearest even; of finite values only.
+// Rounds a finite value to nearest even.
 template <typename T>
 inline __device__ T narrow(typename Number<T>::Acc value) {
   return value;
@@ -62,7 +60,7 @@ inline __device__ BFloat16 narrow<BFloat16>(float value) {
   return {static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
 }
 
-// Whether the value is finite in T, too; an element whose new value is not keeps its own.
+// Rounds a value and returns whether it is finite in T; an element whose new value is not keeps its own.
 template <typename T>
 inline __device__ bool round_finite(typename Number<T>::Acc value, T& rounded) {
   if (!is_finite(value)) return false;
@@ -70,14 +68,14 @@ inline __device__ bool round_finite(typename Number<T>::Acc value, T& rounded) {
   return is_finite(widen(rounded));
 }
 
-// 16 bytes, the widest load there is on every generation.
+// 16 bytes are the widest load that every generation has.
 template <typename T>
 struct alignas(16) Pack {
   static constexpr int kSize = 16 / sizeof(T);
   T values[kSize];
 };
 
-// action(tag) with a null pointer to the layer's dtype.
+// Calls action(tag) with a null pointer to the layer's dtype.
 template <typename Action>
 inline __device__ auto with_dtype(const Layer& layer, Action action) {
   switch (layer.dtype) {

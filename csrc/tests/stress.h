@@ -10,10 +10,13 @@
 #include <vector>
 
 #include "cpu/bank.h"
+#include "cpu/simd.h"
+#include "places.h"
 
 namespace we::cpu {
 
 inline constexpr unsigned char kGuard = 0xa5;
+inline constexpr const char* kLevels[] = {"baseline", "avx2", "avx512"};
 
 inline void require(bool condition, const char* what) {
   if (condition) return;
@@ -42,7 +45,7 @@ struct Weight {
   }
 };
 
-// The bits of a value in a dtype; float16 and bfloat16 by truncation.
+// Returns the bits of a value in a dtype; float16 and bfloat16 are truncated.
 inline std::uint64_t encode(double value, std::int64_t dtype) {
   const auto narrow = static_cast<float>(value);
   std::uint32_t word;
@@ -92,7 +95,7 @@ class Generator {
     return like(l, false);
   }
 
-  // Some elements become the largest or least of their dtype.
+  // Makes some elements the largest or least of their dtype.
   void stretch(Weight& weight) {
     static constexpr double largest[kNumDTypes] = {0x1.fffffep127, 0x1.fffffffffffffp1023, 65504, 0x1.fep127};
     const std::int64_t dtype = weight.layer.dtype;
@@ -109,15 +112,13 @@ class Generator {
     return made;
   }
 
-  // Of the same sizes and dtype, with values and, unless `alike`, strides of its own.
+  // Makes a weight of the same sizes and dtype, with values and, unless `alike`, strides of its own.
   Weight like(const Layer& layer, bool alike) {
     Weight made;
     made.layer = layer;
     if (!alike) lay_out(made.layer);
     const Layer& l = made.layer;
-    const std::int64_t last = (l.filters - 1) * l.filter_stride + (l.channels - 1) * l.channel_stride +
-                              (l.kernel0 - 1) * l.stride0 + (l.kernel1 - 1) * l.stride1 + (l.kernel2 - 1) * l.stride2;
-    made.bytes = l.filters == 0 ? 0 : static_cast<std::size_t>((last + 1) * kItemSize[l.dtype]);
+    made.bytes = l.filters == 0 ? 0 : static_cast<std::size_t>((last_of_layer(l) + 1) * kItemSize[l.dtype]);
     made.memory.reset(new unsigned char[made.bytes]);
     std::memset(made.memory.get(), kGuard, made.bytes);
     const auto item = static_cast<std::size_t>(kItemSize[l.dtype]);
@@ -129,7 +130,7 @@ class Generator {
   }
 
  private:
-  // Strides in a random order, with gaps.
+  // Chooses strides in a random order, with gaps.
   void lay_out(Layer& l) {
     std::int64_t* const strides[] = {&l.filter_stride, &l.channel_stride, &l.stride0, &l.stride1, &l.stride2};
     const std::int64_t sizes[] = {l.filters, l.channels, l.kernel0, l.kernel1, l.kernel2};
@@ -167,7 +168,7 @@ class Copies {
   const std::vector<Layer>& layers() const { return layers_; }
   std::int64_t filters() const { return filters_; }
 
-  // All bytes, those between the elements included.
+  // Returns all bytes, those between the elements included.
   std::vector<unsigned char> bytes() const {
     std::vector<unsigned char> all;
     for (std::size_t i = 0; i < copies_.size(); ++i) {
@@ -176,7 +177,7 @@ class Copies {
     return all;
   }
 
-  // All bytes of the elements of some filters become this one.
+  // Sets all bytes of the elements of some filters to this one.
   template <class F>
   void overwrite(F&& chosen, unsigned char byte = kGuard) {
     for (std::size_t i = 0; i < copies_.size(); ++i) {
@@ -200,12 +201,12 @@ class Copies {
   std::int64_t filters_ = 0;
 };
 
-// What an operator makes of random banks, on one thread and the best instructions, is what it makes with others.
-// Throws nothing: a difference ends the program.
+// Requires that an operator's result on one thread, with the best instructions, is its result with others. It throws
+// nothing: a difference ends the program.
 template <class F>
 void require_the_same(F&& result, bool change_level, const char* what) {
   const auto expected = result(1);
-  for (const char* level : {"baseline", "avx2", "avx512"}) {
+  for (const char* level : kLevels) {
     if (change_level) require(limit_simd(level), "an instruction set has no name");
     for (const int threads : {1, 2, 3}) require(result(threads) == expected, what);
   }

@@ -7,8 +7,7 @@ namespace we::cpu {
 namespace {
 
 std::vector<std::uint8_t> random_subset(Generator& generator, const Copies& copies) {
-  std::vector<Segment> segments;
-  for (const Layer& layer : copies.layers()) segments.push_back({layer.filters, layer.first_filter, 0});
+  const std::vector<Segment> segments = segments_of(copies.layers());
   const Draw draw{static_cast<double>(generator.below(5)) / 4, static_cast<std::uint64_t>(generator.below(1000)),
                   static_cast<std::uint64_t>(generator.below(1000)), generator.below(2) == 0};
   std::vector<std::uint8_t> selected(static_cast<std::size_t>(copies.filters()), 77);
@@ -21,7 +20,7 @@ std::vector<std::uint8_t> random_subset(Generator& generator, const Copies& copi
   return selected;
 }
 
-// Saved, overwritten and restored: as before where not selected. Returns the buffer.
+// Saves, overwrites and restores the weights: filters that are not selected are as before. Returns the buffer.
 std::vector<std::uint8_t> restored(const std::vector<Weight>& weights, const std::vector<std::uint8_t>& selected,
                                    int threads) {
   Copies copies(weights);

@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "cpu/operators.h"
+#include "cpu/evolution.h"
 #include "stress.h"
 
 namespace we::cpu {
@@ -14,12 +14,11 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
-// On copies of the weights; in one call or operator by operator.
+// Evolves copies of the weights, in one call or operator by operator.
 Result evolved(const std::vector<Weight>& weights, Rule rule, int threads, bool in_one) {
   Result result;
   Copies copies(weights, 2);
-  std::vector<Segment> segments;
-  for (const Layer& layer : copies.layers()) segments.push_back({layer.filters, layer.first_filter, layer.group});
+  const std::vector<Segment> segments = segments_of(copies.layers());
   result.importance.assign(static_cast<std::size_t>(copies.filters()), NAN);
   result.donor.assign(static_cast<std::size_t>(copies.filters()), -77);
   result.threshold.assign(2, NAN);

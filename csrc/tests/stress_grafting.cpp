@@ -1,4 +1,4 @@
-#include "cpu/operators.h"
+#include "cpu/grafting.h"
 #include "stress.h"
 
 namespace we::cpu {
@@ -13,7 +13,7 @@ std::vector<std::int64_t> counted(const std::vector<Weight>& weights, int bins, 
   return counts;
 }
 
-// The first `written` of the networks with the one before each.
+// Blends the first `written` of the networks with the one before each; returns the bytes of all.
 std::vector<unsigned char> blended(const std::vector<std::vector<Weight>>& networks,
                                    const std::vector<float>& coefficients, int written, bool per_filter, int threads) {
   std::vector<Copies> copies;

@@ -1,37 +1,42 @@
-// Values that another thread changes while a kernel reads them: any result, but nothing outside of the memory is touched.
+// Another thread changes values while a kernel reads them: the result may be any, but nothing outside of the memory is
+// touched.
 #include <atomic>
 #include <cmath>
 #include <iterator>
 #include <thread>
 
 #include "cpu/asynchronous.h"
-#include "cpu/operators.h"
+#include "cpu/evolution.h"
+#include "cpu/grafting.h"
 #include "stress.h"
 
 namespace we::cpu {
 namespace {
 
-constexpr const char* kLevels[] = {"baseline", "avx2", "avx512"};
-
-// As bytes of an element: zeros, ordinary numbers of both signs, huge ones, NaN. Of a donor: 0, out of range, -1.
+// Elements of these bytes are zeros, ordinary numbers of both signs, huge ones and NaN.
 constexpr unsigned char kBytes[] = {0x00, 0x3c, 0xbc, 0x7b, 0xfb, 0xff};
 
 // Calls change() again and again, in a thread of its own.
 template <class F>
 class Changing {
  public:
-  explicit Changing(F change) : thread_([this, change]() mutable { while (!stop_.load()) change(); }) {}
+  explicit Changing(F change) : change_(change), thread_([this] { run(); }) {}
   ~Changing() {
     stop_.store(true);
     thread_.join();
   }
 
  private:
+  void run() {
+    while (!stop_.load()) change_();
+  }
+
+  F change_;
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };
 
-// All values were replaced after the range was found.
+// Counts where all values were replaced after the range was found.
 void count_with_another_range(const Weight& weight, int bins) {
   if (weight.layer.filters == 0) return;
   for (const unsigned char byte : kBytes) {
@@ -56,8 +61,7 @@ void run_all(Copies& copies, std::span<const float> importance, std::span<const 
   count_bins(bank, bins, false, std::span(counts).first(bank.layers.size() * static_cast<std::size_t>(bins)), threads);
   count_bins(bank, bins, true, std::span(counts).first(filters * static_cast<std::size_t>(bins)), threads);
 
-  std::vector<Segment> segments;
-  for (const Layer& layer : bank.layers) segments.push_back({layer.filters, layer.first_filter, layer.group});
+  const std::vector<Segment> segments = segments_of(bank.layers);
   std::vector<float> found(filters), threshold(1);
   std::vector<std::int32_t> matched(filters), inferior(segments.size());
   const double rates[] = {0.5};

@@ -34,7 +34,7 @@ def library():
         pytest.skip("needs g++")
     pybind11 = pytest.importorskip("pybind11")
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    kernels += [ROOT / "csrc/cuda/plan_tables.cpp", ROOT / "csrc/cpu/check.cpp", EMULATION / "emulation.cpp"]
+    kernels += [ROOT / "csrc/cuda/plan_tables.cpp", ROOT / "csrc/cpu/bank.cpp", EMULATION / "emulation.cpp"]
     contents = [path.read_bytes() for path in sorted((ROOT / "csrc").rglob("*")) if path.is_file()]
     key = hashlib.sha256(b"\0".join([*contents, Path(__file__).read_bytes(), pybind11.__file__.encode()])).hexdigest()
     built = ROOT / "build" / "cuda-emulation" / key[:16] / f"emulated_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"

@@ -177,7 +177,9 @@ MUTANTS = [
     Mutant(_CUDA + "crossover.cu", "if (has_nan) return;", "if (has_nan && false) return;", _EMULATED),
     Mutant(_CUDA + "crossover.cu", "if (source >= layer.filters) continue;", "", _EMULATED),
     Mutant(_CUDA + "crossover.cu", "if (head_of(p, elements) != head) head = elements;", "", _EMULATED),
-    Mutant(_CUDA + "bindings.cpp", "check_size(name, elements, expected);", "", "tests/cuda/test_cuda_bindings.py"),
+    Mutant(
+        "csrc/bindings/cuda_device.h", "check_size(name, elements, expected);", "", "tests/cuda/test_cuda_bindings.py"
+    ),
     Mutant(
         "we_kernels/backends/native/cuda_tables.py",
         "    if where.capturing:\n        _captured.add",

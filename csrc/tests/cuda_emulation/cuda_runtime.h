@@ -45,7 +45,7 @@ inline jmp_buf scheduler;
 inline unsigned current;
 inline std::function<void()> body;
 
-// In which order blocks, warps and threads run. It must not change any result.
+// The order in which blocks, warps and threads run. It must not change any result.
 enum class Order { forward, backward, shuffled };
 inline Order order = Order::forward;
 inline std::mt19937 generator;

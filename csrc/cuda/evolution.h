@@ -6,9 +6,10 @@
 
 #include "cuda/plan.h"
 #include "layout.h"
+#include "rule.h"
 
-// The launchers. All addresses are of memory of the current device; everything is enqueued on the stream, nothing
-// waits. Nothing is checked here: csrc/cuda/bindings.cpp does.
+// The launchers of Weight Evolution. All addresses are of memory of the current device; everything is enqueued on the
+// stream, and nothing waits. Nothing is checked here: bindings/cuda_evolution.cpp has done so.
 namespace we::cuda {
 
 struct Bank {
@@ -44,31 +45,30 @@ struct Scratch {
       : counts(memory), order(memory + 3 * num_layers + 1), first_match(memory + 2 * num_layers) {}
 };
 
-// The importance (L1 norm / number of kernels), float32 [num_filters], of every filter, whatever its dtype.
+// Computes the importance (L1 norm / number of kernels), float32 [num_filters], of every filter, whatever its dtype.
 // Sums are float64 for float64 weights, float32 for the others, in an order that depends on the layout only.
 cudaError_t filter_importance(const Bank& bank, float* importance, cudaStream_t stream);
 
-// threshold[group]: its floor(filters * rate)-th smallest importance; NaN if one is negative or not finite.
+// Sets threshold[group] to the group's floor(filters * rate)-th smallest importance, or to NaN if one is negative or
+// not finite.
 cudaError_t select_threshold(const Plan& plan, const float* importance, const double* rates, float* threshold,
                              cudaStream_t stream);
 
-// scratch.counts, scratch.order, and donor = -1 for every filter.
+// Fills scratch.counts and scratch.order, and sets every donor to -1.
 cudaError_t rank(const Plan& plan, const float* importance, const MatchingRule& rule, const Selection& selection,
                  const Scratch& scratch, cudaStream_t stream);
 
-// inferior, scratch.first_match and the starvation counters; makes every threshold NaN if one is.
+// Fills inferior and scratch.first_match, updates the starvation counters, and makes every threshold NaN if one is.
 cudaError_t count_inferior(const Plan& plan, const MatchingRule& rule, const Selection& selection,
                            const Scratch& scratch, cudaStream_t stream);
 
-// donor, read off the ranking.
+// Reads the donors off the ranking.
 cudaError_t match(const Plan& plan, const Selection& selection, const Scratch& scratch, cudaStream_t stream);
-
-enum class Rule { paper, released };
 
 // Overwrites the filters that have a donor; donors outside of the layer count as -1.
 cudaError_t crossover(const Bank& bank, const std::int32_t* donor, Rule rule, cudaStream_t stream);
 
-// `match` and `crossover` in one launch.
+// Does what `match` and `crossover` do, in one launch.
 cudaError_t match_and_cross(const Bank& bank, const Plan& plan, const Selection& selection, const Scratch& scratch,
                             Rule rule, cudaStream_t stream);
 
