@@ -50,7 +50,7 @@ ACCESSORS = {
     "untyped_storage",
     "is_contiguous",
 }
-ACCESSORS |= {"storage_offset", "__len__", "is_floating_point", "__hash__", "__set__"}
+ACCESSORS |= {"is_neg", "storage_offset", "__len__", "is_floating_point", "__hash__", "__set__"}
 POISON = {torch.float32: float("nan"), torch.int32: -99}
 
 
@@ -90,7 +90,7 @@ class PretendGpu(TorchFunctionMode):
         wanted = self._requested(name, args, kwargs)
         if name == "to" or name == "copy_":
             return self._transfer(func, name, args, kwargs, owner, wanted)
-        if wanted is not None:
+        if wanted is not None and wanted >= 0:
             kwargs["device"] = "cpu"
             if name in ("tensor", "as_tensor"):
                 self.wait(f"{name} on the device")

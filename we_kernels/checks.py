@@ -14,12 +14,12 @@ from .runtime.transfer import Place, upload
 
 def is_integer(value: object) -> TypeGuard[int]:
     """Whether it is an integer, Python's or NumPy's; a bool is none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a real number, Python's or NumPy's; a bool is none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))
 
 
 def check_integer(value: int, name: str) -> int:

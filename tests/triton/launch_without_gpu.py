@@ -15,7 +15,10 @@ from triton.backends.compiler import GPUTarget
 
 import we_kernels as wk
 from we_kernels.runtime import backends
+from we_kernels.runtime.transfer import Place
 from we_kernels.runtime.triton import launch
+
+STREAM = 11
 
 launched = []
 
@@ -50,7 +53,7 @@ class Driver:
         return 0
 
     def get_current_stream(self, device):
-        return 11
+        return STREAM
 
     def get_current_target(self):
         return GPUTarget("cuda", 90, 32)
@@ -118,6 +121,7 @@ def print_host_time(steps):
 if __name__ == "__main__":
     triton.runtime.driver.set_active(Driver())
     backends.unavailable = lambda name, device: None
+    Place.current = lambda device: Place(device, STREAM, False)
     with wk.use_backend("triton"):
         compare_launches()
         if len(sys.argv) > 1:

@@ -2,7 +2,6 @@
 
 import copy
 import os
-from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -16,10 +15,10 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 from we_kernels.evolution.rule import MatchingRule
+from we_kernels.evolution.triton import crossover, tables
 from we_kernels.evolution.triton import launches as steps
-from we_kernels.evolution.triton import tables
 from we_kernels.runtime import transfer
-from we_kernels.runtime.layout import Layer, segments_of
+from we_kernels.runtime.layout import Layer, layout_of, segments_of
 from we_kernels.runtime.transfer import Place
 from we_kernels.runtime.triton import launch
 from we_kernels.runtime.triton import tables as layer_tables
@@ -53,7 +52,8 @@ def method(request, monkeypatch):
     """Thresholds come from ranking the filters of a group, or, as in large groups only, from counting chunks of it."""
     if request.param == "counted":
         monkeypatch.setattr(tables, "RANKED", 0)
-    monkeypatch.setattr(transfer, "_tables", WeakKeyDictionary())
+    for cached in (layout_of, segments_of):  # and the tables that go with them
+        cached.cache_clear()
 
 
 counted = pytest.mark.parametrize("method", ["counted"], indirect=True)
@@ -243,7 +243,8 @@ def test_programs_take_several_filters_in_turn(monkeypatch):
 def test_programs_share_a_filter(monkeypatch, launches, part, parts):
     """Filters of one, several and no whole number of warps, and a blend, which is not shared."""
     monkeypatch.setattr(crossover, "PART", part)
-    monkeypatch.setattr(tables, "_layers", WeakKeyDictionary())
+    for cached in (layout_of, segments_of):  # and the tables that go with them
+        cached.cache_clear()
     weights = [random_values(shape, torch.float32, 3) for shape in ((6, 70, 3, 3), (5, 4, 3, 3), (6, 100, 1, 1))]
     banks = [wk.FilterBank(copy.deepcopy(weights), groups=[0, 0, 1]) for _ in range(2)]
     donors = []

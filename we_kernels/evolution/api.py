@@ -170,13 +170,11 @@ def _check_starvation(starvation: Tensor | None, limit: float | None, groups: in
 
 def _check_local_ratios(local_ratio: float | Sequence[float | None] | None, groups: int) -> list[float]:
     """One ratio per group; -1 stands for None, no local selection."""
-    if isinstance(local_ratio, Sequence):
-        if len(local_ratio) != groups:
-            raise ValueError(f"local_ratio must have one entry per group ({groups}), got {len(local_ratio)}")
-        ratios = list(local_ratio)
-    else:
-        ratios = [local_ratio] * groups
-    return [-1.0 if ratio is None else check_fraction(ratio, "local_ratio") for ratio in ratios]
+    if not isinstance(local_ratio, Sequence):
+        return [-1.0 if local_ratio is None else check_fraction(local_ratio, "local_ratio")] * groups
+    if len(local_ratio) != groups:
+        raise ValueError(f"local_ratio must have one entry per group ({groups}), got {len(local_ratio)}")
+    return [-1.0 if ratio is None else check_fraction(ratio, "local_ratio") for ratio in local_ratio]
 
 
 def _check_flags(flag: bool | Sequence[bool], groups: int) -> list[bool]:

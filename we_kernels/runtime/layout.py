@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate, repeat
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,8 @@ class Segments:
         self.num_filters = sum(sizes)
         self.num_layers = len(sizes)
         self.num_groups = max(groups, default=0) + 1
-        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+        self.tables: dict[tuple[object, ...], Any] = {}
+        """On devices, by name and device: copies of what is here, and what kernels need to know of it."""
 
     @classmethod
     def _make(cls, fields: Iterable[Sequence[int]]) -> Segments:
@@ -87,15 +88,15 @@ class Segments:
 
     def table_on(self, device: torch.device) -> Tensor:
         """`table` on ``device``, copied once."""
-        return _cached_copy(self._on_device, "table", self.table, device)
+        return _copy_on(self.tables, "table", self.table, device)
 
     def layer_of_filter(self, device: torch.device) -> Tensor:
         """int64 [F]: the layer of each filter."""
-        key = ("layer_of_filter", device)
-        if key not in self._on_device:
-            numbers = torch.arange(self.num_layers, dtype=torch.int64, device="cpu")
-            self._on_device[key] = numbers.repeat_interleave(self.table[:, 0]).to(device)
-        return self._on_device[key]
+        return _copy_on(self.tables, "layer_of_filter", self._layer_of_filter, device)
+
+    @cached_property
+    def _layer_of_filter(self) -> Tensor:
+        return torch.arange(self.num_layers, device="cpu").repeat_interleave(self.table[:, 0])
 
 
 class Layout:
@@ -106,7 +107,8 @@ class Layout:
         self.filter_dims = filter_dims
         self.segments = segments_of(tuple(x.filters for x in layers), tuple(x.group for x in layers))
         self.num_filters = self.segments.num_filters
-        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+        self.tables: dict[tuple[object, ...], Any] = {}
+        """On devices, by name and device: copies of what is here, and what kernels need to know of it."""
 
     @cached_property
     def table(self) -> Tensor:
@@ -115,12 +117,12 @@ class Layout:
 
     def table_on(self, device: torch.device) -> Tensor:
         """`table` on ``device``, copied once."""
-        return _cached_copy(self._on_device, "table", self.table, device)
+        return _copy_on(self.tables, "table", self.table, device)
 
     def elements_on(self, device: torch.device, per_filter: bool) -> Tensor:
         """float64 [F] or [L] on ``device``: the elements of every filter or of every tensor, 1 for an empty one."""
         source = self._elements_of_filters if per_filter else self._elements_of_tensors
-        return _cached_copy(self._on_device, f"elements {per_filter}", source, device)
+        return _copy_on(self.tables, f"elements {per_filter}", source, device)
 
     @cached_property
     def _elements_of_tensors(self) -> Tensor:
@@ -132,7 +134,7 @@ class Layout:
 
     def channels_on(self, device: torch.device) -> Tensor:
         """float64 [F] on ``device``: the number of kernels of every filter."""
-        return _cached_copy(self._on_device, "channels", self._channels_of_filters, device)
+        return _copy_on(self.tables, "channels", self._channels_of_filters, device)
 
     @cached_property
     def _channels_of_filters(self) -> Tensor:
@@ -165,13 +167,12 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _cached_copy(
-    cache: dict[tuple[str, torch.device], Tensor], name: str, source: Tensor, device: torch.device
-) -> Tensor:
+def _copy_on(tables: dict[tuple[object, ...], Any], name: str, source: Tensor, device: torch.device) -> Tensor:
     key = (name, device)
-    if key not in cache:
-        cache[key] = source.to(device)
-    return cache[key]
+    if key not in tables:
+        tables[key] = source.to(device)
+    copy: Tensor = tables[key]
+    return copy
 
 
 Forms = tuple[tuple[torch.Size, ...], tuple[tuple[int, ...], ...], tuple[torch.dtype, ...]]

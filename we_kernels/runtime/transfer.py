@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
-from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,8 +15,6 @@ MAX_UPLOADS = 64
 T = TypeVar("T")
 
 _uploads: dict[tuple[object, ...], Tensor] = {}
-_tables: WeakKeyDictionary[Any, dict[tuple[str, torch.device], Any]] = WeakKeyDictionary()
-_scratch: WeakKeyDictionary[Any, dict[tuple[str, torch.device, int], Any]] = WeakKeyDictionary()
 _lock = Lock()
 _captured: set[object] = set()
 _HERE = nullcontext()
@@ -53,32 +50,38 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
     return _HERE if here else torch.cuda.device(device)
 
 
-def table_of(owner: object, name: str, place: Place, make: Callable[[], T]) -> T:
-    """A table that depends on ``owner`` alone (a `Layout`, a `Segments`), made once per device.
+class Owner(Protocol):
+    """What device tables are made of, and kept with: a `Layout`, a `Segments`."""
+
+    tables: dict[tuple[object, ...], Any]
+
+
+def table_of(owner: Owner, name: str, place: Place, make: Callable[[], T]) -> T:
+    """A table that depends on ``owner`` alone, made once per device.
 
     What a graph has seen is never freed: while one is recorded, the owner is kept.
 
     Raises:
         RuntimeError: a graph is being recorded, and the table is not there yet.
     """
-    tables = _tables.setdefault(owner, {})
-    table: T | None = tables.get((name, place.device))
+    key = name, place.device
+    table: T | None = owner.tables.get(key)
     if table is None:
         refuse_capture(place)
-        table = tables[name, place.device] = make()
-    keep_for_graph(owner, place)
+        table = owner.tables[key] = make()
+    if place.capturing:
+        _captured.add(owner)
     return table
 
 
-def per_stream(owner: object, name: str, place: Place, make: Callable[[], T]) -> T:
+def per_stream(owner: Owner, name: str, place: Place, make: Callable[[], T]) -> T:
     """Scratch memory for a call, used again by the next on the same stream; while a graph is recorded, its own."""
     if place.capturing:
         return make()
-    scratch = _scratch.setdefault(owner, {})
-    key = (name, place.device, place.stream)
-    found: T | None = scratch.get(key)
+    key = name, place.device, place.stream
+    found: T | None = owner.tables.get(key)
     if found is None:
-        found = scratch[key] = make()
+        found = owner.tables[key] = make()
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ from .matching import COUNTED_GROUP, PROGRAM_FIELDS, PROGRAM_WIDTH, RANKED_GROUP
 from .rank import RANK_ROWS
 from .starvation import SLOT_FIELDS, SLOT_WIDTH
 from .threshold import CHUNK, PIVOTS, RANKED
-
-_spare: WeakKeyDictionary[Segments, dict[tuple[torch.device, int], Progress]] = WeakKeyDictionary()
 
 
 class MatchingTables(NamedTuple):
@@ -98,18 +95,18 @@ def work_of_crossover(layout: Layout, place: Place) -> tuple[int, int]:
 
 def scratch(segments: Segments, groups: int, place: Place) -> Scratch:
     """Memory for one call on the current stream, reused by the next; under capture it belongs to the graph."""
-    spares, kind = _spare.setdefault(segments, {}), (place.device, groups)
+    spare = "spare progress", place.device, groups
 
     def make() -> Scratch:
-        progress = spares.pop(kind, None) if place.capturing else None
+        progress: Progress | None = segments.tables.pop(spare, None) if place.capturing else None
         if progress:
             keep_for_graph(progress, place)
         return _new_scratch(segments, progress or _new_progress(groups, place.device), place.device)
 
     found = per_stream(segments, f"scratch of {groups} groups", place, make)
-    if not place.capturing and kind not in spares:
+    if not place.capturing and spare not in segments.tables:
         # For the next graph: zeros made while it is captured would be written again, by a launch, at every replay.
-        spares[kind] = _new_progress(groups, place.device)
+        segments.tables[spare] = _new_progress(groups, place.device)
     return found
 
 

@@ -19,7 +19,7 @@ observers: list[Callable[[str, tuple[Any, ...], dict[str, Any]], None]] = []
 """Called at every launch with the kernel's name, its arguments and its constants; for tests and traces."""
 
 _compiled: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
-"""For each kernel, device, constants and types: what Triton compiled, and the constants in the signature's order.
+"""For each kernel, device and constants: what Triton compiled, and the constants in the signature's order.
 Asking Triton again took the host about 20 us per launch, with a driver that launches nothing."""
 
 _hooks = triton.knobs.runtime if hasattr(triton, "knobs") else triton.compiler.CompiledKernel
@@ -71,8 +71,9 @@ def launch(
     for observer in observers:
         observer(function.__name__, arguments, {"num_warps": num_warps, "maxnreg": maxnreg, **constants})
     with _quiet_numpy() if place.device.type == "cpu" else on(place.device):
-        types = [x.dtype if isinstance(x, torch.Tensor) else _type(x) for x in arguments]
-        key = (id(function), place.device.index, num_warps, maxnreg, *constants.items(), *types)
+        # Tensors have one dtype per kernel and constants; a number over 31 bits is another type to Triton.
+        wide = [x.bit_length() > 31 for x in arguments if type(x) is int]
+        key = (id(function), place.device.index, num_warps, maxnreg, *constants.values(), *wide)
         known = _compiled.get(key)
         if known:
             _run(*known, programs, place, arguments)
@@ -99,11 +100,6 @@ def _run(compiled: Any, last: list[Any], programs: int, place: Place, arguments:
 def _is_set(hook: Any) -> bool:
     """A function, or since Triton 3.5 a chain of them, which may be empty."""
     return hook is not None and bool(getattr(hook, "calls", True))
-
-
-def _type(number: Any) -> object:
-    """What Triton compiles anew for."""
-    return number.bit_length() > 31 if isinstance(number, int) else type(number)
 
 
 def _quiet_numpy() -> AbstractContextManager[Any]:
