@@ -50,7 +50,7 @@ ACCESSORS = {
     "untyped_storage",
     "is_contiguous",
 }
-ACCESSORS |= {"is_neg", "storage_offset", "__len__", "is_floating_point", "__hash__", "__set__"}
+ACCESSORS |= {"storage_offset", "__len__", "is_floating_point", "__hash__", "__set__"}
 POISON = {torch.float32: float("nan"), torch.int32: -99}
 
 
@@ -129,6 +129,8 @@ class PretendGpu(TorchFunctionMode):
             self.graph.tape.append(lambda: func(*args, **kwargs))
             return args[0]
         result = func(*args, **kwargs)
+        if isinstance(result, bool):  # of what the host knows, such as whether two tensors share memory
+            return result
         if name not in MAKERS or name == "clone":
             self.graph.tape.append(lambda: _overwrite(result, func(*args, **kwargs)))
         return self._mark(result, owner)
