@@ -110,7 +110,8 @@ class FilterBank:
     @property
     def segments(self) -> Segments:
         """Where the filters of each tensor are among the F, and the tensors' groups."""
-        return segments_of(self.sizes, self.groups)
+        make = Segments if torch.compiler.is_compiling() else segments_of  # a cache cannot be traced
+        return make(self.sizes, self.groups)
 
     def split(self, per_filter: Tensor) -> tuple[Tensor, ...]:
         """A tensor [F] as one view per distinct tensor."""
