@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from tests.processes import run_module
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", [90, *(pytest.param(other, marks=pytest.mark.slow) for other in (80, 100))])
 def test_compiles_without_spills(capability, tmp_path):
     done = run_module("tests.triton.aot_table", capability, TRITON_INTERPRET=None, TRITON_CACHE_DIR=str(tmp_path))
     print(done.stdout)
