@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test mutation hostile bench gpu gpu-first lint clean
+.PHONY: demo test test-all mutation hostile bench gpu gpu-first lint clean
 
 demo: .venv/installed
 	# One thread: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -10,6 +10,9 @@ demo: .venv/installed
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+test-all: lint
+	$(BIN)/python -m pytest -n auto --dist loadgroup --all
 
 mutation: .venv/installed
 	$(BIN)/python -m tests.mutation.check

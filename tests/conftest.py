@@ -10,9 +10,21 @@ if not torch.cuda.is_available():
 import pytest
 
 import we_kernels as wk
+from tests import tiers
 from we_kernels.runtime import backends
 
 CPU_BACKENDS = ("torch", "native", "triton")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="also what takes long: see tests/tiers.py")
+
+
+def pytest_collection_modifyitems(config, items):
+    if tiers.deselects(config):
+        left_out = set(tiers.left_out(items))
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(params=CPU_BACKENDS)

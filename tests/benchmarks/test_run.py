@@ -46,6 +46,9 @@ TOP = {
 }
 
 
+one_run = pytest.mark.xdist_group("benchmark-run")  # one process runs it
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The script as a user starts it, and the file it wrote."""
@@ -56,6 +59,7 @@ def finished(tmp_path_factory):
     return done, output
 
 
+@one_run
 def test_table(finished):
     done, _ = finished
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
@@ -64,6 +68,7 @@ def test_table(finished):
     assert "replaced at rate 0.2" in done.stderr
 
 
+@one_run
 def test_json(finished):
     _, output = finished
     text = output.read_text()
@@ -99,6 +104,7 @@ def test_json(finished):
         assert secret not in text
 
 
+@one_run
 def test_plot(finished, tmp_path, monkeypatch):
     _, output = finished
     picture = tmp_path / "picture.png"

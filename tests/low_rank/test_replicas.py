@@ -17,6 +17,7 @@ TRAINED = [
 ]
 
 pytestmark = pytest.mark.xdist_group("replicas")
+counts = pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def outcomes(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@counts
 @pytest.mark.parametrize("case", TRAINED)
 def test_replicas_are_bit_equal_after_every_step(outcomes, processes, case):
     first, *others = [rank[case] for rank in outcomes(processes)]
@@ -48,7 +49,7 @@ def test_replicas_are_bit_equal_after_every_step(outcomes, processes, case):
                 assert torch.equal(tensor, theirs[name]), (step, name)
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@counts
 @pytest.mark.parametrize("case", ["grafting, all networks on every rank", "grafting, two ranks a network"])
 def test_replicas_are_bit_equal_after_grafting(outcomes, processes, case):
     ranks = [rank[case]["parameters"] for rank in outcomes(processes)]
@@ -58,7 +59,7 @@ def test_replicas_are_bit_equal_after_grafting(outcomes, processes, case):
                 assert torch.equal(tensor, theirs[name]), name
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@counts
 @pytest.mark.parametrize("case", ["grafting", "grafting, by filter", "grafting, wrong count"])
 def test_grafting_refuses_replicas_as_networks(outcomes, processes, case):
     for rank in outcomes(processes):

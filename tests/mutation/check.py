@@ -28,7 +28,7 @@ def copy_tree(target: Path) -> None:
 def run_tests(tree: Path, tests: str) -> bool:
     """Whether the tests pass in ``tree``."""
     environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'python'}", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--all", *shlex.split(tests)]
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True).returncode == 0
 
 

@@ -85,7 +85,7 @@ class Dropping(nn.Module):
 
 
 def test_resume_with_dropout_is_bit_equal(digits):
-    config = make_config("baseline", model="test_trainer:Dropping")
+    config = make_config("baseline", model=f"{__name__}:Dropping")
     whole = train(Trainer(config, 1, digits, CPU), 2)
     first = train(Trainer(config, 1, digits, CPU), 1)
     second = Trainer(config, 1, digits, CPU)

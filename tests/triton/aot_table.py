@@ -1,9 +1,9 @@
 """Compile every kernel in every specialisation for GPUs that need not be there, and print what each takes.
 
-    python -m tests.triton.aot_table [compute capability ...]
+    python -m tests.triton.aot_table [--sample] [compute capability ...]
 
-Exits with 1 if a kernel spills registers, flushes subnormals or, where bits count, contracts a multiplication and
-an addition.
+With ``--sample`` one specialisation of each kernel. Exits with 1 if a kernel spills registers, flushes subnormals or,
+where bits count, contracts a multiplication and an addition.
 """
 
 import math
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -227,6 +228,17 @@ def variants():
         )
 
 
+def sample(variants):
+    """One of each kernel: the one whose constants the kernels before it had least, so that all dtypes appear."""
+    of_kernel, chosen, seen = {}, [], Counter()
+    for variant in variants:
+        of_kernel.setdefault(variant.kernel.__name__, []).append(variant)
+    for found in of_kernel.values():
+        chosen.append(min(found, key=lambda variant: sum(seen[constant] for constant in variant.key()[1])))
+        seen.update(chosen[-1].key()[1])
+    return chosen
+
+
 def compile_for(variant, capability):
     """Compiles one variant and measures its machine code."""
     import triton
@@ -295,10 +307,11 @@ def faults(rows):
             yield f"{which}: {row.instructions} instructions, {row.barriers} barriers"
 
 
-def main(capabilities):
+def main(capabilities, choose):
     if os.environ.pop("TRITON_INTERPRET", None):
         print("TRITON_INTERPRET is ignored: this compiles")
-    rows = [compile_for(variant, capability) for capability in capabilities for variant in variants()]
+    chosen = choose(variants())
+    rows = [compile_for(variant, capability) for capability in capabilities for variant in chosen]
     print(table(rows))
     found = list(faults(rows))
     print(*found, sep="\n")
@@ -306,4 +319,5 @@ def main(capabilities):
 
 
 if __name__ == "__main__":
-    sys.exit(main([int(argument) for argument in sys.argv[1:]] or CAPABILITIES))
+    numbers = [int(argument) for argument in sys.argv[1:] if argument != "--sample"]
+    sys.exit(main(numbers or CAPABILITIES, sample if "--sample" in sys.argv else list))

@@ -12,13 +12,27 @@ pytest.importorskip("triton")
 from tests.processes import run_module
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_compiles_without_spills(capability, tmp_path):
-    done = run_module("tests.triton.aot_table", capability, TRITON_INTERPRET=None, TRITON_CACHE_DIR=str(tmp_path))
+def names_of_compiled(capability, cache, *options):
+    done = run_module(
+        "tests.triton.aot_table", *options, capability, TRITON_INTERPRET=None, TRITON_CACHE_DIR=str(cache)
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    compiled = re.findall(rf"^\w+ +{capability} ", done.stdout, re.MULTILINE)
-    assert len(compiled) == 3 + 4 * 6 + 2 + 1 + 2 + 3 + 4 + 2 + 4 * 5  # kernels and their specialisations
+    return re.findall(rf"^(\w+) +{capability} ", done.stdout, re.MULTILINE)
+
+
+def test_each_kernel_compiles_without_spills_in_one_specialisation(tmp_path):
+    from tests.triton import aot_table
+
+    names = {name.removesuffix("_kernel") for name in aot_table.kernels()}
+    assert sorted(names_of_compiled(90, tmp_path, "--sample")) == sorted(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_compiles_without_spills(capability, tmp_path):
+    names = names_of_compiled(capability, tmp_path)
+    assert len(names) == 3 + 4 * 6 + 2 + 1 + 2 + 3 + 4 + 2 + 4 * 5  # kernels and their specialisations
 
 
 def test_growth_is_seen():

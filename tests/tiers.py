@@ -1,0 +1,72 @@
+"""The two tiers of the tests: what a plain run leaves out, for ``--all`` to run.
+
+A plain run leaves out the tests marked ``slow`` and most cases of what Triton's interpreter runs, which takes a
+hundred times as long as the other backends. Nothing is left out with ``--all``, of what is named (a test's id, ``-k``,
+``-m``), and where there is a GPU.
+"""
+
+import torch
+
+CASES = 4
+"""Of one test function that the interpreter runs."""
+INTERPRETED = {"test_interpreted.py": CASES, "test_asynchronous_interpreted.py": CASES, "test_gpu_methods.py": 1}
+"""Files that run in the interpreter as a whole, and how many cases of a function; elsewhere ``backend`` says so.
+
+What test_gpu_methods.py is for runs on GPUs: here one case shows that a check works.
+"""
+
+
+def deselects(config):
+    """Whether a run with these options is a plain one."""
+    named = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
+    return not (config.option.all or named or torch.cuda.is_available())
+
+
+def left_out(items):
+    """The items that a plain run leaves out.
+
+    Of each function that the interpreter runs some items stay, the same in every run; see `spread`.
+    """
+    out = [item for item in items if item.get_closest_marker("slow")]
+    functions = {}
+    for item in items:
+        if item not in out and is_interpreted(item):
+            functions.setdefault((item.path, item.originalname), []).append(item)
+    for (path, _), function in functions.items():
+        kept = spread([parameters(item) for item in function], INTERPRETED.get(path.name, CASES))
+        out += [item for place, item in enumerate(function) if place not in kept]
+    return out
+
+
+def is_interpreted(item):
+    """Whether Triton's interpreter runs the item."""
+    return parameters(item).get("backend") == "triton" or item.path.name in INTERPRETED
+
+
+def parameters(item):
+    """Name -> value."""
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
+def spread(cases, most):
+    """Places of ``most`` of the cases that show as many values of every parameter as they can.
+
+    The first case, then again and again the one with the most values that were not shown before; of several such the
+    one that is farthest from those that were chosen. So four cases of four dtypes and four layouts show all eight.
+
+    Args:
+        cases: for each case its parameters: name -> value.
+        most: how many to choose.
+    """
+    left = {place: {(name, repr(value)) for name, value in case.items()} for place, case in enumerate(cases)}
+    chosen, shown = [], set()
+    while left and len(chosen) < most:
+        best = max(left, key=lambda place: (len(left[place] - shown), distance(place, chosen), -place))
+        chosen.append(best)
+        shown |= left.pop(best)
+    return sorted(chosen)
+
+
+def distance(place, others):
+    """To the nearest."""
+    return min((abs(place - other) for other in others), default=0)
