@@ -50,7 +50,7 @@ class FilterBank:
     sizes: tuple[int, ...]
     """Number of filters of each distinct tensor."""
     num_filters: int
-    """F."""
+    """F, the number of filters in all."""
 
     def __init__(
         self,

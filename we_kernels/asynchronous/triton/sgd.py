@@ -21,7 +21,6 @@ FIELDS = ("total", "run", "filters", "dense", "first_filter")
 and buffer lie alike and without gaps; the first filter among the masked ones, or -1. Then each one's `Layer`."""
 
 TOTAL, RUN, FILTERS, DENSE, FIRST = (tl.constexpr(i) for i in range(len(FIELDS)))
-LAYER = tl.constexpr(len(Layer._fields))
 WIDTH = tl.constexpr(len(FIELDS) + 3 * len(Layer._fields))
 PARAM = tl.constexpr(len(FIELDS))
 GRAD = tl.constexpr(len(FIELDS) + len(Layer._fields))

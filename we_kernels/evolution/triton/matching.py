@@ -73,26 +73,8 @@ def matching_kernel(
         _fetch_tables(slots, slot_table, num_layers, ratios, groups, starvation, STARVES, LAYERS)
 
     if kind == COUNTED_GROUP:
-        count_chunk(
-            importance,
-            members,
-            owner,
-            first,
-            start,
-            total,
-            base,
-            rates,
-            keys,
-            candidates,
-            larger,
-            counted,
-            threshold,
-            CHUNK,
-            PIVOTS,
-            LANES,
-            ITEMS,
-            CANDIDATES,
-        )
+        chunk, work = (owner, first, start, total, base), (keys, candidates, larger, counted)
+        count_chunk(importance, members, chunk, rates, work, threshold, CHUNK, PIVOTS, LANES, ITEMS, CANDIDATES)
     else:
         row, mine, rank = ranks(importance, members, first, start, total, base, ROWS, KEYS)
         inside = row < total
@@ -113,20 +95,9 @@ def matching_kernel(
 
     tl.debug_barrier()  # all threads' writes come before the count of this program
     if tl.atomic_add(finished, 1) == tl.num_programs(0) - 1:
+        rule, found = (ratios, groups, limit), (inferior, first_match)
         count_inferior(
-            slot_table,
-            num_layers,
-            descending,
-            ratios,
-            groups,
-            limit,
-            threshold,
-            poisoned,
-            starvation,
-            inferior,
-            first_match,
-            STARVES,
-            LAYERS,
+            slot_table, num_layers, descending, rule, threshold, poisoned, starvation, found, STARVES, LAYERS
         )
         tl.debug_barrier()  # all threads have read what is set back
         tl.store(poisoned, 0)

@@ -31,14 +31,11 @@ def count_inferior(
     slot_table,
     num_layers,
     descending,
-    ratios,
-    groups,
-    limit,
+    rule,
     threshold,
     poisoned,
     starvation,
-    inferior,
-    first_match,
+    found,
     STARVES: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -49,6 +46,8 @@ def count_inferior(
     Writes inferior[layer]; first_match[slot], the number of matched filters in the slots before; and the counters.
     Where an importance is not finite or negative, no filter is inferior, and every threshold becomes NaN.
     """
+    ratios, groups, limit = rule
+    inferior, first_match = found
     bad = tl.load(poisoned, cache_modifier=".cg") > 0
     every = limit.to(tl.int64)
     starved = num_layers * 0  # starving layers so far, of all groups

@@ -25,16 +25,9 @@ WAYS = tl.constexpr(8)
 def count_chunk(
     importance,
     members,
-    group,
-    first,
-    start,
-    total,
-    base,
+    chunk,
     rates,
-    keys,
-    candidates,
-    larger,
-    counted,
+    work,
     threshold,
     CHUNK: tl.constexpr,
     PIVOTS: tl.constexpr,
@@ -44,8 +37,10 @@ def count_chunk(
 ):
     """Counts a chunk's filters above every pivot; the group's last program to have done so finds the threshold.
 
-    ``larger`` and ``counted`` are zero before and after.
+    ``chunk`` is a row of `PROGRAM_FIELDS` after its kind; ``larger`` and ``counted`` are zero before and after.
     """
+    group, first, start, total, base = chunk
+    keys, candidates, larger, counted = work
     keys += start
     larger += group * PIVOTS
 
