@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: demo test test-all mutation hostile bench gpu gpu-first lint clean
+.PHONY: check demo test test-all mutation hostile bench gpu gpu-first lint clean
 
 demo: .venv/installed
 	# One thread: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -13,6 +13,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup --all
+
+# The folders whose tests take seconds; with the linters under two minutes.
+check: lint
+	$(BIN)/python -m pytest -n auto --dist loadgroup tests/kernels tests/model tests/evolution -k "not triton and not compile"
 
 mutation: .venv/installed
 	$(BIN)/python -m tests.mutation.check

@@ -36,3 +36,25 @@ def backend(request):
         pytest.skip(f"{name}: {reason}")
     with wk.use_backend(name):
         yield name
+
+
+POISON = {
+    torch.float32: torch.nan,
+    torch.float64: torch.nan,
+    torch.int32: -99,
+    torch.int64: -99,
+    torch.uint8: 0x5A,
+    torch.bool: True,
+}
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """What `torch.empty` gives holds NaN, -99 or the like: an element that a kernel leaves out shows."""
+    empty = torch.empty
+
+    def full_of_poison(*args, dtype=None, **kwargs):
+        tensor = empty(*args, dtype=dtype, **kwargs)
+        return tensor.fill_(POISON[dtype]) if dtype in POISON else tensor
+
+    monkeypatch.setattr(torch, "empty", full_of_poison)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
 import we_kernels as wk
 from tests import availability
@@ -24,7 +23,6 @@ EMULATION = ROOT / "csrc/tests/cuda_emulation"
 FLAGS = f"-std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-unknown-pragmas -I{EMULATION} -I{ROOT}/csrc"
 KERNEL_FLAGS = "-O1 -ffp-contract=off -fsanitize=undefined -fno-sanitize-recover=undefined -x c++"
 BINDING_FLAGS = '-O0 -DWE_KERNELS_CUDA_ARCHITECTURES="emulated"'
-SENTINEL = {torch.float32: float("nan"), torch.int32: -99}
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +60,7 @@ def library():
 
 
 @pytest.fixture
-def emulated(library, monkeypatch):
+def emulated(library, monkeypatch, poisoned):
     """The module. The native backend uses it for CPU tensors, and only it; outputs and scratch are poisoned first."""
     spec = importlib.util.spec_from_file_location("emulated_cuda", library)
     module = importlib.util.module_from_spec(spec)
@@ -77,15 +75,6 @@ def emulated(library, monkeypatch):
         module.guarded.append(device)
         yield
 
-    empty = torch.empty
-
-    def poisoned(*args, dtype=None, **kwargs):
-        tensor = empty(*args, dtype=dtype, **kwargs)
-        if dtype in SENTINEL:
-            tensor.fill_(SENTINEL[dtype])
-        return tensor
-
-    monkeypatch.setattr(torch, "empty", poisoned)
     availability.pretend(monkeypatch, lambda name, device: None)
     for name in ("filter_importance", "match_filters", "crossover_", "evolve_"):
         OPERATORS[name]._chosen["native", "cpu"] = "native", getattr(cuda, name)

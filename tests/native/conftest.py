@@ -10,7 +10,7 @@ LEVELS = ("baseline", "avx2", "avx512")
 
 
 @pytest.fixture(autouse=True)
-def native():
+def native(poisoned):
     """Forces the native backend, with threads even for small banks; leaves all settings as it found them."""
     reason = backends.unavailable("native", "cpu")
     if reason:

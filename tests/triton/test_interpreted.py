@@ -27,24 +27,9 @@ from we_kernels.runtime.view import BankView
 
 HERE = Place(torch.device("cpu"), 0, False)
 
-SENTINEL = {torch.float32: float("nan"), torch.int32: -99}
 dtypes = pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
 mixes = pytest.mark.parametrize("mix", matrix.MIXES, ids=matrix.mix_id)
 rules = pytest.mark.parametrize("rule", ["paper", "released"])
-
-
-@pytest.fixture(autouse=True)
-def poisoned_allocations(monkeypatch):
-    """Outputs and scratch hold NaN or -99 before the kernels run."""
-    empty = torch.empty
-
-    def poisoned(*args, dtype=None, **kwargs):
-        tensor = empty(*args, dtype=dtype, **kwargs)
-        if dtype in SENTINEL:
-            tensor.fill_(SENTINEL[dtype])
-        return tensor
-
-    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 @pytest.fixture(params=["ranked", "counted"])
