@@ -7,8 +7,6 @@ import pytest
 
 from tests.packaging import builds
 
-pytestmark = pytest.mark.slow
-
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
@@ -64,6 +62,7 @@ def test_cuda_auto_leaves_out_what_nvcc_cannot_build(source, tmp_path):
     assert f"WE_KERNELS_CUDA=on, but {nvcc} cannot compile" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize(
     ("settings", "architectures"),
