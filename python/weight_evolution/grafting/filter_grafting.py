@@ -15,8 +15,8 @@ import we_kernels as wk
 from we_kernels.checks import is_integer, is_number
 from we_kernels.grafting import MAX_BINS
 
-from ..invalid_filters import PUBLISHED_THRESHOLDS
-from ..parameters import ModuleFilter
+from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
+from ..model.module_filters import ModuleFilter
 from .network import Choice, Information, Network, Rule
 from .parts import first_difference
 from .report import GraftingReport, by_threshold

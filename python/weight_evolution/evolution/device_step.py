@@ -14,10 +14,10 @@ from we_kernels import backends
 from we_kernels.backends import reference
 from we_kernels.transfer import Place, send_, to_device
 
+from ..model.optimizer_state import OptimizerState, StateUpdate
+from ..model.targets import Targets
+from ..model.writing import overwrite_
 from .inferior_shifts import InferiorShifts
-from .optimizer_state import OptimizerState, StateUpdate
-from .parameters import Targets
-from .writing import overwrite_
 
 
 class Outcome(NamedTuple):

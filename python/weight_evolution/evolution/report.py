@@ -13,7 +13,8 @@ from torch import Tensor
 from we_kernels import NonFiniteWeightError
 from we_kernels.transfer import Readback
 
-from .parameters import KINDS
+from ..model.targets import KINDS
+from ..tables import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,10 +179,3 @@ class EvolutionReport:
     def _by_name(self, per_filter: Tensor) -> dict[str, Tensor]:
         parts = torch.split(per_filter.cpu(), list(self.filters.values()))
         return dict(zip(self.filters, parts, strict=True))
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with aligned columns, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return ["  ".join([row[0].ljust(widths[0]), *cells[1:]]) for row, cells in zip(rows, padded, strict=True)]

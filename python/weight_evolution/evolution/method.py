@@ -15,13 +15,15 @@ from torch.optim import Optimizer
 
 from we_kernels.checks import check_rule, is_integer, is_number
 
+from ..model.module_filters import ModuleFilter
+from ..model.optimizer_state import check_optimizer_state
+from ..model.parameters import COMPUTED, candidates, find_targets
+from ..model.structure import Structure
+from ..model.targets import Targets
 from .device_step import DeviceStep, Outcome
 from .inferior_shifts import InferiorShifts
-from .optimizer_state import check_optimizer_state
-from .parameters import COMPUTED, ModuleFilter, Targets, candidates, find_targets
 from .report import EvolutionReport
 from .schedule import Schedule, StagedSigmoid, describe
-from .structure import Structure
 
 _STATE_FORMAT = 2
 _PUBLISHED_SHIFT_RATE = 0.05
