@@ -124,7 +124,8 @@ class EvolutionReport:
             return
         bad = [name for name, importance in self.importance_before.items() if not importance.isfinite().all()]
         raise NonFiniteWeightError(
-            f"{', '.join(bad)}: a weight is NaN or infinite (or its L1 norm overflows float32); nothing was changed. "
+            f"{', '.join(bad)}: a weight is NaN or infinite (or its L1 norm overflows float32, or the "
+            "importance given is negative or not finite); nothing was changed. "
             "Lower the learning rate or restore a checkpoint; check_finite=False skips such steps silently"
         )
 

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
+from ..arguments import check_model
 from .module_filters import ModuleFilter, check_filters, left_out
 from .optimizer_state import OptimizerState
 from .outputs import output_layers
@@ -43,9 +44,7 @@ def find_targets(
         ValueError: an entry of ``include`` or ``exclude`` matches no module, the optimizer is of another model, or
             nothing is left to evolve.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(named_modules(model))
+    modules = dict(named_modules(check_model(model)))
     check_filters(include, exclude, modules)
     kinds = {name: _kinds_of(module, linear) for name, module in modules.items()}
     outputs = _output_weights(model, modules) if include is None and any(kinds.values()) else set()
