@@ -6,19 +6,16 @@
 from we_kernels import BackendUnavailableError, NonFiniteWeightError, __version__
 
 from .asynchronous import AsynchronousSGD, AsynchronousUpdate
-from .distillation import distillation_loss
-from .evolution import WeightEvolution
-from .grafting import ExchangeError, FilterGrafting, GraftingReport
-from .invalid_filters import count_invalid_filters
-from .low_rank import LowRankProjection, compact_like
-from .overlap import OverlapReport, filter_overlap, measure_overlap
-from .report import EvolutionReport
-from .schedule import StagedSigmoid
+from .evolution import EvolutionReport, StagedSigmoid, WeightEvolution
+from .grafting import ExchangeError, FilterGrafting, GraftingReport, distillation_loss
+from .low_rank import CompactReport, LowRankProjection, ProjectionReport, compact_like
+from .measures import OverlapReport, count_invalid_filters, filter_overlap, measure_overlap
 
 __all__ = [
     "AsynchronousSGD",
     "AsynchronousUpdate",
     "BackendUnavailableError",
+    "CompactReport",
     "EvolutionReport",
     "ExchangeError",
     "FilterGrafting",
@@ -26,6 +23,7 @@ __all__ = [
     "LowRankProjection",
     "NonFiniteWeightError",
     "OverlapReport",
+    "ProjectionReport",
     "StagedSigmoid",
     "WeightEvolution",
     "__version__",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import we_kernels as wk
 from tests import oracle
 from weight_evolution import NonFiniteWeightError, StagedSigmoid, WeightEvolution
 
@@ -39,6 +40,10 @@ def assert_unchanged(model, before):
 
 def always(rate, epoch):
     return rate
+
+
+def norms_of(bank):
+    return wk.filter_importance(bank)
 
 
 @pytest.mark.parametrize("rule", ["paper", "released"])
@@ -149,16 +154,22 @@ def test_non_finite_weight(name, value, backend):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"conv_rate": 1.5}, ValueError, r"conv_rate must be a number in \[0, 1\], got 1.5"),
+        ({"conv_rate": 1.5}, ValueError, r"conv_rate must be in \[0, 1\], got 1.5"),
         ({"norm_scale_rate": -0.1}, ValueError, "norm_scale_rate"),
         ({"norm_shift_rate": math.nan}, ValueError, "norm_shift_rate"),
-        ({"linear_rate": "much"}, ValueError, "linear_rate"),
-        ({"norm_shift_rate": "all"}, ValueError, 'norm_shift_rate \\(or "inferior"\\) must be'),
+        ({"linear_rate": "much"}, TypeError, "linear_rate must be a number, got str"),
+        ({"norm_shift_rate": "all"}, ValueError, 'norm_shift_rate must be in \\[0, 1\\] or "inferior", got'),
         ({"epochs": 0}, ValueError, "epochs must be an integer from 1, got 0"),
-        ({"epochs": 1.5}, ValueError, "epochs must be an integer from 1"),
+        ({"epochs": 1.5}, TypeError, "epochs must be an integer, got float"),
         ({"local_ratio": 2}, ValueError, "local_ratio"),
         ({"starvation_divisor": 0}, ValueError, "starvation_divisor must be a positive number"),
         ({"starvation_divisor": math.nan}, ValueError, "starvation_divisor"),
+        ({"starvation_divisor": "2"}, TypeError, "starvation_divisor must be a number, got str"),
+        ({"crossover": 1}, TypeError, 'crossover must be "paper" or "released", got int'),
+        ({"importance": "l2"}, ValueError, 'importance must be "l1" or a callable'),
+        ({"importance": 1}, TypeError, 'importance must be "l1" or a callable'),
+        ({"check_finite": 1}, TypeError, "check_finite must be True or False, got 1"),
+        ({"measure_after": None}, TypeError, "measure_after must be True or False, got None"),
         ({"crossover": "figure1"}, ValueError, 'crossover must be "paper" or "released", got \'figure1\''),
         ({"schedule": 0.2}, TypeError, "schedule must be a callable"),
         ({"optimizer_state": "forget"}, ValueError, 'optimizer_state must be "keep", "fill" or "reset"'),
@@ -175,15 +186,15 @@ def test_schedule_out_of_range(rate):
     model = network()
     evolution = WeightEvolution(model, schedule=lambda base, epoch: rate if epoch == 3 else base)
     before = state(model)
-    with pytest.raises(ValueError, match=r"schedule\(conv rate, epoch 3\) must be a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"schedule\(conv rate, epoch 3\) must be in \[0, 1\]"):
         evolution.step(epoch=3)
     assert_unchanged(model, before)
     assert evolution.epoch == 0
 
 
-@pytest.mark.parametrize("epoch", [-1, 1.5, True])
-def test_bad_epoch(epoch):
-    with pytest.raises(ValueError, match="epoch must be an integer from 0"):
+@pytest.mark.parametrize(("epoch", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_bad_epoch(epoch, error):
+    with pytest.raises(error, match="epoch must be an integer"):
         WeightEvolution(network()).step(epoch=epoch)
 
 
@@ -314,6 +325,8 @@ def test_numbers_of_numpy():
         ({"norm_shift_rate": "inferior"}, "norm_shift_rate=0.05, this WeightEvolution has 'inferior'"),
         ({"local_ratio": 0.2}, "local_ratio=0.1, this WeightEvolution has 0.2"),
         ({"starvation_divisor": 3}, r"starvation_divisor=2.0, this WeightEvolution has 3.0"),
+        ({"importance": norms_of}, "importance='l1', this WeightEvolution has 'norms_of'"),
+        ({"starvation_divisor": None}, "starvation_divisor=2.0, this WeightEvolution has None"),
         ({"crossover": "released"}, "crossover='paper', this WeightEvolution has 'released'"),
         ({"schedule": always}, r"schedule='StagedSigmoid\(.*, this WeightEvolution has 'always'"),
         ({"schedule": StagedSigmoid.imagenet()}, r"schedule='StagedSigmoid\(milestones=\(60, 120\)"),
@@ -338,6 +351,148 @@ def test_states_without_options_are_still_read():
     old = {key: value for key, value in first.state_dict().items() if key != "options"} | {"format": 1}
     second.load_state_dict(old)
     assert second.epoch == 1
+
+
+def test_steps_are_counted_and_saved():
+    evolution = WeightEvolution(network(), epochs=9)
+    evolution.step(epoch=3)
+    evolution.step()
+    assert evolution.step(epoch=8) is None
+    assert (evolution.steps, evolution.epoch) == (2, 9)
+    resumed = WeightEvolution(network())
+    resumed.load_state_dict(evolution.state_dict())
+    assert resumed.steps == 2
+
+
+def test_options_can_be_read_and_not_set():
+    evolution = WeightEvolution(network(), crossover="released", norm_shift_rate="inferior", epochs=7)
+    assert evolution.base_rates == {"conv": 0.2, "norm_scale": 0.05, "norm_shift": 0.05, "linear": 0.0}
+    options = {
+        "local_ratio": 0.1,
+        "starvation_divisor": 2.0,
+        "schedule": StagedSigmoid.cifar(),
+        "crossover": "released",
+        "importance": "l1",
+        "check_finite": True,
+        "epochs": 7,
+    }
+    for name, value in options.items():
+        assert getattr(evolution, name) == value
+        with pytest.raises(AttributeError):
+            setattr(evolution, name, value)
+
+
+def test_without_the_starvation_rule_nothing_is_counted_or_given_up():
+    model = network()
+    starving = {"conv_rate": 0.9, "local_ratio": 0.0, "schedule": always}
+    counting = WeightEvolution(copy.deepcopy(model), starvation_divisor=2.0, **starving)
+    off = WeightEvolution(model, starvation_divisor=None, **starving)
+    assert [sum(counting.step().starved.values()) for _ in range(2)] != [0, 0]
+    assert [sum(off.step().starved.values()) for _ in range(2)] == [0, 0]
+    assert off.state_dict()["starvation"]["conv"] == 0
+    assert off.state_dict()["options"]["starvation_divisor"] is None
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_shift_rate": "inferior"}, {"optimizer_state": "fill"}])
+def test_given_importances_that_are_the_published_ones_give_the_same_bits(options, backend):
+    models = [network(3), network(3)]
+    reports = []
+    for model, importance in zip(models, ("l1", norms_of), strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        if "optimizer_state" in options:
+            model(torch.ones(2, 3, 6, 6)).sum().backward()
+            optimizer.step()
+        evolution = WeightEvolution(
+            model,
+            conv_rate=0.6,
+            linear_rate=0.5,
+            schedule=always,
+            local_ratio=0.4,
+            include=["*"],
+            optimizer=optimizer,
+            importance=importance,
+            **options,
+        )
+        reports.append((evolution.preview(), evolution.step()))
+    assert_unchanged(models[0], state(models[1]))
+    assert sum(reports[0][1].inferior.values()) > 0
+    for one, other in zip(*reports, strict=True):
+        assert str(one) == str(other)
+    after = [report.importance_after for _, report in reports]
+    assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+
+
+def test_given_importances_decide_who_is_replaced_and_not_how():
+    model, plain = network(), network()
+    last = torch.arange(12, 0, -1.0)  # the last filter is the least
+
+    def importance(bank):
+        assert bank.names == ("0.weight",)
+        return last
+
+    report = WeightEvolution(
+        model, include=["0"], importance=importance, conv_rate=0.1, local_ratio=1.0, schedule=always
+    ).step()
+    assert report.donors["0.weight"].tolist() == [-1] * 11 + [0]
+    assert torch.equal(report.importance_before["0.weight"], last)
+    donor = torch.tensor([-1] * 11 + [0], dtype=torch.int32)
+    wk.crossover_(wk.FilterBank([plain[0].weight]), donor)
+    assert torch.equal(model[0].weight, plain[0].weight)
+
+
+def test_a_linear_bias_follows_its_row_whatever_the_importance():
+    model = nn.Sequential(nn.Linear(3, 4))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0], [1.0], [1.0], [1.0]]).expand(4, 3))
+        model[0].bias.copy_(torch.tensor([8.0, 0.0, 0.0, 4.0]))
+    WeightEvolution(
+        model,
+        linear_rate=0.2,
+        schedule=always,
+        include=["*"],
+        importance=lambda bank: torch.tensor([4.0, 3.0, 2.0, 1.0]),
+    ).step()
+    assert model[0].weight[3, 0].item() == 0.25 * 1 + 0.75 * 3
+    assert model[0].bias[3].item() == 0.25 * 4 + 0.75 * 8
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+def test_importances_that_are_no_good_stop_the_step(bad):
+    model = network()
+    before = state(model)
+    evolution = WeightEvolution(model, importance=lambda bank: norms_of(bank).index_fill(0, torch.tensor([1]), bad))
+    with pytest.raises(NonFiniteWeightError, match=r"^0\.weight: .*importance given is negative or not finite"):
+        evolution.step()
+    assert_unchanged(model, before)
+
+
+def test_a_weight_that_is_not_finite_is_noticed_whatever_its_importance():
+    model = network()
+    model[3].weight.data[2] = math.nan
+    before = state(model)
+    evolution = WeightEvolution(model, importance=lambda bank: torch.ones(bank.num_filters))
+    with pytest.raises(NonFiniteWeightError, match=r"^3\.weight: a weight is NaN or infinite"):
+        evolution.step()
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize(
+    ("importance", "error", "message"),
+    [
+        (lambda bank: [1.0] * bank.num_filters, TypeError, "importance must give a float32 tensor.*got list"),
+        (lambda bank: torch.ones(bank.num_filters).double(), TypeError, "float32 tensor.*got torch.float64"),
+        (lambda bank: torch.ones(3), ValueError, r"importance must give shape \(96,\) on cpu.*got \(3,\) on cpu"),
+    ],
+)
+def test_importances_of_another_kind_are_refused(importance, error, message):
+    model = network()
+    before = state(model)
+    evolution = WeightEvolution(model, importance=importance)
+    for call in (evolution.step, evolution.preview):
+        with pytest.raises(error, match=message):
+            call()
+    assert_unchanged(model, before)
+    assert evolution.steps == 0
 
 
 def train(model, optimizer, epoch):

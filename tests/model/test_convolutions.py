@@ -12,8 +12,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils import parametrizations, prune
 
 from weight_evolution import FilterGrafting, LowRankProjection, count_invalid_filters
+from weight_evolution.measures.overlap import filter_overlap
 from weight_evolution.model.copies import copy_model
-from weight_evolution.overlap import filter_overlap
 
 MEASURES = [lambda model: count_invalid_filters(model, 1.0), filter_overlap]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..wrapped_optimizers import parameters_of
+from ..model.wrapped_optimizers import parameters_of
 
 
 def check_hooks(optimizer: Optimizer) -> None:

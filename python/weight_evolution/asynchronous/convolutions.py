@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 import we_kernels as wk
 
 from ..model.links import Links
-from ..parameters import Targets
-from ..wrapped_optimizers import parameters_of
+from ..model.targets import Targets
+from ..model.wrapped_optimizers import parameters_of
 
 
 class Convolutions:

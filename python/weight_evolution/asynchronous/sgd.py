@@ -13,7 +13,8 @@ from torch.optim.sgd import sgd
 
 import we_kernels as wk
 
-from ..parameters import ModuleFilter, Target, Targets
+from ..model.module_filters import ModuleFilter
+from ..model.targets import Target, Targets
 from .calls import only_makes_state
 from .convolutions import Convolutions
 from .subsets import Subsets

@@ -11,9 +11,10 @@ from torch.nn.modules.conv import _ConvNd
 
 from we_kernels.checks import is_integer, is_number
 
+from ..model.module_filters import ModuleFilter, check_filters, left_out
+from ..model.targets import Target, Targets, own_parameter
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules
-from ..parameters import ModuleFilter, Target, Targets, check_filters, matches, own_parameter
 
 SELECTS = ("filters", "input_channels")
 
@@ -84,8 +85,7 @@ def find_convolutions(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     modules = dict(named_modules(model))
-    check_filters(include, "include", modules)
-    check_filters(exclude, "exclude", modules)
+    check_filters(include, exclude, modules)
     make = FilterTarget if select == "filters" else ChannelTarget
     optimized = set(map(id, parameters))
     items: list[Target] = []
@@ -95,10 +95,8 @@ def find_convolutions(
         if not isinstance(module, _ConvNd):
             continue
         full_name = joined(name, "weight")
-        if any(matches(entry, name, module) for entry in exclude):
-            skipped[full_name] = "excluded"
-        elif include is not None and not any(matches(entry, name, module) for entry in include):
-            skipped[full_name] = "not included"
+        if reason := left_out([name], module, include, exclude):
+            skipped[full_name] = reason
         elif id(parameter := own_parameter(module, "weight", full_name)) in seen:
             skipped[full_name] = "shared with a parameter listed before"
         elif id(parameter) not in optimized:

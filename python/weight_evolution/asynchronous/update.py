@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 import we_kernels as wk
 
-from ..parameters import ModuleFilter
-from ..wrapped_optimizers import wrapped_optimizers
+from ..model.module_filters import ModuleFilter
+from ..model.wrapped_optimizers import wrapped_optimizers
 from .calls import check_hooks, only_makes_state, within_another_step
 from .convolutions import Convolutions
 from .sgd import AsynchronousSGD

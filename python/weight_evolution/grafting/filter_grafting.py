@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import we_kernels as wk
 from we_kernels.checks import is_integer, is_number
 
-from ..invalid_filters import PUBLISHED_THRESHOLDS
-from ..parameters import ModuleFilter
+from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
+from ..model.module_filters import ModuleFilter
 from .network import Choice, Information, Network, Rule
 from .parts import first_difference
 from .report import GraftingReport, by_threshold

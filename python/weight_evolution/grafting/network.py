@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import we_kernels as wk
 
-from ..invalid_filters import PUBLISHED_THRESHOLDS, as_rows, count_under, filter_norms
+from ..measures.invalid_filters import PUBLISHED_THRESHOLDS, as_rows, count_under, filter_norms
+from ..model.module_filters import ModuleFilter
 from ..model.wrappers import named_modules
-from ..parameters import ModuleFilter
 from .coefficients import filter_coefficients, layer_coefficients
 from .parts import Conv, FilterPairs, Parts, find_norms, find_parts, pair_up
 

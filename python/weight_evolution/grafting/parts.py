@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +13,11 @@ from torch.nn.parameter import is_lazy
 
 from we_kernels import DTYPES
 
-from ..low_rank.batch_norm_pairs import BatchNormPairs, find_batch_norms
-from ..low_rank.layers import Layer, Plain
+from ..model.batch_norm_pairs import BatchNormPairs, find_batch_norms
+from ..model.module_filters import ModuleFilter, check_filters, left_out
+from ..model.targets import filters_of
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules
-from ..parameters import ModuleFilter, check_filters, filters_of, matches
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ def find_parts(
         raise TypeError(f"each model must be a torch.nn.Module, got {type(model).__name__}")
     modules = dict(named_modules(model))
     owners = modules | {joined(name, a): module for name, module in modules.items() for a, _ in _tensors(module)}
-    check_filters(include, "include", owners)
-    check_filters(exclude, "exclude", owners)
+    check_filters(include, exclude, owners)
     items: list[Part] = []
     convs: list[Conv] = []
     skipped: dict[str, str] = {}
@@ -97,7 +95,7 @@ def find_parts(
     for module_name, module in modules.items():
         weight_name = joined(module_name, "weight")
         if isinstance(module, (_ConvNd, _BatchNorm, nn.Linear)):
-            if reason := _left_out(module_name, weight_name, module, include, exclude):
+            if reason := left_out((module_name, weight_name), module, include, exclude):
                 skipped[weight_name] = reason
             else:
                 _require_own_weight(module, weight_name)
@@ -107,7 +105,7 @@ def find_parts(
                         convs.append(Conv(weight_name, module))
         for attribute, tensor in _tensors(module):
             name = joined(module_name, attribute)
-            if reason := _left_out(module_name, name, module, include, exclude):
+            if reason := left_out((module_name, name), module, include, exclude):
                 skipped[name] = reason
                 continue
             if is_lazy(tensor):
@@ -157,7 +155,7 @@ def find_norms(
     Raises:
         TypeError, ValueError: ``given`` names something that cannot be paired.
     """
-    layers = [Layer(_module_name(conv), cast(Plain, conv.module)) for conv in parts.convs]
+    layers = {_module_name(conv): conv.module for conv in parts.convs}
     return find_batch_norms(model, layers, given=given, example_inputs=example_inputs)
 
 
@@ -218,21 +216,6 @@ def _unfit(module: nn.Module, attribute: str, tensor: Tensor) -> str | None:
         return "a buffer that is not saved (persistent=False)"
     own = [parameter for parameter in module._parameters.values() if parameter is not None]
     return "buffer of a frozen module" if own and not any(parameter.requires_grad for parameter in own) else None
-
-
-def _left_out(
-    module_name: str,
-    name: str,
-    module: nn.Module,
-    include: Sequence[ModuleFilter] | None,
-    exclude: Sequence[ModuleFilter],
-) -> str | None:
-    def listed(entries: Sequence[ModuleFilter]) -> bool:
-        return any(matches(entry, n, module) for entry in entries for n in (module_name, name))
-
-    if listed(exclude):
-        return "excluded"
-    return None if include is None or listed(include) else "not included"
 
 
 def _require_own_weight(module: nn.Module, name: str) -> None:

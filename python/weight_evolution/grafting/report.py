@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..report import table
+from ..tables import table
 
 
 @dataclass(frozen=True)

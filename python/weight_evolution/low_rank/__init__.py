@@ -1,13 +1,11 @@
 """Low-rank projection with energy transfer: train towards low rank, hand over a compact network."""
 
-from .batch_norm_pairs import BatchNormPairs
 from .compact import compact_like
 from .costs import count_macs, measure_latency
 from .projection import LowRankProjection
 from .report import CompactReport, LayerCost, ProjectionReport
 
 __all__ = [
-    "BatchNormPairs",
     "CompactReport",
     "LayerCost",
     "LowRankProjection",

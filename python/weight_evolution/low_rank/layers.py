@@ -14,9 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from we_kernels import FilterBank
 
+from ..model.module_filters import ModuleFilter, check_filters, left_out
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules, unwrap
-from ..parameters import ModuleFilter, check_filters, matches
 
 Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """What can be replaced by two layers of its kind."""
@@ -167,8 +167,7 @@ def find_layers(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     modules = dict(named_modules(model))
-    check_filters(include, "include", modules)
-    check_filters(exclude, "exclude", modules)
+    check_filters(include, exclude, modules)
     layers, skipped = _sort(model, linear, include, exclude)
     if not layers:
         reason = f"left out: {skipped}" if skipped else reason_without_layers(model)
@@ -196,11 +195,7 @@ def _sort(
     for name, module in modules.items():
         if not isinstance(module, (_ConvNd, nn.Linear) if linear else _ConvNd):
             continue
-        if any(matches(entry, name, module) for entry in exclude):
-            skipped[name] = "excluded"
-        elif include is not None and not any(matches(entry, name, module) for entry in include):
-            skipped[name] = "not included"
-        elif reason := _unfit(name, module):
+        if (reason := left_out([name], module, include, exclude)) or (reason := _unfit(name, module)):
             skipped[name] = reason
         elif parent := read_by.get(id(module)):
             skipped[name] = f"{parent} reads its weight directly"

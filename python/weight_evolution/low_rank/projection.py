@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 
 import we_kernels as wk
 
+from ..model.batch_norm_pairs import BatchNormPairs, find_batch_norms
 from ..model.copies import copy_model
+from ..model.module_filters import ModuleFilter
+from ..model.optimizer_state import StateUpdate, check_optimizer_state
 from ..model.tracing import restored
 from ..model.wrappers import named_modules, unwrap
-from ..optimizer_state import StateUpdate, check_optimizer_state
-from ..parameters import ModuleFilter
-from .batch_norm_pairs import BatchNormPairs, find_batch_norms
 from .compact import as_matrix, compact_like, factorize, vanishes
 from .costs import count_macs, count_parameters, make_inputs, measure_latency
 from .layers import FROZEN, Layer, Layers, changed, one_device
@@ -305,7 +305,12 @@ class LowRankProjection:
         if not rectify:
             names = [layer.name for layer in self._layers]
             return BatchNormPairs(dict.fromkeys(names), dict.fromkeys(names, "rectify_batch_norm=False"), "off")
-        pairs = find_batch_norms(self._model, self._layers.items, given=given, example_inputs=self._example_inputs)
+        pairs = find_batch_norms(
+            self._model,
+            {layer.name: layer.module for layer in self._layers},
+            given=given,
+            example_inputs=self._example_inputs,
+        )
         has_norm = any(isinstance(module, _BatchNorm) for module in self._model.modules())
         if pairs.source == "not traced" and has_norm:
             convs = [name for name, reason in pairs.reasons.items() if "traced" in reason]

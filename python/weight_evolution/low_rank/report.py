@@ -11,7 +11,7 @@ import torch
 
 import we_kernels as wk
 
-from ..report import table
+from ..tables import table
 from .layers import Layer
 
 VANISHES = "largest singular value under 1e-4"

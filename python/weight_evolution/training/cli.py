@@ -14,7 +14,7 @@ import torch.distributed as dist
 import we_kernels
 from we_kernels.info import format_info
 from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError
-from weight_evolution.invalid_filters import PUBLISHED_THRESHOLDS
+from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS
 
 from .arguments import fraction, momentum, non_negative_float, non_negative_int, positive_float, positive_int
 from .compacting import compact_checkpoint

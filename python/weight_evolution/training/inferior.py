@@ -39,7 +39,7 @@ def count_inferior_filters(
         norm_scale_rate=0.0,
         norm_shift_rate=0.0,
         local_ratio=local_ratio,
-        starvation_divisor=1e-9,  # a limit that no count reaches
+        starvation_divisor=None,
         schedule=lambda base_rate, epoch: base_rate,
         measure_after=False,
         include=["*"],  # output layers, too

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from weight_evolution import EvolutionReport, count_invalid_filters
-from weight_evolution.invalid_filters import PUBLISHED_THRESHOLDS
+from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS
 
 from .checkpoint import read_checkpoint
 from .config import TrainingConfig

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from weight_evolution import StagedSigmoid, WeightEvolution
-from weight_evolution.schedule import Schedule
+from weight_evolution.evolution import Schedule
 
 from ..arguments import fraction, positive_float, positive_int
 from ..errors import UserError

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..arguments import check_choice, check_optimizer
 from .wrapped_optimizers import parameters_of, wrapped_optimizers
 from .writing import overwrite_
 
@@ -66,20 +67,17 @@ def check_optimizer_state(optimizer: Optimizer | None, optimizer_state: str) -> 
     """The two arguments as one; None without an optimizer.
 
     Raises:
+        TypeError: one of them is of the wrong type.
         ValueError: ``optimizer_state`` is none of the choices, or needs an optimizer.
-        TypeError: ``optimizer`` is none.
     """
-    if optimizer_state not in CHOICES:
-        raise ValueError(f'optimizer_state must be "keep", "fill" or "reset", got {optimizer_state!r}')
+    check_choice(optimizer_state, "optimizer_state", CHOICES)
     if optimizer is None:
         if optimizer_state != "keep":
             raise ValueError(
                 f'optimizer_state="{optimizer_state}" needs optimizer=, the torch.optim.Optimizer whose state to change'
             )
         return None
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return OptimizerState(optimizer, optimizer_state)
+    return OptimizerState(check_optimizer(optimizer), optimizer_state)
 
 
 class _Entry(NamedTuple):

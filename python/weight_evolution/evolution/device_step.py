@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,10 +12,11 @@ from torch.autograd.graph import increment_version
 
 import we_kernels as wk
 
+from ..model.optimizer_state import OptimizerState, StateUpdate
+from ..model.targets import Targets
+from ..model.writing import overwrite_
 from .inferior_shifts import InferiorShifts
-from .optimizer_state import OptimizerState, StateUpdate
-from .parameters import Targets
-from .writing import overwrite_
+from .options import EvolutionOptions
 
 
 class Outcome(NamedTuple):
@@ -55,7 +57,7 @@ class DeviceStep:
 
     Args:
         targets: the parameters that take part.
-        local_ratio, crossover, starvation_limit, measure_after: see `WeightEvolution`.
+        options, measure_after: see `WeightEvolution`.
         optimizer_state: the optimizer whose state changes with the weights, if any.
         inferior_shifts: restricts the shifts, if any.
         cuda_graph: replay a recording of the step where the model is on a GPU. The first step after the parameters
@@ -65,22 +67,24 @@ class DeviceStep:
     def __init__(
         self,
         targets: Targets,
+        options: EvolutionOptions,
         *,
-        local_ratio: float,
-        crossover: str,
-        starvation_limit: float,
         measure_after: bool,
         optimizer_state: OptimizerState | None,
         inferior_shifts: InferiorShifts | None,
         cuda_graph: bool,
     ) -> None:
         self._targets = targets
-        self._local_ratios = [None if kind == "linear" else local_ratio for kind in targets.kinds]
+        self._local_ratios = [None if kind == "linear" else options.local_ratio for kind in targets.kinds]
         # As the released program, which leaves dead filters where they outnumber the rate's share, or as the paper.
-        self._zero_is_inferior = [crossover == "paper" and kind in ("conv", "linear") for kind in targets.kinds]
-        self._crossover = crossover
+        self._zero_is_inferior = [options.crossover == "paper" and kind in ("conv", "linear") for kind in targets.kinds]
+        self._crossover = options.crossover
+        self._importance = None if isinstance(options.importance, str) else options.importance
         self._inferior_shifts = inferior_shifts
-        self._starvation_limit = starvation_limit
+        convs = sum(target.kind == "conv" for target in targets.items)
+        divisor = options.starvation_divisor
+        # Without a convolution no filter can starve, but BatchNorms alone still need a limit.
+        self._starvation_limit = None if divisor is None else max(convs, 1) / divisor
         self._measure_after = measure_after
         self._optimizer_state = optimizer_state
         self._cuda_graph = cuda_graph
@@ -140,7 +144,7 @@ class DeviceStep:
         bank = self._targets.bank()
         self._send(tuple(rates), bank.device)
         counters = self._counters.clone()
-        selection = self._select(bank, counters)
+        selection = self._select(bank, wk.filter_importance(bank), counters)
         return Outcome(bank.names, bank.sizes, selection, counters, None)
 
     @torch.inference_mode(False)
@@ -156,26 +160,43 @@ class DeviceStep:
 
     def _evolve(self, bank: wk.FilterBank) -> Outcome:
         state = self._optimizer_state and StateUpdate(self._optimizer_state, self._parameters())
-        if self._inferior_shifts is None:
+        if self._inferior_shifts is None and self._importance is None:
             selection = wk.evolve_(bank, rule=self._crossover, **self._matching(self._counters))
+            norms = selection.importance
         else:
-            selection = self._select(bank, self._counters)
+            norms = wk.filter_importance(bank)
+            selection = self._select(bank, norms, self._counters)
             wk.crossover_(bank, selection.donor, self._crossover, validate=False)
-        self._blend_linear_biases(bank, selection)
+        self._blend_linear_biases(bank, selection.donor, norms)
         if state:
             state.apply_()
-        after = wk.filter_importance(bank) if self._measure_after else None
+        after = self._measure(bank, wk.filter_importance(bank)) if self._measure_after else None
         return Outcome(bank.names, bank.sizes, selection, self._counters.clone(), after)
 
-    def _select(self, bank: wk.FilterBank, counters: Tensor) -> wk.Selection:
-        selection = wk.match_filters(bank, wk.filter_importance(bank), **self._matching(counters))
+    def _select(self, bank: wk.FilterBank, norms: Tensor, counters: Tensor) -> wk.Selection:
+        selection = wk.match_filters(bank, self._measure(bank, norms), **self._matching(counters))
         return selection if self._inferior_shifts is None else self._inferior_shifts.restrict(bank, selection)
+
+    def _measure(self, bank: wk.FilterBank, norms: Tensor) -> Tensor:
+        """float32 [F]: the importances to match by, NaN where those or the weights (so the L1 norms) are no good."""
+        if self._importance is None:
+            return norms
+        importance = self._importance(bank)
+        if not isinstance(importance, Tensor) or importance.dtype != torch.float32:
+            given = importance.dtype if isinstance(importance, Tensor) else type(importance).__name__
+            raise TypeError(f"importance must give a float32 tensor, one number for each filter, got {given}")
+        if importance.shape != norms.shape or importance.device != norms.device:
+            raise ValueError(
+                f"importance must give shape {tuple(norms.shape)} on {norms.device}, one number for each filter of the "
+                f"bank, got {tuple(importance.shape)} on {importance.device}"
+            )
+        return torch.where(importance >= 0, importance, math.nan) + 0 * norms
 
     def _matching(self, counters: Tensor) -> dict[str, Any]:
         return {
             "rate": self._rates,
             "local_ratio": self._local_ratios,
-            "starvation": counters,
+            "starvation": None if self._starvation_limit is None else counters,
             "starvation_limit": self._starvation_limit,
             "zero_is_inferior": self._zero_is_inferior,
         }
@@ -203,12 +224,12 @@ class DeviceStep:
             if target.kind == "linear" and isinstance(bias := target.module.bias, Tensor) and bias.requires_grad
         ]
 
-    def _blend_linear_biases(self, bank: wk.FilterBank, selection: wk.Selection) -> None:
+    def _blend_linear_biases(self, bank: wk.FilterBank, donor: Tensor, norms: Tensor) -> None:
         """A Linear's bias elements follow their rows, with the same coefficient."""
         biases = self._biases()
         if not biases:
             return
-        donors, importances = bank.split(selection.donor), bank.split(selection.importance)
+        donors, importances = bank.split(donor), bank.split(norms)
         for position, bias in biases:
             donor, importance = donors[position], importances[position]
             source = donor.clamp(min=0).long()

@@ -9,7 +9,7 @@ from torch import nn, optim
 from torch.optim import Optimizer
 
 from weight_evolution import LowRankProjection, WeightEvolution
-from weight_evolution.optimizer_state import StateUpdate, check_optimizer_state
+from weight_evolution.model.optimizer_state import StateUpdate, check_optimizer_state
 
 FIRST, SECOND = "first moment", "second moment"
 OPTIMIZERS = {

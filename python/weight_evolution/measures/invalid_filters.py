@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from we_kernels.checks import is_number
 
-from .model.convolutions import convolutions
+from ..model.convolutions import convolutions
 
 PUBLISHED_THRESHOLDS = (0.1, 0.01)
 

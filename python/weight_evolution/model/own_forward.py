@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .model.tracing import restored
+from .tracing import restored
 
 _PLAIN = (
     nn.Conv1d,

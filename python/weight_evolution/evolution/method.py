@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,19 +14,18 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-import we_kernels as wk
-from we_kernels.checks import check_choice, is_integer, is_number
-
+from ..arguments import check_count, check_flag
+from ..model.module_filters import ModuleFilter
+from ..model.optimizer_state import check_optimizer_state
+from ..model.state import check_same_model, check_same_options, check_state, read_count
 from .device_step import DeviceStep, Outcome
-from .inferior_shifts import InferiorShifts
-from .optimizer_state import check_optimizer_state
-from .parameters import COMPUTED, ModuleFilter, Targets, candidates, find_targets
+from .options import EvolutionOptions, Importance
 from .report import EvolutionReport
-from .schedule import Schedule, StagedSigmoid, describe
-from .structure import Structure
+from .schedule import Schedule
+from .taking_part import TakingPart
 
 _STATE_FORMAT = 2
-_PUBLISHED_SHIFT_RATE = 0.05
+_PUBLISHED = EvolutionOptions()
 _LITTLE = 0.05
 """Share of a model's trainable elements under which a warning says how little takes part."""
 
@@ -57,10 +57,15 @@ class WeightEvolution:
             inferior and gets a donor in the same step; the model must be traceable by torch.fx.
         local_ratio: in [0, 1]; an inferior filter's importance is at most this share of its layer's largest.
         starvation_divisor: positive; after (number of convolutions) / starvation_divisor layers in a row with globally
-            but no locally inferior filters, the layer at hand gives up one.
+            but no locally inferior filters, the layer at hand gives up one. None: never.
         schedule: ``(base_rate, epoch) -> rate``; `StagedSigmoid.cifar()` when left out.
         crossover: "paper" or "released", see `we_kernels.crossover_`. With "paper", a filter of zeros is globally
             inferior even where more than the rate's share of them is zero; the released program leaves them.
+        importance: "l1", the L1 norm over the number of kernels (`we_kernels.filter_importance`), or a callable
+            ``(bank) -> float32 [F]`` on the weights' device, not negative. It decides which filters are inferior and
+            which replace them, also in `preview` and in the report; blends of rows still weigh by L1 norm. A weight
+            that is not finite, or an importance that is negative or not finite, stops the step all the same. The
+            callable may not wait for the device if steps should not, and must be capturable with ``cuda_graph``.
         check_finite: raise when a weight is NaN or infinite. Such a step changes nothing, with or without the check,
             which costs no pass over the weights: their importances tell.
         include: only modules of these names (with all inside them), name patterns (``*``) or types; output layers and
@@ -92,14 +97,15 @@ class WeightEvolution:
         self,
         model: nn.Module,
         *,
-        conv_rate: float = 0.2,
-        norm_scale_rate: float = 0.05,
-        norm_shift_rate: float | str = _PUBLISHED_SHIFT_RATE,
-        linear_rate: float = 0.0,
-        local_ratio: float = 0.1,
-        starvation_divisor: float = 2.0,
+        conv_rate: float = _PUBLISHED.conv_rate,
+        norm_scale_rate: float = _PUBLISHED.norm_scale_rate,
+        norm_shift_rate: float | str = _PUBLISHED.norm_shift_rate,
+        linear_rate: float = _PUBLISHED.linear_rate,
+        local_ratio: float = _PUBLISHED.local_ratio,
+        starvation_divisor: float | None = _PUBLISHED.starvation_divisor,
         schedule: Schedule | None = None,
-        crossover: str = "paper",
+        crossover: str = _PUBLISHED.crossover,
+        importance: str | Importance = _PUBLISHED.importance,
         check_finite: bool = True,
         include: Sequence[ModuleFilter] | None = None,
         exclude: Sequence[ModuleFilter] = (),
@@ -109,43 +115,51 @@ class WeightEvolution:
         cuda_graph: bool = False,
         epochs: int | None = None,
     ) -> None:
-        self._only_inferior_shifts = norm_shift_rate == "inferior"
-        shift_rate = _PUBLISHED_SHIFT_RATE if norm_shift_rate == "inferior" else norm_shift_rate
-        self.base_rates = {
-            "conv": _check_fraction(conv_rate, "conv_rate"),
-            "norm_scale": _check_fraction(norm_scale_rate, "norm_scale_rate"),
-            "norm_shift": _check_fraction(shift_rate, 'norm_shift_rate (or "inferior")'),
-            "linear": _check_fraction(linear_rate, "linear_rate"),
-        }
-        self.local_ratio = _check_fraction(local_ratio, "local_ratio")
-        if not is_number(starvation_divisor) or not 0 < float(starvation_divisor) < math.inf:
-            raise ValueError(f"starvation_divisor must be a positive number, got {starvation_divisor!r}")
-        self.starvation_divisor = float(starvation_divisor)
+        self._options = EvolutionOptions(
+            conv_rate=conv_rate,
+            norm_scale_rate=norm_scale_rate,
+            norm_shift_rate=norm_shift_rate,
+            linear_rate=linear_rate,
+            local_ratio=local_ratio,
+            starvation_divisor=starvation_divisor,
+            schedule=_PUBLISHED.schedule if schedule is None else schedule,
+            crossover=crossover,
+            importance=importance,
+            check_finite=check_finite,
+            epochs=epochs,
+        )
         state = check_optimizer_state(optimizer, optimizer_state)
-        if schedule is not None and not callable(schedule):
-            raise TypeError(f"schedule must be a callable (base_rate, epoch) -> rate, got {type(schedule).__name__}")
-        self.schedule: Schedule = StagedSigmoid.cifar() if schedule is None else schedule
-        self.crossover = check_choice(crossover, "crossover", wk.CROSSOVERS)
-        self.check_finite = check_finite
-        self.epochs = None if epochs is None else _check_count(epochs, "epochs", at_least=1)
         if cuda_graph and optimizer_state != "keep":
             raise ValueError('cuda_graph=True needs optimizer_state="keep": a graph would write to outdated state')
-        self._optimizer_state = None if cuda_graph else state
-        self._measure_after, self._cuda_graph = measure_after, cuda_graph
-        self._model, self._optimizer = model, optimizer
-        self._include, self._exclude = include, exclude
-        self._epoch = 0
+        self._taking_part = TakingPart(
+            model,
+            self._options,
+            include=include,
+            exclude=exclude,
+            optimizer=optimizer,
+            make_step=partial(
+                DeviceStep,
+                options=self._options,
+                measure_after=check_flag(measure_after, "measure_after"),
+                optimizer_state=None if cuda_graph else state,
+                cuda_graph=check_flag(cuda_graph, "cuda_graph"),
+            ),
+        )
+        self._epoch = self._steps = 0
         self._last_step: int | None = None
         self._warned = False
         self._unchecked: deque[EvolutionReport] = deque()
-        self._linear = linear_rate > 0
-        self._targets = self._find()
-        self._device_step = self._step_of(self._targets)
-        self._structure = self._structure_now()
-        if not any(target.parameter.is_meta for target in self._targets.items):
-            self._targets.bank()
         if include is None and not exclude:
-            self._warn_of_little()
+            self._warn_of_little(model)
+
+    base_rates = property(attrgetter("_options.base_rates"), doc="Kind -> base rate; read-only, as all options are.")
+    local_ratio = property(attrgetter("_options.local_ratio"))
+    starvation_divisor = property(attrgetter("_options.starvation_divisor"))
+    schedule = property(attrgetter("_options.schedule"))
+    crossover = property(attrgetter("_options.crossover"))
+    importance = property(attrgetter("_options.importance"))
+    check_finite = property(attrgetter("_options.check_finite"))
+    epochs = property(attrgetter("_options.epochs"))
 
     @property
     def epoch(self) -> int:
@@ -153,9 +167,14 @@ class WeightEvolution:
         return self._epoch
 
     @property
+    def steps(self) -> int:
+        """Steps so far, without those after the last of ``epochs``."""
+        return self._steps
+
+    @property
     def skipped(self) -> dict[str, str]:
         """Parameters of convolutions, BatchNorms (and Linears, if asked) that do not take part, and why."""
-        return dict(self._targets.skipped)
+        return dict(self._taking_part.targets.skipped)
 
     @torch.no_grad()
     def step(self, epoch: int | None = None) -> EvolutionReport | None:
@@ -182,38 +201,42 @@ class WeightEvolution:
         while self._unchecked and self._unchecked[0].arrived:
             self._unchecked.popleft().raise_pending()
         epoch = self._check_epoch(epoch)
-        if self.epochs is not None and epoch >= self.epochs - 1:
+        epochs = self._options.epochs
+        if epochs is not None and epoch >= epochs - 1:
             self._epoch = epoch + 1
             return None
-        self._follow()
-        rates = self._rates(epoch)
+        self._taking_part.follow()
+        rates = self._options.rates(self._taking_part.targets.kinds, epoch)
         self._warn_of_shifts(epoch)
-        report = self._report(epoch, rates, self._device_step.run(list(rates.values())))
+        report = self._report(epoch, rates, self._taking_part.device_step.run(list(rates.values())))
         if report.pending:
             self._unchecked.append(report)
         self._epoch, self._last_step = epoch + 1, epoch
+        self._steps += 1
         return report
 
     @torch.no_grad()
     def preview(self, epoch: int | None = None) -> EvolutionReport:
         """What `step` would select now; changes neither the model nor the counters. Waits as little as `step`."""
         epoch = self._check_epoch(epoch)
-        self._follow()
-        rates = self._rates(epoch)
-        return self._report(epoch, rates, self._device_step.preview(list(rates.values())))
+        self._taking_part.follow()
+        rates = self._options.rates(self._taking_part.targets.kinds, epoch)
+        return self._report(epoch, rates, self._taking_part.device_step.preview(list(rates.values())))
 
     def state_dict(self) -> dict[str, Any]:
-        """Next epoch, starvation counters, the model's filters (to recognize it) and the options that change results;
-        plain numbers and strings.
+        """Next epoch, number of steps, starvation counters, the model's filters (to recognize it) and the options that
+        change results; plain numbers and strings.
         """
-        self._follow()
-        bank = self._targets.bank()
+        self._taking_part.follow()
+        targets, counters = self._taking_part.targets, self._taking_part.device_step.counters
+        bank = targets.bank()
         return {
             "format": _STATE_FORMAT,
             "epoch": self._epoch,
-            "starvation": dict(zip(self._targets.kinds, self._device_step.counters, strict=True)),
+            "steps": self._steps,
+            "starvation": dict(zip(targets.kinds, counters, strict=True)),
             "filters": dict(zip(bank.names, bank.sizes, strict=True)),
-            "options": self._options(),
+            "options": self._options.to_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -221,42 +244,34 @@ class WeightEvolution:
 
         Args:
             state: what that returned.
-            strict: refuse a state that was saved with other options (rates, ratio, schedule, crossover). False: go on
-                with the options of this object, as when a run is extended. A schedule that is a function is known by
-                its name only. ``epochs`` is not compared.
+            strict: refuse a state that was saved with other options (rates, ratio, schedule, crossover, importance).
+                False: go on with the options of this object, as when a run is extended. A function is known by its
+                name only. ``epochs`` is not compared.
 
         Raises:
             ValueError: the state is of another format or another model, or was saved with another option; names the
                 first difference. Nothing is changed.
         """
-        try:
-            version, epoch = state["format"], state["epoch"]
-            starvation, filters = dict(state["starvation"]), dict(state["filters"])
-            options = dict(state["options"]) if version != 1 else {}  # format 1 was without options
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state is not a WeightEvolution state_dict ({error!r})") from None
-        if version not in (1, _STATE_FORMAT):
-            raise ValueError(f"state has format {version}, this version reads 1 and {_STATE_FORMAT}")
-        self._follow()
-        bank = self._targets.bank()
-        own = dict(zip(bank.names, bank.sizes, strict=True))
-        for name in [*own, *filters]:
-            if own.get(name) != filters.get(name):
-                raise ValueError(
-                    f"state is of another model: {name} has {_filters(filters.get(name))} there "
-                    f"and {_filters(own.get(name))} here"
-                )
-        for name, here in self._options().items():
-            if strict and name in options and options[name] != here:
-                raise ValueError(
-                    f"state was saved with {name}={options[name]!r}, this WeightEvolution has {here!r}; make it with "
-                    "the same options, or pass load_state_dict(state, strict=False) to go on with these"
-                )
-        if list(starvation) != self._targets.kinds:
-            raise ValueError(f"state counts starvation of {list(starvation)}, this model of {self._targets.kinds}")
-        counters = [_check_count(value, f"state['starvation'][{kind!r}]") for kind, value in starvation.items()]
-        self._epoch = _check_count(epoch, "state['epoch']")
-        self._device_step.counters = counters
+        entries = {"epoch": int, "starvation": dict, "filters": dict}
+        check_state(state, "WeightEvolution", (1, _STATE_FORMAT), entries)
+        if state["format"] != 1:  # which was without options
+            check_state(state, "WeightEvolution", (_STATE_FORMAT,), {"options": dict})
+            if strict:
+                check_same_options(state["options"], self._options.to_dict(), "WeightEvolution")
+        self._taking_part.follow()
+        targets = self._taking_part.targets
+        bank = targets.bank()
+        check_same_model(state["filters"], dict(zip(bank.names, bank.sizes, strict=True)), "{} filters")
+        starvation = state["starvation"]
+        if list(starvation) != self._taking_part.targets.kinds:
+            raise ValueError(
+                f"state counts starvation of {list(starvation)}, this model of {self._taking_part.targets.kinds}"
+            )
+        counters = [read_count(value, f"state['starvation'][{kind!r}]") for kind, value in starvation.items()]
+        # States of earlier versions do not count steps, which mostly come once an epoch.
+        self._steps = read_count(state.get("steps", state["epoch"]), "state['steps']")
+        self._epoch = int(state["epoch"])
+        self._taking_part.device_step.counters = counters
         self._last_step = None
         self._unchecked.clear()
 
@@ -264,60 +279,14 @@ class WeightEvolution:
         # Errors that are still to come are of the original's weights.
         return {**self.__dict__, "_unchecked": deque()}
 
-    def _options(self) -> dict[str, Any]:
-        rates = {f"{kind}_rate": rate for kind, rate in self.base_rates.items()}
-        if self._only_inferior_shifts:
-            rates["norm_shift_rate"] = "inferior"  # type: ignore[assignment]
-        return {
-            **rates,
-            "local_ratio": self.local_ratio,
-            "starvation_divisor": self.starvation_divisor,
-            "crossover": self.crossover,
-            "schedule": describe(self.schedule),
-        }
-
-    def _find(self) -> Targets:
-        return find_targets(
-            self._model, linear=self._linear, include=self._include, exclude=self._exclude, optimizer=self._optimizer
-        )
-
-    def _step_of(self, targets: Targets) -> DeviceStep:
-        convs = sum(target.kind == "conv" for target in targets.items)
-        return DeviceStep(
-            targets,
-            local_ratio=self.local_ratio,
-            crossover=self.crossover,
-            # Without a convolution no filter can starve, but BatchNorms alone still need a limit.
-            starvation_limit=max(convs, 1) / self.starvation_divisor,
-            measure_after=self._measure_after,
-            optimizer_state=self._optimizer_state,
-            inferior_shifts=InferiorShifts(self._model, targets) if self._only_inferior_shifts else None,
-            cuda_graph=self._cuda_graph,
-        )
-
-    def _structure_now(self) -> Structure:
-        return Structure(self._model, candidates(self._model, self._linear), self._optimizer)
-
-    def _follow(self) -> None:
-        """Where the model changed, find anew what takes part; counters carry over."""
-        if self._structure.holds():
-            return
-        targets = self._find()
-        for target in self._targets.items:
-            if targets.skipped.get(target.name) == COMPUTED:
-                raise TypeError(f"{target.name} is now {COMPUTED}; undo that or make a new WeightEvolution")
-        device_step = self._step_of(targets)
-        counters = dict(zip(self._targets.kinds, self._device_step.counters, strict=True))
-        device_step.counters = [counters.get(kind, 0) for kind in targets.kinds]
-        self._targets, self._device_step, self._structure = targets, device_step, self._structure_now()
-
-    def _warn_of_little(self) -> None:
+    def _warn_of_little(self, model: nn.Module) -> None:
         """Once, when made: a model of which next to nothing takes part is not what the method is for."""
-        taking = sum(target.parameter.numel() for target in self._targets.items)
-        every = sum(p.numel() for p in self._model.parameters() if p.requires_grad and not is_lazy(p))
+        items = self._taking_part.targets.items
+        taking = sum(target.parameter.numel() for target in items)
+        every = sum(p.numel() for p in model.parameters() if p.requires_grad and not is_lazy(p))
         if taking < _LITTLE * every:
             warnings.warn(
-                f"only {len(self._targets.items)} parameters with {taking / every:.2%} of the model's trainable "
+                f"only {len(items)} parameters with {taking / every:.2%} of the model's trainable "
                 "elements take part in the evolution: convolutions and BatchNorms; for Linears pass linear_rate=, or "
                 "name what you want in include=",
                 stacklevel=3,
@@ -325,9 +294,9 @@ class WeightEvolution:
 
     def _warn_of_shifts(self, epoch: int) -> None:
         """Once: a second step for an epoch, when shifts of any channel take part."""
-        if epoch != self._last_step or self._warned or self._only_inferior_shifts:
+        if epoch != self._last_step or self._warned or self._options.only_inferior_shifts:
             return
-        if self.base_rates["norm_shift"] > 0 and "norm_shift" in self._targets.kinds:
+        if self._options.base_rates["norm_shift"] > 0 and "norm_shift" in self._taking_part.targets.kinds:
             self._warned = True
             warnings.warn(
                 f"a second step for epoch {epoch}: each step replaces BatchNorm shifts of healthy channels, too, which "
@@ -336,42 +305,20 @@ class WeightEvolution:
             )
 
     def _check_epoch(self, epoch: int | None) -> int:
-        return self._epoch if epoch is None else _check_count(epoch, "epoch")
-
-    def _rates(self, epoch: int) -> dict[str, float]:
-        return {
-            kind: _check_fraction(self.schedule(self.base_rates[kind], epoch), f"schedule({kind} rate, epoch {epoch})")
-            for kind in self._targets.kinds
-        }
+        return self._epoch if epoch is None else check_count(epoch, "epoch")
 
     def _report(self, epoch: int, rates: dict[str, float], outcome: Outcome) -> EvolutionReport:
-        kinds = {target.name: target.kind for target in self._targets.items}
+        kinds = {target.name: target.kind for target in self._taking_part.targets.items}
         report = EvolutionReport(
             epoch,
-            self.crossover,
+            self._options.crossover,
             rates,
             # Parameters that share their memory are one of the bank's.
             [kinds[name] for name in outcome.names],
             outcome,
-            self.check_finite,
-            self.local_ratio,
+            self._options.check_finite,
+            self._options.local_ratio,
         )
         if outcome.counters.device.type == "cpu":
             report.raise_pending()
         return report
-
-
-def _filters(count: int | None) -> str:
-    return "no filters" if count is None else f"{count} filters"
-
-
-def _check_fraction(value: object, name: str) -> float:
-    if not is_number(value) or not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
-    return float(value)
-
-
-def _check_count(value: object, name: str, at_least: int = 0) -> int:
-    if not is_integer(value) or value < at_least:
-        raise ValueError(f"{name} must be an integer from {at_least}, got {value!r}")
-    return int(value)

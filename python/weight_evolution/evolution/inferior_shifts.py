@@ -9,10 +9,10 @@ from torch import nn
 
 import we_kernels as wk
 
-from .model.tracing import NotTracedError, trace
-from .model.wrappers import joined, named_modules
-from .outputs import convolutions_before
-from .parameters import Targets
+from ..model.outputs import convolutions_before
+from ..model.targets import Targets
+from ..model.tracing import NotTracedError, trace
+from ..model.wrappers import joined, named_modules
 
 
 class InferiorShifts:

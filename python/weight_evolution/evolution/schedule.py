@@ -5,18 +5,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 
 Schedule = Callable[[float, int], float]
 """(base rate, epoch just trained, from 0) -> rate in [0, 1]."""
-
-
-def describe(schedule: Schedule) -> str:
-    """What tells schedules apart in a saved state: all fields of a dataclass (`StagedSigmoid`), else the name."""
-    if is_dataclass(schedule):
-        return repr(schedule)
-    return str(getattr(schedule, "__qualname__", type(schedule).__qualname__))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from we_kernels import NonFiniteWeightError, Readback
 
-from .parameters import KINDS
+from ..model.targets import KINDS
+from ..tables import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,7 +123,8 @@ class EvolutionReport:
             return
         bad = [name for name, importance in self.importance_before.items() if not importance.isfinite().all()]
         raise NonFiniteWeightError(
-            f"{', '.join(bad)}: a weight is NaN or infinite (or its L1 norm overflows float32); nothing was changed. "
+            f"{', '.join(bad)}: a weight is NaN or infinite (or its L1 norm overflows float32, or the "
+            "importance given is negative or not finite); nothing was changed. "
             "Lower the learning rate or restore a checkpoint; check_finite=False skips such steps silently"
         )
 
@@ -177,10 +179,3 @@ class EvolutionReport:
     def _by_name(self, per_filter: Tensor) -> dict[str, Tensor]:
         parts = torch.split(per_filter.cpu(), list(self.filters.values()))
         return dict(zip(self.filters, parts, strict=True))
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with aligned columns, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return ["  ".join([row[0].ljust(widths[0]), *cells[1:]]) for row, cells in zip(rows, padded, strict=True)]

@@ -13,9 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 
 import we_kernels as wk
 
-from .model.convolutions import convolutions
-from .model.wrappers import named_modules
-from .parameters import ModuleFilter, check_filters, matches
+from ..model.convolutions import convolutions
+from ..model.module_filters import ModuleFilter, check_filters, left_out
+from ..model.wrappers import named_modules
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,10 @@ def measure_overlap(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(named_modules(model))
-    check_filters(include, "include", modules)
-    check_filters(exclude, "exclude", modules)
+    check_filters(include, exclude, dict(named_modules(model)))
 
     def chosen(name: str, module: nn.Module) -> bool:
-        included = include is None or any(matches(entry, name, module) for entry in include)
-        return included and not any(matches(entry, name, module) for entry in exclude)
+        return left_out([name], module, include, exclude) is None
 
     weights = {name: _filters(module, weight) for name, (module, weight) in convolutions(model, chosen).items()}
     bank = wk.FilterBank(weights.values(), names=list(weights))

@@ -10,10 +10,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..model.tracing import NotTracedError, trace
-from ..model.wrappers import named_modules
-from ..report import table
-from .layers import Layer
+from ..tables import table
+from .tracing import NotTracedError, trace
+from .wrappers import named_modules
 
 
 @dataclass
@@ -37,24 +36,23 @@ class BatchNormPairs:
 
 def find_batch_norms(
     model: nn.Module,
-    layers: Sequence[Layer],
+    layers: Mapping[str, nn.Module],
     *,
     given: Mapping[str, str | None] | None,
     example_inputs: tuple[Tensor, ...] | None,
 ) -> BatchNormPairs:
     """Pair each conv with its BatchNorm: as given by name, else from torch.fx, else from torch.export.
 
-    torch.export needs ``example_inputs``. A Linear has a BatchNorm only by name: in the graph one cannot see whether
-    BatchNorm1d normalizes the features or the positions.
+    torch.export needs ``example_inputs``. ``layers`` are convolutions and Linears by name. A Linear has a BatchNorm
+    only by name: in the graph one cannot see whether BatchNorm1d normalizes the features or the positions.
 
     Raises:
         TypeError, ValueError: ``given`` names something that cannot be paired; says what.
     """
     given = _check_given(model, layers, given)
-    open_layers = [layer for layer in layers if layer.name not in given]
-    convs = [layer for layer in open_layers if isinstance(layer.module, _ConvNd)]
+    convs = [name for name, module in layers.items() if name not in given and isinstance(module, _ConvNd)]
     reasons = {name: "given as None" for name, norm in given.items() if norm is None}
-    reasons.update({layer.name: "not a convolution" for layer in open_layers if not isinstance(layer.module, _ConvNd)})
+    reasons.update({name: "not a convolution" for name in layers if name not in given and name not in convs})
     errors: list[str] = []
     source, followers = "given", dict[str, list[_Follower]]()
     modules = dict(named_modules(model))
@@ -65,19 +63,19 @@ def find_batch_norms(
         except NotTracedError as error:
             source, errors = "not traced", error.reasons
     names: dict[str, str | None] = {}
-    for layer in layers:
-        names[layer.name] = given.get(layer.name)
-        if layer.name in given or layer.name in reasons:
+    for name in layers:
+        names[name] = given.get(name)
+        if name in given or name in reasons:
             continue
         if source == "not traced":
-            reasons[layer.name] = "the model could not be traced"
+            reasons[name] = "the model could not be traced"
             continue
-        norm, reason = _one_follower(followers.get(layer.name, []))
+        norm, reason = _one_follower(followers.get(name, []))
         if norm is not None and modules[norm].running_var is None:
             norm, reason = None, f"{norm} keeps no running variance"
-        names[layer.name] = norm
+        names[name] = norm
         if norm is None:
-            reasons[layer.name] = reason
+            reasons[name] = reason
     return BatchNormPairs(names, reasons, source, errors)
 
 
@@ -126,7 +124,7 @@ def _follower(node: fx.Node, calls: Mapping[fx.Node, str], called: Mapping[fx.No
 
 
 def _check_given(
-    model: nn.Module, layers: Sequence[Layer], given: Mapping[str, str | None] | None
+    model: nn.Module, layers: Mapping[str, nn.Module], given: Mapping[str, str | None] | None
 ) -> dict[str, str | None]:
     if given is None:
         return {}
@@ -134,23 +132,28 @@ def _check_given(
         raise TypeError(
             f'batch_norm_pairs must be a dict {{"conv name": "batch norm name" or None}}, got {type(given).__name__}'
         )
-    by_name = {layer.name: layer for layer in layers}
     norms = {name: module for name, module in named_modules(model) if isinstance(module, _BatchNorm)}
     for name, norm in given.items():
-        if name not in by_name:
-            raise ValueError(f"batch_norm_pairs: {name!r} is not a layer to project; those are {_list(by_name)}")
+        if name not in layers:
+            raise ValueError(f"batch_norm_pairs: {name!r} is not a layer to project; those are {_list(layers)}")
         if norm is None:
             continue
         if norm not in norms:
             raise ValueError(f"batch_norm_pairs[{name!r}]: {norm!r} is not a BatchNorm; those are {_list(norms)}")
         if norms[norm].running_var is None:
             raise ValueError(f"batch_norm_pairs[{name!r}]: {norm!r} keeps no running variance; pass None instead")
-        if norms[norm].num_features != by_name[name].rows:
+        outputs = _outputs(layers[name])
+        if norms[norm].num_features != outputs:
             raise ValueError(
-                f"batch_norm_pairs[{name!r}]: {norm!r} has {norms[norm].num_features} features, "
-                f"the layer {by_name[name].rows} outputs"
+                f"batch_norm_pairs[{name!r}]: {norm!r} has {norms[norm].num_features} features, the layer {outputs} "
+                "outputs"
             )
     return dict(given)
+
+
+def _outputs(layer: nn.Module) -> int:
+    assert isinstance(layer, (_ConvNd, nn.Linear))
+    return layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
 
 
 def _list(names: Iterable[str]) -> str:
