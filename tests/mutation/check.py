@@ -14,7 +14,13 @@ from pathlib import Path
 from tests.mutation.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("we_kernels/backends/reference/", "we_kernels/backends/triton/", "we_kernels/ops/", "csrc/cpu/", "python/")
+PARTS = (
+    "we_kernels/evolution/reference/",
+    "we_kernels/evolution/triton/",
+    "we_kernels/evolution/operators.py",
+    "csrc/cpu/",
+    "python/",
+)
 
 
 def copy_tree(target: Path) -> None:

@@ -12,7 +12,8 @@ class Mutant(NamedTuple):
     tests: str
 
 
-_REFERENCE = "we_kernels/backends/reference/"
+_WK = "we_kernels/"
+_REFERENCE = _WK + "evolution/reference/"
 _KERNELS = "tests/kernels/test_reference.py tests/kernels/test_degenerate.py -k 'not native and not triton'"
 _EVOLUTION = "tests/evolution -k 'not triton'"
 _TRITON = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k triton"
@@ -20,14 +21,14 @@ _NATIVE = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k 
 _METHOD = "python/weight_evolution/grafting/"
 _GRAFTING = "tests/grafting --ignore tests/grafting/test_ring.py -k 'not triton and not native'"
 _RING = "tests/grafting/test_ring.py -k 'one_process and 3 or lost'"
-_LOW_RANK = "we_kernels/backends/low_rank/"
+_LOW_RANK = _WK + "low_rank/"
 _PROJECTION = "tests/kernels/test_low_rank.py -k 'not reference and not settings'"
 _PRETENDED = "tests/triton/test_pretended.py "
 _GRAPH = _PRETENDED + "-k graph_replays"
 _SECOND = _PRETENDED + "-k second_call"
 _WE = "python/weight_evolution/"
 _CPU = "csrc/cpu/"
-_GPU = "we_kernels/backends/triton/"
+_GPU = _WK + "evolution/triton/"
 _CUDA = "csrc/cuda/"
 _EMULATED = "tests/cuda/test_emulation.py"
 _OVERLAP = "tests/kernels/test_overlap.py -k '(loops or tile or known or overflow) and not triton'"
@@ -50,7 +51,12 @@ MUTANTS = [
     Mutant(_REFERENCE + "matching.py", "below = importance < threshold", "below = importance <= threshold", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "(importance == 0) & torch", "(importance < 0) & torch", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "importance <= ratio * peak", "importance < ratio * peak", _KERNELS),
-    Mutant(_REFERENCE + "matching.py", "counters[g] >= starvation_limit", "counters[g] > starvation_limit", _KERNELS),
+    Mutant(
+        _REFERENCE + "matching.py",
+        "counters[g] >= rule.starvation_limit",
+        "counters[g] > rule.starvation_limit",
+        _KERNELS,
+    ),
     Mutant(_REFERENCE + "matching.py", "low, counters[g] = 1, 0", "low = 1", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "min(below, low)", "low", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "(k < dominant)", "(k < size)", _KERNELS),
@@ -59,9 +65,12 @@ MUTANTS = [
     Mutant(_REFERENCE + "crossover.py", "a * s + (1 - a) * l)", "a * l + (1 - a) * s)", _KERNELS),
     Mutant(_REFERENCE + "crossover.py", "torch.where(q == s,", "torch.where(q.abs() == s.abs(),", _KERNELS),
     Mutant(_REFERENCE + "crossover.py", "torch.where(new.isfinite(), new,", "torch.where(True, new,", _KERNELS),
-    Mutant("we_kernels/layout.py", "int(height == 1)", "int(dims[-1:] == [])", _KERNELS),
+    Mutant(_WK + "runtime/layout.py", "int(height == 1)", "int(dims[-1:] == [])", _KERNELS),
     Mutant(
-        "we_kernels/ops/evolution.py", "check_donors(donor, layout.segments)", "pass", "tests/kernels/test_bad_input.py"
+        _WK + "evolution/operators.py",
+        "check_donors(donor, bank.layout.segments)",
+        "pass",
+        "tests/kernels/test_bad_input.py",
     ),
     Mutant(_WE + "evolution/method.py", "max(convs, 1) / self.starvation_divisor", "max(convs, 1)", _EVOLUTION),
     Mutant(_WE + "evolution/method.py", "if strict and name in options", "if False and name in options", _EVOLUTION),
@@ -89,8 +98,8 @@ MUTANTS = [
         "False",
         _PRETENDED + "-k recorded_again",
     ),
-    Mutant("we_kernels/transfer.py", 'pin_memory=target.type == "cuda"', "pin_memory=False", _SECOND),
-    Mutant("we_kernels/transfer.py", "else torch.cuda.device(device)", "else _HERE", "tests/triton/test_launch.py"),
+    Mutant(_WK + "runtime/transfer.py", 'pin_memory=target.type == "cuda"', "pin_memory=False", _SECOND),
+    Mutant(_WK + "runtime/transfer.py", "else torch.cuda.device(device)", "else _HERE", "tests/triton/test_launch.py"),
     Mutant(_WE + "model/targets.py", "return weight, 1\n", "return weight, 0\n", "tests/model/test_parameters.py"),
     Mutant(_GPU + "importance.py", "channels.to(ACC), ACC)", "channels.to(ACC) + 1, ACC)", _TRITON),
     Mutant(_GPU + "threshold.py", "axis=0) <= rest", "axis=0) < rest", _TRITON),
@@ -139,10 +148,15 @@ MUTANTS = [
         "",
         "tests/training/test_networks.py -k 'not torchrun'",
     ),
-    Mutant(_REFERENCE + "overlap.py", "/ (2 if i == j else 1)", "", _OVERLAP),
-    Mutant(_REFERENCE + "overlap.py", "(j, cosine.amax(0))", "(j, cosine.amax(1))", _OVERLAP),
-    Mutant(_GPU + "overlap.py", "row[:, None] < column[None, :]", "row[:, None] <= column[None, :]", _OVERLAP_TRITON),
-    Mutant(_GPU + "overlap.py", "tl.maximum(peaks,", "tl.minimum(peaks,", _OVERLAP_TRITON),
+    Mutant(_WK + "overlap/reference.py", "/ (2 if i == j else 1)", "", _OVERLAP),
+    Mutant(_WK + "overlap/reference.py", "(j, cosine.amax(0))", "(j, cosine.amax(1))", _OVERLAP),
+    Mutant(
+        _WK + "overlap/triton/overlap.py",
+        "row[:, None] < column[None, :]",
+        "row[:, None] <= column[None, :]",
+        _OVERLAP_TRITON,
+    ),
+    Mutant(_WK + "overlap/triton/overlap.py", "tl.maximum(peaks,", "tl.minimum(peaks,", _OVERLAP_TRITON),
     Mutant(_ASYNCHRONOUS + "update.py", "wk.restore_unselected_(bank, begun.selected, begun.buffer)", "pass", _UPDATE),
     Mutant(_ASYNCHRONOUS + "update.py", 'skipped=getattr(optimizer, "found_inf", None)', "", _UPDATE),
     Mutant(_ASYNCHRONOUS + "update.py", " or layout != self._layout", "", _UPDATE),
@@ -150,19 +164,29 @@ MUTANTS = [
     Mutant(_ASYNCHRONOUS + "targets.py", "math.floor(rate * size)", "round(rate * size)", _UPDATE),
     Mutant(_ASYNCHRONOUS + "sgd.py", "else lr / share", "else lr * share", _ASYNCHRONOUS_SGD),
     Mutant(_ASYNCHRONOUS + "sgd.py", "self._subsets.check_state(subsets)", "pass", _ASYNCHRONOUS_SGD),
-    Mutant(_REFERENCE + "asynchronous.py", "expected.round().clamp(min=1)", "expected.round()", _SUBSETS),
-    Mutant(_REFERENCE + "asynchronous.py", "expected.round()", "(expected + 0.5).floor()", _SUBSETS),
-    Mutant(_REFERENCE + "asynchronous.py", "places[kept] = weight[kept]", "places[...] = weight", _SUBSETS),
-    Mutant(_REFERENCE + "asynchronous.py", "if first_steps[i]:", "if False:", _SUBSETS),
-    Mutant("we_kernels/asynchronous.py", "grads[i] = grads[i].contiguous()", "pass", _SUBSETS_NATIVE),
+    Mutant(_WK + "asynchronous/reference.py", "expected.round().clamp(min=1)", "expected.round()", _SUBSETS),
+    Mutant(_WK + "asynchronous/reference.py", "expected.round()", "(expected + 0.5).floor()", _SUBSETS),
+    Mutant(_WK + "asynchronous/reference.py", "places[kept] = weight[kept]", "places[...] = weight", _SUBSETS),
+    Mutant(_WK + "asynchronous/reference.py", "if tensors.first_steps[i]:", "if False:", _SUBSETS),
+    Mutant(_WK + "asynchronous/api.py", "grads[i] = grads[i].contiguous()", "pass", _SUBSETS_NATIVE),
     Mutant(_CPU + "asynchronous.cpp", "rest == 0.5 && whole % 2 != 0", "rest == 0.5", _SUBSETS_NATIVE),
     Mutant(_CPU + "asynchronous.cpp", "k1 += 0xBB67AE85;", "", _SUBSETS_NATIVE),
     Mutant(_CPU + "simd_sgd.h", "at < body ? body - at", "true ? body - at", _SUBSETS_NATIVE),
     Mutant(_CPU + "simd_sgd.h", "share(scalar<T>(1 - rule.dampening))", "share(scalar<T>(1))", _SUBSETS_NATIVE),
     Mutant(_CPU + "simd_sgd.h", "if (selected[first + row] == 0) continue;", "", _SUBSETS_NATIVE),
-    Mutant(_GPU + "select.py", "(index[None, :] < row[:, None])", "(index[None, :] <= row[:, None])", _SUBSETS_TRITON),
-    Mutant(_GPU + "snapshot.py", "mask=inside, other=1) == 0)", "mask=inside, other=1) >= 0)", _SUBSETS_TRITON),
-    Mutant(_GPU + "sgd.py", "tl.where(moves, new, old)", "new", _SUBSETS_TRITON),
+    Mutant(
+        _WK + "asynchronous/triton/select.py",
+        "(index[None, :] < row[:, None])",
+        "(index[None, :] <= row[:, None])",
+        _SUBSETS_TRITON,
+    ),
+    Mutant(
+        _WK + "asynchronous/triton/snapshot.py",
+        "mask=inside, other=1) == 0)",
+        "mask=inside, other=1) >= 0)",
+        _SUBSETS_TRITON,
+    ),
+    Mutant(_WK + "asynchronous/triton/sgd.py", "tl.where(moves, new, old)", "new", _SUBSETS_TRITON),
     Mutant(_LOW_RANK + "subspace.py", "root = shift * ", "root = 0 * ", _PROJECTION),
     Mutant(_LOW_RANK + "subspace.py", "(_largest_outside(gram, q, unit, power) + error) / 2", "error / 2", _PROJECTION),
     Mutant(_LOW_RANK + "subspace.py", " & (kept * unit >= least)", "", _PROJECTION),
@@ -193,17 +217,24 @@ MUTANTS = [
         "csrc/bindings/cuda_device.h", "check_size(name, elements, expected);", "", "tests/cuda/test_cuda_bindings.py"
     ),
     Mutant(
-        "we_kernels/backends/native/cuda_tables.py",
-        "    if where.capturing:\n        _captured.add",
-        "    if False:\n        _captured.add",
+        _WK + "runtime/transfer.py",
+        "    if place.capturing:\n        _captured.add(owner)\n    return table",
+        "    return table",
         _EMULATED,
     ),
-    Mutant(_REFERENCE + "grafting.py", "(x >= left[:, None])", "(x > left[:, None])", _BLENDS),
-    Mutant(_REFERENCE + "grafting.py", "before[k - 1]", "before[k]", _BLENDS),
-    Mutant("we_kernels/grafting.py", "        _check_separate(banks, names)\n", "        pass\n", _BLENDS),
+    Mutant(_WK + "grafting/reference.py", "(x >= left[:, None])", "(x > left[:, None])", _BLENDS),
+    Mutant(_WK + "grafting/reference.py", "before[k - 1]", "before[k]", _BLENDS),
+    Mutant(_WK + "grafting/api.py", "        _check_separate(banks, names)\n", "        pass\n", _BLENDS),
     Mutant(_CPU + "simd_bins.h", "start_ = low_ - width_ / 2;", "start_ = low_ + width_;", _NATIVE_BLENDS),
     Mutant(_CPU + "simd_vectors.h", "return x - V{};", "return x + V{};", _NATIVE_BLENDS),
     Mutant(_CPU + "simd_blend.h", "neighbour[v] = own;", "static_cast<void>(own);", _NATIVE_BLENDS),
-    Mutant(_GPU + "bins.py", "(edge <= bins) &", "(edge < bins) &", _TRITON_BLENDS),
-    Mutant(_GPU + "blend.py", "        neighbour = own\n", "", _TRITON_BLENDS),
+    Mutant(_WK + "grafting/triton/bins.py", "(edge <= bins) &", "(edge < bins) &", _TRITON_BLENDS),
+    Mutant(_WK + "grafting/triton/blend.py", "        neighbour = own\n", "", _TRITON_BLENDS),
+    Mutant(
+        _WK + "operator.py", "            increment_version(tensors)", "            pass", "tests/kernels/test_ops.py"
+    ),
+    Mutant(_WK + "operator.py", "in _IN_PYTORCH else", "in () else", "tests/kernels/test_defaults.py -k inference"),
+    Mutant(
+        _WK + "bank.py", "        if seen != self._seen:", "        if self._seen is None:", "tests/kernels/test_ops.py"
+    ),
 ]
