@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: check demo test test-all mutation hostile bench gpu gpu-first lint clean
+.PHONY: check demo test test-all oldest mutation hostile bench gpu gpu-first lint clean
 
 demo: .venv/installed
 	# One thread: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -13,6 +13,12 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n auto --dist loadgroup --all
+
+# The suite against the oldest supported PyTorch and its Triton, in an environment of its own.
+oldest:
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install -c constraints-oldest.txt -e '.[test]'
+	.venv-oldest/bin/python -m pytest -n auto --dist loadgroup
 
 # The folders whose tests take seconds; with the linters under two minutes.
 check: lint
@@ -44,7 +50,7 @@ lint: .venv/installed
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -type f ! -name '*.cmake')
 
 clean:
-	rm -rf .venv build dist demo-output *.egg-info we_kernels/_native*.so we_kernels/_native_reason.txt
+	rm -rf .venv .venv-oldest build dist demo-output *.egg-info we_kernels/_native*.so we_kernels/_native_reason.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 .venv/installed: $(BUILD_FILES)
