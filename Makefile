@@ -8,11 +8,14 @@ demo: .venv/installed
 	# One thread: these networks gain nothing from two, and two wait for each other on a busy machine.
 	$(BIN)/weight-evolution demo --output demo-output --threads 1
 
+# One thread a process: every core has a process of its own, and threads that wait for a core spin.
+pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(pytest)
 
 test-all: lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup --all
+	$(pytest) --all
 
 # The suite against the oldest supported PyTorch and its Triton, in an environment of its own.
 oldest:

@@ -10,8 +10,6 @@ import pytest
 
 from tests.packaging import builds
 
-pytestmark = pytest.mark.slow
-
 USE = """
 import torch, we_kernels as wk
 weight = torch.arange(24.0).view(4, 3, 1, 2)
@@ -23,6 +21,16 @@ print(wk.backend_of("evolve_", torch.device("cpu")), donor.tolist())
 
 def python_files(root):
     return {str(path.relative_to(root)) for path in root.rglob("*.py")}
+
+
+def names_in(wheel):
+    """Of a wheel that holds the packages, as it must."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"we_kernels/{name}" for name in python_files(builds.ROOT / "we_kernels")}
+    expected |= {f"weight_evolution/{name}" for name in python_files(builds.ROOT / "python/weight_evolution")}
+    assert {name for name in names if name.endswith(".py")} == expected
+    assert {"we_kernels/py.typed", "weight_evolution/py.typed"} <= names
+    return names
 
 
 def test_sdist_holds_the_sources(sdist):
@@ -39,18 +47,14 @@ def test_sdist_holds_the_sources(sdist):
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
+@pytest.mark.slow
 def test_isolated_build(sdist, tmp_path):
     """pip's own build environment has no torch; warnings are errors, nvcc's too."""
     pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, sdist)
     done = builds.run(*pip, cwd=tmp_path, WE_KERNELS_NATIVE="on", WE_KERNELS_WERROR="ON", CUDAARCHS="90")
     assert done.returncode == 0, done.stdout
     (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {f"we_kernels/{name}" for name in python_files(builds.ROOT / "we_kernels")}
-    expected |= {f"weight_evolution/{name}" for name in python_files(builds.ROOT / "python/weight_evolution")}
-    assert {name for name in names if name.endswith(".py")} == expected
-    assert {"we_kernels/py.typed", "weight_evolution/py.typed"} <= names
-    assert len([name for name in names if name.startswith("we_kernels/_native.")]) == 1
+    assert len([name for name in names_in(wheel) if name.startswith("we_kernels/_native.")]) == 1
 
     site = builds.unpack(wheel, tmp_path / "site")
     assert builds.python(USE, site, tmp_path).startswith("native")
@@ -61,7 +65,7 @@ def test_isolated_build(sdist, tmp_path):
 def test_without_the_extension(source, tmp_path):
     wheel = builds.made(builds.hook("build_wheel", source, tmp_path, WE_KERNELS_NATIVE="off"), tmp_path)
     assert wheel.name.endswith("-py3-none-any.whl")
-    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    assert not [name for name in names_in(wheel) if name.endswith(".so")]
 
     site = builds.unpack(wheel, tmp_path / "site")
     assert builds.python(USE, site, tmp_path) == "torch [2, 3, -1, -1]"
@@ -118,6 +122,7 @@ def test_sources_that_hide_the_installed_package(source, tmp_path):
     assert f"the package installed in {site / 'we_kernels'} has it" in said
 
 
+@pytest.mark.slow
 def test_editable_install_builds_in_place_and_again_only_what_changed(source, tmp_path):
     first = builds.hook("build_editable", source, tmp_path, WE_KERNELS_NATIVE="on", WE_KERNELS_CUDA="off")
     builds.made(first, tmp_path)
