@@ -47,7 +47,7 @@ class Backend:
 
     def match(self, case: Case, importance: Tensor) -> Tensor:
         arguments: dict[str, Any] = case.selection_arguments
-        return wk.match_filters(case.bank, importance, **arguments)
+        return wk.match_filters(case.bank, importance, **arguments).donor
 
     def crossover(self, case: Case, donor: Tensor) -> None:
         wk.crossover_(case.bank, donor, case.rule, validate=False)

@@ -136,9 +136,9 @@ def test_nothing_waits_for_the_device():
 def test_only_outputs_are_allocated():
     bank, rates = matrix.bank_of(on_gpu(), 2), gpu_rates(0.5, 0.3)
     with wk.use_backend("native"):
-        keep = wk.evolve_(bank, rate=rates, local_ratio=[0.5, None]).donor
+        keep = wk.evolve_(bank, rate=rates, local_ratio=[0.5, None])
         before = torch.cuda.memory_stats(0)["allocation.all.allocated"]
-        again = wk.evolve_(bank, rate=rates, local_ratio=[0.5, None]).donor
+        again = wk.evolve_(bank, rate=rates, local_ratio=[0.5, None])
     assert torch.cuda.memory_stats(0)["allocation.all.allocated"] - before == len(keep) == len(again)
 
 

@@ -21,7 +21,7 @@ def make_weights():
 
 
 def evolve(weights):
-    donor = wk.evolve_(wk.FilterBank(weights), rate=0.4, local_ratio=1.0)
+    donor = wk.evolve_(wk.FilterBank(weights), rate=0.4, local_ratio=1.0).donor
     return [donor, *weights]
 
 

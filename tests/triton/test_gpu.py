@@ -86,7 +86,7 @@ def test_nothing_waits_for_the_device():
     wk.filter_importance(bank)  # its tables know no groups
     with no_waiting():
         wk.evolve_(bank, **options)
-        donor = wk.match_filters(bank, wk.filter_importance(bank), **options)
+        donor = wk.match_filters(bank, wk.filter_importance(bank), **options).donor
         wk.crossover_(bank, donor, validate=False)
         cases[0].weight.data = cases[0].weight.clone()  # a moved parameter: the pointer table is sent again
         wk.filter_importance(bank)
@@ -299,7 +299,7 @@ def test_compiled(mode):
 
     def evolve(rates):
         with torch.no_grad():
-            return wk.evolve_(wk.FilterBank(list(weights)), rate=rates, local_ratio=None)
+            return wk.evolve_(wk.FilterBank(list(weights)), rate=rates, local_ratio=None).donor
 
     compiled = torch.compile(evolve, mode=mode, fullgraph=True)
     for seed, rate in enumerate((0.5, 0.5, 0.2, 0.8)):
@@ -309,7 +309,7 @@ def test_compiled(mode):
                 weight.normal_()
         rates.fill_(rate)
         expected = [weight.detach().clone() for weight in weights]
-        donor = wk.evolve_(wk.FilterBank(expected), rate=rates, local_ratio=None)
+        donor = wk.evolve_(wk.FilterBank(expected), rate=rates, local_ratio=None).donor
         assert compiled(rates).tolist() == donor.tolist()
         assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
 
@@ -328,7 +328,7 @@ def check_against_the_reference(weights, rate=0.3):
     found = wk.evolve_(wk.FilterBank(weights), rate=rate, local_ratio=None)
     with wk.use_backend("torch"):
         importance = wk.filter_importance(wk.FilterBank(before))
-        donor = wk.match_filters(wk.FilterBank(before), found.importance, rate=rate, local_ratio=None)
+        donor = wk.match_filters(wk.FilterBank(before), found.importance, rate=rate, local_ratio=None).donor
         wk.crossover_(wk.FilterBank(before), donor, validate=False)
     torch.testing.assert_close(found.importance, importance, rtol=1e-4, atol=0.0)
     assert torch.equal(found.donor, donor)
