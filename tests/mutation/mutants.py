@@ -63,9 +63,9 @@ MUTANTS = [
     Mutant(
         "we_kernels/ops/evolution.py", "check_donors(donor, layout.segments)", "pass", "tests/kernels/test_bad_input.py"
     ),
-    Mutant(_WE + "evolution/method.py", "max(convs, 1) / self.starvation_divisor", "max(convs, 1)", _EVOLUTION),
-    Mutant(_WE + "evolution/method.py", "if strict and name in options", "if False and name in options", _EVOLUTION),
-    Mutant(_WE + "evolution/method.py", "epoch >= self.epochs - 1", "epoch >= self.epochs", _EVOLUTION),
+    Mutant(_WE + "evolution/device_step.py", "max(convs, 1) / divisor", "max(convs, 1)", _EVOLUTION),
+    Mutant(_WE + "evolution/method.py", "            if strict:\n", "            if False:\n", _EVOLUTION),
+    Mutant(_WE + "evolution/method.py", "epoch >= epochs - 1", "epoch >= epochs", _EVOLUTION),
     Mutant(_WE + "evolution/device_step.py", 'kind in ("conv", "linear")', 'kind != "linear"', _EVOLUTION),
     Mutant(_WE + "model/outputs.py", "isinstance(module, _BatchNorm) or next", "next", _EVOLUTION),
     Mutant(_WE + "model/structure.py", "and self._trained == self._trained_now()", "", _EVOLUTION),

@@ -4,5 +4,6 @@ from .distillation import distillation_loss
 from .filter_grafting import FilterGrafting
 from .report import GraftingReport
 from .ring import ExchangeError
+from .rule import CRITERIA, LEVELS
 
-__all__ = ["ExchangeError", "FilterGrafting", "GraftingReport", "distillation_loss"]
+__all__ = ["CRITERIA", "LEVELS", "ExchangeError", "FilterGrafting", "GraftingReport", "distillation_loss"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from we_kernels.checks import is_number
+from ..arguments import check_positive
 
 
 def distillation_loss(
@@ -56,8 +55,7 @@ def _check(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> N
             )
         if teacher.device != student.device:
             raise ValueError(f"{name} is on {teacher.device} but student_logits on {student.device}; move one of them")
-    if not is_number(temperature) or not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
+    check_positive(temperature, "temperature")
 
 
 def _check_logits(logits: Tensor, name: str) -> None:

@@ -68,8 +68,6 @@ class Networks:
         own = range(self.count) if group is None else [dist.get_rank(group)]
         self.trainers = {i: Trainer(replace(config, lr=rates[i]), network_seed(seed, i), dataset, device) for i in own}
         """Number of a network -> its trainer; those of this process."""
-        for trainer in self.trainers.values():
-            trainer.methods[GraftingMethod.name].in_networks = True  # type: ignore[attr-defined]
         models = [trainer.model for trainer in self.trainers.values()]
         try:
             self.grafting = FilterGrafting(
@@ -84,6 +82,10 @@ class Networks:
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"--method grafting: {error}") from None
+        for trainer in self.trainers.values():
+            method = trainer.methods[GraftingMethod.name]
+            assert isinstance(method, GraftingMethod)
+            method.grafting = self.grafting
 
     @property
     def epoch(self) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
-from weight_evolution.grafting.filter_grafting import CRITERIA, LEVELS
+from weight_evolution import FilterGrafting
+from weight_evolution.grafting import CRITERIA, LEVELS
 
 from ..arguments import fraction, non_negative_float, positive_float, positive_int
 from ..errors import UserError
@@ -17,7 +19,7 @@ class GraftingMethod(Method):
     """What a single trainer knows of grafting: nothing but that others must belong to it."""
 
     name = "grafting"
-    in_networks = False
+    grafting: FilterGrafting | None = None
     """Set by the `Networks` that the trainer is one of."""
 
     @classmethod
@@ -60,6 +62,14 @@ class GraftingMethod(Method):
         }
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
-        if not self.in_networks:
+        if self.grafting is None:
             raise UserError("the method grafting trains several networks at once; use networks.Networks, not a Trainer")
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.grafting is None else self.grafting.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        # The trainer has compared all options. Checkpoints of earlier versions hold nothing.
+        if state and self.grafting is not None:
+            self.grafting.load_state_dict(state, strict=False)
