@@ -546,8 +546,8 @@ def test_exact_resume():
 def broken_states():
     good = WeightEvolution(network()).state_dict()
     return {
-        "nothing": ({}, "not a WeightEvolution state_dict"),
-        "no dict": ({**good, "filters": 3}, "not a WeightEvolution state_dict"),
+        "nothing": ({}, "not a state_dict of WeightEvolution"),
+        "no dict": ({**good, "filters": 3}, "not a state_dict of WeightEvolution"),
         "format": ({**good, "format": 99}, "format 99"),
         "size": (
             {**good, "filters": {**good["filters"], "3.weight": 21}},

@@ -342,7 +342,7 @@ def test_steps_are_counted_and_go_on_where_a_state_was_taken():
         ({"format": 2}, "state has format 2, this version reads 1"),
         ({"steps": -1}, r"state\['steps'\] must be an integer from 0, got -1"),
         ({"steps": 1.5}, r"state\['steps'\] must be an integer, got float"),
-        ({"filters": None}, "not a FilterGrafting state_dict: its 'filters' is a NoneType, not a dict"),
+        ({"filters": None}, "not a state_dict of FilterGrafting: its 'filters' is a NoneType, not a dict"),
         ({"filters": {}}, "state is of another model: conv1.weight has no filters there and 6 filters here"),
         ({"options": {"strength": 0.5}}, "strength=0.5, this FilterGrafting has 0.4.*strict=False"),
     ],
@@ -355,7 +355,7 @@ def test_states_that_do_not_fit_are_refused(changes, message):
         grafting.load_state_dict({**state, **changes})
     assert grafting.state_dict() == state
     for broken in (3, {}, {key: value for key, value in state.items() if key != "steps"}):
-        with pytest.raises(ValueError, match="state is not a FilterGrafting state_dict: it "):
+        with pytest.raises(ValueError, match="state is not a state_dict of FilterGrafting: it "):
             grafting.load_state_dict(broken)
 
 

@@ -16,7 +16,7 @@ import we_kernels as wk
 from ..arguments import check_count, check_inputs
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
 from ..model.module_filters import ModuleFilter
-from ..model.state import check_same_model, check_same_options, check_state
+from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state
 from .network import Choice, Information, Network
 from .parts import first_difference
 from .report import GraftingReport, by_threshold
@@ -187,7 +187,7 @@ class FilterGrafting:
         check_state(state, "FilterGrafting", (_STATE_FORMAT,), {"steps": int, "filters": dict, "options": dict})
         check_same_model(state["filters"], self._networks[0].filters_by_name(), "{} filters")
         if strict:
-            check_same_options(state["options"], asdict(self._rule), "FilterGrafting")
+            check_same_options(state["options"], asdict(self._rule), "FilterGrafting", UNLESS_LENIENT)
         self._steps = int(state["steps"])
 
     def _step_in_process(self) -> tuple[list[Information], list[tuple[int, ...]]]:

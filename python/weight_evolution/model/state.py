@@ -9,6 +9,8 @@ from we_kernels.checks import is_number
 
 from ..arguments import check_count
 
+UNLESS_LENIENT = ", or pass load_state_dict(state, strict=False) to go on with these"
+
 _FITS: dict[type, Callable[[object], bool]] = {
     float: is_number,
     dict: lambda value: isinstance(value, Mapping),
@@ -23,7 +25,7 @@ def check_state(state: Mapping[str, Any], owner: str, formats: Collection[int], 
     Raises:
         ValueError: names the first entry that is not so.
     """
-    what = f"state is not a {owner} state_dict"
+    what = f"state is not a state_dict of {owner}"
     if not isinstance(state, Mapping):
         raise ValueError(f"{what}: it is a {type(state).__name__}")
     if "format" not in state:
@@ -61,8 +63,8 @@ def check_same_model(there: Mapping[str, Any], here: Mapping[str, Any], what: st
             )
 
 
-def check_same_options(there: Mapping[str, Any], here: Mapping[str, Any], owner: str) -> None:
-    """The options that the state has are those here.
+def check_same_options(there: Mapping[str, Any], here: Mapping[str, Any], owner: str, otherwise: str = "") -> None:
+    """The options that the state has are those here; ``otherwise`` is what else the error says to do.
 
     Raises:
         ValueError: names the first that differs.
@@ -71,9 +73,9 @@ def check_same_options(there: Mapping[str, Any], here: Mapping[str, Any], owner:
         if name in there and there[name] != own:
             raise ValueError(
                 f"state was saved with {name}={there[name]!r}, this {owner} has {own!r}; make it with the same "
-                "options, or pass load_state_dict(state, strict=False) to go on with these"
+                f"options{otherwise}"
             )
 
 
 def _or_none(value: object, what: str) -> str:
-    return what.format("no" if value is None else value)
+    return f"no {what.replace('{}', '').strip()}" if value is None else what.format(value)

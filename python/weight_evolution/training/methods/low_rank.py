@@ -13,14 +13,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from weight_evolution import LowRankProjection, NonFiniteWeightError
-from weight_evolution.low_rank import ProjectionReport
+from weight_evolution import LowRankProjection, NonFiniteWeightError, ProjectionReport
+from weight_evolution.low_rank import PUBLISHED_PRUNE_RATIO
 
 from ..arguments import fraction, positive_int
 from ..errors import UserError
 from .base import Method, wait_for
-
-_PUBLISHED_PRUNE_RATIO = 0.7
 
 
 class LowRankMethod(Method):
@@ -54,7 +52,7 @@ class LowRankMethod(Method):
             type=fraction,
             nargs="+",
             metavar="R",
-            help=f"share of the ranks that goes, one for all layers or one for each (default {_PUBLISHED_PRUNE_RATIO})",
+            help=f"share of the ranks that goes, one for all layers or one for each (default {PUBLISHED_PRUNE_RATIO})",
         )
         group.add_argument(
             "--mac-budget", type=fraction, metavar="B", help="instead: the share of the MACs that may remain"
@@ -77,7 +75,7 @@ class LowRankMethod(Method):
         if ratios is not None and budget is not None:
             raise UserError("--prune-ratio and --mac-budget both choose the ranks; pass one of them")
         if ratios is None and budget is None:
-            ratios = [_PUBLISHED_PRUNE_RATIO]
+            ratios = [PUBLISHED_PRUNE_RATIO]
         return {
             "prune_ratio": ratios[0] if ratios is not None and len(ratios) == 1 else ratios,
             "mac_budget": budget,
