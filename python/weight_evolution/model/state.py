@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from we_kernels.checks import is_number
@@ -10,11 +10,6 @@ from we_kernels.checks import is_number
 from ..arguments import check_count
 
 UNLESS_LENIENT = ", or pass load_state_dict(state, strict=False) to go on with these"
-
-_FITS: dict[type, Callable[[object], bool]] = {
-    float: is_number,
-    dict: lambda value: isinstance(value, Mapping),
-}
 
 
 def check_state(state: Mapping[str, Any], owner: str, formats: Collection[int], entries: Mapping[str, type]) -> None:
@@ -37,7 +32,7 @@ def check_state(state: Mapping[str, Any], owner: str, formats: Collection[int], 
             raise ValueError(f"{what}: it has no {name!r}")
         if kind is int:
             read_count(state[name], f"state[{name!r}]")
-        elif not _FITS.get(kind, lambda value: isinstance(value, kind))(state[name]):  # noqa: B023
+        elif not _is(state[name], kind):
             raise ValueError(f"{what}: its {name!r} is a {type(state[name]).__name__}, not a {kind.__name__}")
 
 
@@ -75,6 +70,10 @@ def check_same_options(there: Mapping[str, Any], here: Mapping[str, Any], owner:
                 f"state was saved with {name}={there[name]!r}, this {owner} has {own!r}; make it with the same "
                 f"options{otherwise}"
             )
+
+
+def _is(value: object, kind: type) -> bool:
+    return is_number(value) if kind is float else isinstance(value, Mapping if kind is dict else kind)
 
 
 def _or_none(value: object, what: str) -> str:

@@ -73,8 +73,10 @@ class Run:
         return sum(row["train_seconds"] for row in self.history)
 
 
-def run_demo(options: DemoOptions, device: torch.device, progress: bool = True) -> str:
+def run_demo(options: DemoOptions, device: torch.device, quiet: bool = False) -> str:
     """Train every method from every seed, write the results to the folder and return the readable summary.
+
+    ``quiet``: without a progress bar.
 
     Raises:
         UserError: a package is missing, or the folder cannot be made.
@@ -89,7 +91,7 @@ def run_demo(options: DemoOptions, device: torch.device, progress: bool = True) 
     make_folder(options.folder)
     start = time.perf_counter()
     runs: list[Run] = []
-    with tqdm(total=len(METHODS) * len(options.seeds) * options.epochs, unit="epoch", disable=not progress) as bar:
+    with tqdm(total=len(METHODS) * len(options.seeds) * options.epochs, unit="epoch", disable=quiet) as bar:
         for seed in options.seeds:
             for method in METHODS:
                 bar.set_description(f"seed {seed}, {method}")

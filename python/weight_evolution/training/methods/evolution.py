@@ -58,7 +58,7 @@ class EvolutionMethod(Method):
         group.add_argument("--milestones", type=positive_int, nargs="*", metavar="E", help="own stages: first epochs")
         group.add_argument("--divisors", type=positive_float, nargs="+", metavar="D", help="own stages: rate divisors")
         group.add_argument("--tau", type=positive_float, metavar="T", help="own stages: epochs per unit of the sigmoid")
-        group.add_argument("--evolve-every", type=positive_int, default=1, metavar="N", help="epochs (default 1)")
+        group.add_argument("--evolve-every", type=positive_int, default=1, metavar="N", help="N epochs (default 1)")
         group.add_argument(
             "--optimizer-state",
             choices=("keep", "fill", "reset"),

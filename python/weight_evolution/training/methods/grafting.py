@@ -38,7 +38,7 @@ class GraftingMethod(Method):
         group.add_argument("--graft-strength", type=fraction, default=0.4, metavar="A", help="default 0.4")
         group.add_argument("--graft-sharpness", type=non_negative_float, default=500.0, metavar="C", help="default 500")
         group.add_argument("--graft-bins", type=positive_int, default=10, metavar="B", help="default 10")
-        group.add_argument("--graft-every", type=positive_int, default=1, metavar="N", help="epochs (default 1)")
+        group.add_argument("--graft-every", type=positive_int, default=1, metavar="N", help="N epochs (default 1)")
         group.add_argument(
             "--graft-time-out", type=positive_float, default=1800.0, metavar="S", help="under torchrun (default 1800 s)"
         )

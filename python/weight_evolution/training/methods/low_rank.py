@@ -66,7 +66,7 @@ class LowRankMethod(Method):
             "--project-every-iterations",
             type=positive_int,
             metavar="N",
-            help="project within epochs too (default: at the end of each)",
+            help="N iterations: project within epochs too (default: at the end of each)",
         )
 
     @classmethod
