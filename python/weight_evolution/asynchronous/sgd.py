@@ -19,7 +19,7 @@ from ..model.module_filters import ModuleFilter
 from ..model.targets import Target, Targets
 from .calls import only_makes_state
 from .convolutions import Convolutions
-from .subsets import OfSubsets, Subsets
+from .subsets import PUBLISHED_RATE, OfSubsets, Subsets
 from .targets import SELECTS, find_convolutions, listed_convolutions
 
 _STATE_KEY = "asynchronous"
@@ -70,7 +70,7 @@ class AsynchronousSGD(OfSubsets, SGD):
         fused: bool | None = None,
         model: nn.Module | None = None,
         conv_weights: Iterable[Tensor] | None = None,
-        rate: float = 0.5,
+        rate: float = PUBLISHED_RATE,
         seed: int = 0,
         select: str = "filters",
         replacement: bool = False,

@@ -15,6 +15,7 @@ from ..model.state import check_same_model, check_same_options, check_state
 from .convolutions import Convolutions
 from .targets import expected_share
 
+PUBLISHED_RATE = 0.5
 _FORMAT = 1
 # Parts of names that states of earlier versions hold for wrapped models.
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}

@@ -19,7 +19,7 @@ from ..model.wrapped_optimizers import wrapped_optimizers
 from .calls import check_hooks, only_makes_state, within_another_step
 from .convolutions import Convolutions
 from .sgd import AsynchronousSGD
-from .subsets import OfSubsets, Subsets
+from .subsets import PUBLISHED_RATE, OfSubsets, Subsets
 from .targets import SELECTS, find_convolutions
 
 _attached: WeakSet[Optimizer] = WeakSet()
@@ -91,7 +91,7 @@ class AsynchronousUpdate(OfSubsets):
         self,
         optimizer: Optimizer,
         model: nn.Module,
-        rate: float = 0.5,
+        rate: float = PUBLISHED_RATE,
         seed: int = 0,
         select: str = "filters",
         replacement: bool = False,

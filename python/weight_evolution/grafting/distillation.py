@@ -10,9 +10,11 @@ from torch.nn import functional
 
 from ..arguments import check_positive
 
+PUBLISHED_TEMPERATURE = 2.0
+
 
 def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor | Sequence[Tensor], temperature: float = 2.0
+    student_logits: Tensor, teacher_logits: Tensor | Sequence[Tensor], temperature: float = PUBLISHED_TEMPERATURE
 ) -> Tensor:
     """``-tau^2 * sum_k pbar_k * log p_student,k``, mean over the batch; a scalar to add to the cross-entropy.
 
