@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -56,16 +56,18 @@ def check_fraction(value: float, name: str) -> float:
     return number
 
 
-def check_choice(value: str, name: str, choices: Sequence[str]) -> str:
-    """One of several names.
+def check_choice(value: str, name: str, choices: Collection[str]) -> str:
+    """One of a few names.
 
     Raises:
-        ValueError: it is none of them.
+        TypeError: not a string. ValueError: none of them.
     """
+    *others, last = (f'"{choice}"' for choice in choices)
+    allowed = f"{', '.join(others)} or {last}"
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be {allowed}, got {type(value).__name__}")
     if value not in choices:
-        raise ValueError(
-            f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}".replace("'", '"', 2 * len(choices))
-        )
+        raise ValueError(f"{name} must be {allowed}, got {value!r}")
     return value
 
 

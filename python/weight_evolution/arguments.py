@@ -6,7 +6,6 @@ TypeError stands for a value of the wrong type, ValueError for one out of range.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -58,15 +57,6 @@ def check_flag(value: bool, name: str) -> bool:
     return value
 
 
-def check_choice(value: str, name: str, choices: Collection[str]) -> str:
-    """One of a few names."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be {_either(choices)}, got {type(value).__name__}")
-    if value not in choices:
-        raise ValueError(f"{name} must be {_either(choices)}, got {value!r}")
-    return value
-
-
 def check_model(model: nn.Module, name: str = "model") -> nn.Module:
     """A module."""
     if not isinstance(model, nn.Module):
@@ -88,8 +78,3 @@ def check_inputs(example_inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Te
     if example_inputs is not None and not isinstance(example_inputs, tuple):
         raise TypeError(f"example_inputs must be a tensor or a tuple of them, got {type(example_inputs).__name__}")
     return example_inputs
-
-
-def _either(choices: Collection[str]) -> str:
-    *others, last = (f'"{choice}"' for choice in choices)
-    return f"{', '.join(others)} or {last}"

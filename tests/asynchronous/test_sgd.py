@@ -277,7 +277,7 @@ BAD = {
     ),
     "rate": (lambda m: make(m, rate=0.0), ValueError, "rate must be in"),
     "select": (lambda m: make(m, select="x"), ValueError, "select must be"),
-    "seed": (lambda m: make(m, seed=2**63), ValueError, "seed must be in"),
+    "seed": (lambda m: make(m, seed=2**63), ValueError, "seed must be below 2\\^63"),
     "lr": (lambda m: make(m, -1.0), ValueError, "Invalid learning rate"),
     "nesterov": (lambda m: make(m, nesterov=True), ValueError, "Nesterov momentum requires"),
     "differentiable": (lambda m: make(m, differentiable=True), ValueError, "differentiable=True is not supported"),

@@ -453,7 +453,7 @@ BAD = {
     "rate above": (lambda m, o: AsynchronousUpdate(o, m, 1.5), ValueError, r"rate must be in \(0, 1\], got 1.5"),
     "rate nan": (lambda m, o: AsynchronousUpdate(o, m, float("nan")), ValueError, "rate must be in"),
     "rate type": (lambda m, o: AsynchronousUpdate(o, m, "half"), TypeError, "rate must be a number"),
-    "seed": (lambda m, o: AsynchronousUpdate(o, m, seed=-1), ValueError, "seed must be in"),
+    "seed": (lambda m, o: AsynchronousUpdate(o, m, seed=-1), ValueError, "seed must be an integer from 0"),
     "seed type": (lambda m, o: AsynchronousUpdate(o, m, seed=1.0), TypeError, "seed must be an integer"),
     "select": (lambda m, o: AsynchronousUpdate(o, m, select="rows"), ValueError, "select must be .* got 'rows'"),
     "no convolution": (
@@ -521,8 +521,31 @@ def test_names_and_states_know_no_wrappers():
     state["filters"] = {f"module._orig_mod.{name}": size for name, size in state["filters"].items()}
     plain.load_state_dict(state)  # of an earlier version
     state["filters"]["module._orig_mod.up.weight"] += 1
-    with pytest.raises(ValueError, match=r"up\.weight has 5 filters there and 4 here"):
+    with pytest.raises(ValueError, match=r"up\.weight has 5 filters there and 4 filters here"):
         plain.load_state_dict(state)
+
+
+def test_steps_of_both_forms_are_counted():
+    model, other = make_net(), make_net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    update = AsynchronousUpdate(optimizer, model)
+    own = AsynchronousSGD(other.parameters(), lr=0.1, model=other)
+    for network, one in ((model, optimizer), (other, own)):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        one.step()
+        one.step()
+    assert (update.steps, update.step_count, own.steps, own.step_count) == (2, 2, 2, 2)
+    for name in ("steps", "step_count"):
+        with pytest.raises(AttributeError):
+            setattr(update, name, 3)
+
+
+@pytest.mark.parametrize("option", ["replacement", "rescale"])
+def test_flags_are_true_or_false(option):
+    model = make_net()
+    with pytest.raises(TypeError, match=f"{option} must be True or False, got 1"):
+        AsynchronousUpdate(SGD(model.parameters(), lr=0.1), model, **{option: 1})
 
 
 def test_states_that_do_not_fit_change_nothing():
@@ -531,16 +554,16 @@ def test_states_that_do_not_fit_change_nothing():
     state = update.state_dict()
     for change, message in [
         ({"format": 2}, "has format 2"),
-        ({"select": "input_channels"}, "select='input_channels', this object 'filters'"),
+        ({"select": "input_channels"}, "select='input_channels', this object has 'filters'"),
         ({"rescale": True}, "rescale=True"),
-        ({"filters": state["filters"] | {"stem.weight": 9}}, "stem.weight has 9 filters there and 8 here"),
+        ({"filters": state["filters"] | {"stem.weight": 9}}, "stem.weight has 9 filters there and 8 filters here"),
         ({"filters": dict(reversed(state["filters"].items()))}, "another order"),
-        ({"step": -1}, r"state\['step'\] must be in"),
+        ({"step": -1}, r"state\['step'\] must be an integer from 0"),
         ({"seed": "x"}, r"state\['seed'\] must be an integer"),
-        ({"rate": 0.0}, "rate must be in"),
+        ({"rate": 0.0}, "rate'\\] must be in"),
     ]:
         with pytest.raises(ValueError, match=message):
             update.load_state_dict(state | {"seed": 9, "step": 3} | change)
-    with pytest.raises(ValueError, match="not one of asynchronous updates"):
+    with pytest.raises(ValueError, match="not a state_dict of AsynchronousUpdate"):
         update.load_state_dict({"step": 3})
     assert update.state_dict() == state

@@ -181,12 +181,14 @@ def test_bad_arguments(options, error, message):
         WeightEvolution(network(), **options)
 
 
-@pytest.mark.parametrize("rate", [1.2, -1, math.nan, None])
-def test_schedule_out_of_range(rate):
+@pytest.mark.parametrize(
+    ("rate", "error"), [(1.2, ValueError), (-1, ValueError), (math.nan, ValueError), (None, TypeError)]
+)
+def test_schedule_out_of_range(rate, error):
     model = network()
     evolution = WeightEvolution(model, schedule=lambda base, epoch: rate if epoch == 3 else base)
     before = state(model)
-    with pytest.raises(ValueError, match=r"schedule\(conv rate, epoch 3\) must be in \[0, 1\]"):
+    with pytest.raises(error, match=r"schedule\(conv rate, epoch 3\) must be (in \[0, 1\]|a number)"):
         evolution.step(epoch=3)
     assert_unchanged(model, before)
     assert evolution.epoch == 0
@@ -546,8 +548,8 @@ def test_exact_resume():
 def broken_states():
     good = WeightEvolution(network()).state_dict()
     return {
-        "nothing": ({}, "not a WeightEvolution state_dict"),
-        "no dict": ({**good, "filters": 3}, "not a WeightEvolution state_dict"),
+        "nothing": ({}, "not a state_dict of WeightEvolution"),
+        "no dict": ({**good, "filters": 3}, "not a state_dict of WeightEvolution"),
         "format": ({**good, "format": 99}, "format 99"),
         "size": (
             {**good, "filters": {**good["filters"], "3.weight": 21}},

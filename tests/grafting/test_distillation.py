@@ -74,7 +74,7 @@ def test_extreme_logits_are_finite():
     [
         (logits(0), logits(1), 0.0, ValueError, "temperature must be a positive number"),
         (logits(0), logits(1), float("nan"), ValueError, "temperature"),
-        (logits(0), logits(1), True, ValueError, "temperature"),
+        (logits(0), logits(1), True, TypeError, "temperature must be a number"),
         (logits(0), logits(1, (5, 6)), 2.0, ValueError, "teacher_logits must have the shape of student_logits, (5, 7)"),
         (logits(0), [logits(1), logits(1, (1, 7))], 2.0, ValueError, "teacher_logits[1] must have the shape"),
         (logits(0), [], 2.0, ValueError, "teacher_logits is empty"),

@@ -1,4 +1,5 @@
 import copy
+import io
 
 import pytest
 import torch
@@ -301,13 +302,14 @@ def test_models_that_cannot_be_grafted():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"strength": 1.5}, ValueError, "strength must be a number in [0, 1], got 1.5"),
-        ({"strength": True}, ValueError, "strength"),
+        ({"strength": 1.5}, ValueError, "strength must be in [0, 1], got 1.5"),
+        ({"strength": True}, TypeError, "strength must be a number, got bool"),
         ({"sharpness": -1.0}, ValueError, "sharpness must be a finite number from 0"),
         ({"sharpness": float("inf")}, ValueError, "sharpness"),
-        ({"level": "kernel"}, ValueError, "level must be one of layer, filter"),
-        ({"criterion": "l2"}, ValueError, "criterion must be one of entropy, filter-entropy, l1"),
+        ({"level": "kernel"}, ValueError, 'level must be "layer" or "filter", got'),
+        ({"criterion": "l2"}, ValueError, 'criterion must be "entropy", "filter-entropy" or "l1", got'),
         ({"bins": 0}, ValueError, "bins must be an integer from 1"),
+        ({"bins": 2.5}, TypeError, "bins must be an integer, got float"),
         ({"bins": 1000}, ValueError, "bins must be at most"),
         ({"round_coefficient": 2}, TypeError, "round_coefficient must be True or False"),
         ({"ranks_per_network": 2}, ValueError, "are for one model per rank"),
@@ -319,6 +321,58 @@ def test_bad_options(options, error, message):
     with pytest.raises(error) as raised:
         FilterGrafting([small(0), small(1)], **options)
     assert message in str(raised.value)
+
+
+def test_steps_are_counted_and_go_on_where_a_state_was_taken():
+    first = FilterGrafting([small(0), small(1)], level="filter")
+    first.step()
+    first.step()
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = FilterGrafting([small(0), small(1)], level="filter")
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert (first.steps, second.steps) == (2, 2)
+    assert second.step().step == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "state has format 2, this version reads 1"),
+        ({"steps": -1}, r"state\['steps'\] must be an integer from 0, got -1"),
+        ({"steps": 1.5}, r"state\['steps'\] must be an integer, got float"),
+        ({"filters": None}, "not a state_dict of FilterGrafting: its 'filters' is a NoneType, not a dict"),
+        ({"filters": {}}, "state is of another model: conv1.weight has no filters there and 6 filters here"),
+        ({"options": {"strength": 0.5}}, "strength=0.5, this FilterGrafting has 0.4.*strict=False"),
+    ],
+)
+def test_states_that_do_not_fit_are_refused(changes, message):
+    grafting = FilterGrafting([small(0), small(1)])
+    grafting.step()
+    state = grafting.state_dict()
+    with pytest.raises(ValueError, match=message):
+        grafting.load_state_dict({**state, **changes})
+    assert grafting.state_dict() == state
+    for broken in (3, {}, {key: value for key, value in state.items() if key != "steps"}):
+        with pytest.raises(ValueError, match="state is not a state_dict of FilterGrafting: it "):
+            grafting.load_state_dict(broken)
+
+
+def test_a_state_of_other_options_is_taken_if_asked_for():
+    state = FilterGrafting([small(0), small(1)], strength=0.1).state_dict()
+    grafting = FilterGrafting([small(0), small(1)])
+    grafting.load_state_dict({**state, "steps": 5}, strict=False)
+    assert (grafting.steps, grafting.strength) == (5, 0.4)
+
+
+def test_options_can_be_read_and_not_set():
+    grafting = FilterGrafting([small(0), small(1)], level="filter", bins=7)
+    options = {"strength": 0.4, "sharpness": 500.0, "level": "filter", "criterion": "entropy", "bins": 7}
+    for name, value in (options | {"round_coefficient": False}).items():
+        assert getattr(grafting, name) == value
+        with pytest.raises(AttributeError):
+            setattr(grafting, name, value)
 
 
 def test_bad_models():

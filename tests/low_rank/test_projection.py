@@ -328,16 +328,17 @@ def changed(**values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("ranks"), "not a LowRankProjection state_dict"),
-        (changed(shapes=3), "not a LowRankProjection state_dict"),
+        (lambda state: state.pop("ranks"), "not a state_dict of LowRankProjection"),
+        (changed(shapes=3), "not a state_dict of LowRankProjection"),
         (changed(format=99), "format 99"),
         (changed(steps=-1), r"state\['steps'\]"),
+        (lambda state: state["ranks"].update(last=2.5), r"state\['ranks'\]\['last'\] must be an integer"),
         (lambda state: state["shapes"].update(stem=[12, 3, 5, 5]), r"another model: stem has shape \[12, 3, 5, 5\]"),
-        (lambda state: state["shapes"].pop("last"), "another model: last has shape none there"),
+        (lambda state: state["shapes"].pop("last"), "another model: last has no shape there"),
         (lambda state: state["shapes"].update(more=[1, 1]), "another model: more has shape"),
         (lambda state: state["ranks"].pop("last"), r"state\['ranks'\] must have"),
         (lambda state: state["ranks"].update(last=0), r"ranks\['last'\] must be an integer from 1"),
-        (changed(bases=[torch.ones(3)]), r"state\['bases'\] must be a dict of tensors"),
+        (changed(bases=[torch.ones(3)]), "its 'bases' is a list, not a dict"),
         (changed(bases={"first": torch.ones(3, 2)}), r"state\['bases'\] is not"),
     ],
 )
@@ -352,6 +353,19 @@ def test_state_of_another_model_is_refused_and_changes_nothing(change, message):
     after = projection.state_dict()
     assert (after["steps"], after["ranks"], after["shapes"]) == (own["steps"], own["ranks"], own["shapes"])
     assert all(torch.equal(basis, own["bases"][position]) for position, basis in after["bases"].items())
+
+
+def test_options_can_be_read_and_not_set():
+    projection = LowRankProjection(networks.branches(), energy_transfer=False)
+    projection.step()
+    options = {"energy_transfer": False, "check_finite": True, "steps": 1}
+    for name, value in options.items():
+        assert getattr(projection, name) == value
+        with pytest.raises(AttributeError):
+            setattr(projection, name, value)
+    for name in ("linear", "rectify_batch_norm", "energy_transfer", "check_finite"):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got 1"):
+            LowRankProjection(networks.branches(), **{name: 1})
 
 
 def test_state_does_not_change_with_later_steps():

@@ -144,7 +144,7 @@ def test_without_matplotlib_there_is_no_picture(few_digits, tmp_path, capsys, mo
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
     arguments = ["train", *SMALL[:-1], "--epochs", "1", "--method", "asynchronous", "--output", str(tmp_path)]
     assert cli.main(arguments) == 0
-    assert "overlap.png is not drawn: it needs matplotlib" in capsys.readouterr().out
+    assert "no picture of the log is drawn: it needs matplotlib" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

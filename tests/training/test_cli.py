@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -173,8 +174,10 @@ def test_inspect_prints_and_changes_nothing(tmp_path, capsys, method):
     before = path.read_bytes()
     capsys.readouterr()
     assert run("inspect", path) == 0
-    assert run("inspect", path, "--rate", 0.5, "--norm-rate", 0, "--local-ratio", 0.95) == 0
-    plain, changed = capsys.readouterr().out.split(f"{path}: ")[1:]
+    assert run("inspect", path, "--conv-rate", 0.5, "--norm-rate", 0, "--local-ratio", 0.95) == 0
+    assert run("inspect", path, "--rate", 0.5, "--norm-rate", 0, "--local-ratio", 0.95) == 0  # as it was called before
+    plain, changed, again = capsys.readouterr().out.split(f"{path}: ")[1:]
+    assert again == changed
     for text in (plain, changed):
         assert "resnet8 on digits" in text
         assert f"method {method}, seed 0, 2 of 2 epochs, test accuracy" in text
@@ -196,7 +199,7 @@ BROKEN = {
     "config": ([], "config is []"),
     "epoch": ("2", "epoch is '2'"),
     "seed": (None, "seed is None"),
-    "methods": ({"evolution": 3}, "not a WeightEvolution state_dict"),
+    "methods": ({"evolution": 3}, "not a state_dict of WeightEvolution"),
 }
 
 
@@ -222,6 +225,29 @@ def test_inspect_of_wrong_types_is_one_line(tmp_path, capsys, key):
     assert printed.out == ""
 
 
+@pytest.mark.parametrize("command", ["train", "inspect", "compact", "demo"])
+def test_help_shows_one_spelling_and_the_unit_of_every_interval(command, capsys):
+    assert run(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert not {"--force", "--no-progress"} & set(text.split())
+    assert ("--rate" in text.split()) == (command == "train")
+    assert ("--overwrite" in text) == (command in ("train", "compact"))
+    assert ("--quiet" in text) == (command in ("train", "demo"))
+    intervals = re.findall(r"^ +--[a-z-]*every\S* N\s+(.*)", text, re.MULTILINE)
+    assert len(intervals) == (4 if command == "train" else 0)
+    assert all(line.startswith(("N epochs", "N iterations")) for line in intervals)
+
+
+def test_old_spellings_are_still_read():
+    parser = cli.make_parser()
+    assert parser.parse_args(["compact", "c.pt", "-o", "o.pt", "--force"]).overwrite
+    assert not parser.parse_args(["compact", "c.pt", "-o", "o.pt"]).overwrite
+    assert parser.parse_args(["demo", "--no-progress"]).quiet
+    assert not parser.parse_args(["demo"]).quiet
+    assert parser.parse_args(["inspect", "c.pt", "--rate", "0.5"]).conv_rate == 0.5
+    assert parser.parse_args(["inspect", "c.pt"]).conv_rate is None
+
+
 def test_info_and_version(capsys):
     assert run("info") == 0
     assert "torch:" in capsys.readouterr().out
@@ -237,7 +263,7 @@ def test_demo_end_to_end(tmp_path, capsys):
         "--seeds",
         0,
         1,
-        "--no-progress",
+        "--quiet",
         "--device",
         "cpu",
         "--output",

@@ -265,10 +265,12 @@ def test_train_then_compact(few_digits, digits, tmp_path, capsys):
 
     written = out.read_bytes()
     assert run("compact", "--device", "cpu", checkpoint, "-o", out) == 2
-    assert "pass --force" in capsys.readouterr().err
+    assert "pass --overwrite" in capsys.readouterr().err
     assert out.read_bytes() == written
     out.write_bytes(b"old")
-    assert run("compact", "--device", "cpu", checkpoint, "-o", out, "--force") == 0
+    assert run("compact", "--device", "cpu", checkpoint, "-o", out, "--overwrite") == 0
+    out.write_bytes(b"old")
+    assert run("compact", "--device", "cpu", checkpoint, "-o", out, "--force") == 0  # as it was called before
     assert_same(dict(load_compact(out).state_dict()), dict(compact.state_dict()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "small.pt"]
 
@@ -314,7 +316,7 @@ def test_wrong_files_are_one_line_errors(digits, tmp_path, capsys):
         (good, tmp_path / "no" / "out.pt", "there is no folder"),
         (good, good, "is the checkpoint itself"),
     ]:
-        assert run("compact", "--device", "cpu", checkpoint, "-o", output, "--force") == 2
+        assert run("compact", "--device", "cpu", checkpoint, "-o", output, "--overwrite") == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1

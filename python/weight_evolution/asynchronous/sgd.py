@@ -12,18 +12,20 @@ from torch.optim import SGD
 from torch.optim.sgd import sgd
 
 import we_kernels as wk
+from we_kernels.checks import check_choice
 
+from ..arguments import check_share
 from ..model.module_filters import ModuleFilter
 from ..model.targets import Target, Targets
 from .calls import only_makes_state
 from .convolutions import Convolutions
-from .subsets import Subsets
-from .targets import check_rate, check_select, find_convolutions, listed_convolutions
+from .subsets import PUBLISHED_RATE, OfSubsets, Subsets
+from .targets import SELECTS, find_convolutions, listed_convolutions
 
 _STATE_KEY = "asynchronous"
 
 
-class AsynchronousSGD(SGD):
+class AsynchronousSGD(OfSubsets, SGD):
     """SGD of which, in every step, a random subset of each convolution's filters moves; the momentum advances for all.
 
     A drop-in for torch.optim.SGD: the same arguments, the same state ("momentum_buffer"), at rate 1 the same bits as
@@ -68,7 +70,7 @@ class AsynchronousSGD(SGD):
         fused: bool | None = None,
         model: nn.Module | None = None,
         conv_weights: Iterable[Tensor] | None = None,
-        rate: float = 0.5,
+        rate: float = PUBLISHED_RATE,
         seed: int = 0,
         select: str = "filters",
         replacement: bool = False,
@@ -76,8 +78,8 @@ class AsynchronousSGD(SGD):
         include: Sequence[ModuleFilter] | None = None,
         exclude: Sequence[ModuleFilter] = (),
     ) -> None:
-        check_rate(rate)
-        check_select(select)
+        check_share(rate, "rate")
+        check_choice(select, "select", SELECTS)
         if (model is None) == (conv_weights is None):
             raise ValueError("pass model=, the network whose convolutions to update, or conv_weights=, their weights")
         if conv_weights is not None and (isinstance(conv_weights, Tensor) or not isinstance(conv_weights, Iterable)):
@@ -105,29 +107,6 @@ class AsynchronousSGD(SGD):
         self._subsets = Subsets(
             convolutions, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale
         )
-
-    @property
-    def rate(self) -> float:
-        """The share of filters that moves; may be changed between steps."""
-        return self._subsets.rate
-
-    @rate.setter
-    def rate(self, rate: float) -> None:
-        self._subsets.rate = check_rate(rate)
-
-    @property
-    def step_count(self) -> int:
-        """Steps so far; the next draws the subset of this number. Waits for the device."""
-        return int(self._subsets.step)
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Weights of convolutions that do not take part, and why."""
-        return dict(self._subsets.convolutions.targets.skipped)
-
-    def selection(self, step: int | None = None) -> dict[str, Tensor]:
-        """Parameter name -> bool [N] on the CPU: the filters (or input channels) that move in a step (the next)."""
-        return self._subsets.selection(step)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in SGD; convolutions of the model among the new parameters take part from the next step on.

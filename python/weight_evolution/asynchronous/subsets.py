@@ -10,9 +10,12 @@ from torch import Tensor
 
 import we_kernels as wk
 
+from ..arguments import check_count, check_flag, check_share
+from ..model.state import check_same_model, check_same_options, check_state
 from .convolutions import Convolutions
-from .targets import check_count, check_rate, expected_share
+from .targets import expected_share
 
+PUBLISHED_RATE = 0.5
 _FORMAT = 1
 # Parts of names that states of earlier versions hold for wrapped models.
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
@@ -25,11 +28,11 @@ class Subsets:
         self, convolutions: Convolutions, *, rate: float, seed: int, select: str, replacement: bool, rescale: bool
     ) -> None:
         self.convolutions = convolutions
-        self.rate = check_rate(rate)
+        self.rate = check_share(rate, "rate")
         self.seed = check_count(seed, "seed")
         self.select = select
-        self.replacement = bool(replacement)
-        self.rescale = bool(rescale)
+        self.replacement = check_flag(replacement, "replacement")
+        self.rescale = check_flag(rescale, "rescale")
         # On the device, so that a captured graph counts on; reading it waits.
         self.step = torch.zeros(1, dtype=torch.int64, device=convolutions.bank().device)
 
@@ -69,28 +72,17 @@ class Subsets:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError, naming the first difference, if the state cannot be loaded here."""
-        try:
-            version, filters = state["format"], dict(state["filters"])
-            options = {name: state[name] for name in ("select", "replacement", "rescale")}
-            check_count(state["step"], "state['step']")
-            check_count(state["seed"], "state['seed']")
-            check_rate(state["rate"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state is not one of asynchronous updates ({error!r})") from None
-        if version != _FORMAT:
-            raise ValueError(f"state has format {version}, this version reads {_FORMAT}")
-        for name, value in options.items():
-            if value != getattr(self, name):
-                raise ValueError(f"state has {name}={value!r}, this object {getattr(self, name)!r}")
+        options = {"select": self.select, "replacement": self.replacement, "rescale": self.rescale}
+        kinds = {"step": int, "seed": int, "rate": float, "select": str, "replacement": bool, "rescale": bool}
+        check_state(state, "AsynchronousUpdate or AsynchronousSGD", (_FORMAT,), {**kinds, "filters": dict})
+        check_share(state["rate"], "state['rate']")
+        check_same_options(state, options, "object")
+        filters = state["filters"]
         bank = self.convolutions.bank()
         own = dict(zip(bank.names, bank.sizes, strict=True))
         if list(map(_without_wrappers, filters)) == list(map(_without_wrappers, own)):
             filters = dict(zip(own, filters.values(), strict=True))
-        for name in [*own, *filters]:
-            if own.get(name) != filters.get(name):
-                raise ValueError(
-                    f"state is of another model: {name} has {filters.get(name)} filters there and {own.get(name)} here"
-                )
+        check_same_model(filters, own, "{} filters")
         if list(own) != list(filters):
             raise ValueError("state is of another model: its layers are in another order")
 
@@ -102,6 +94,40 @@ class Subsets:
 
     def _select(self, bank: wk.FilterBank, step: int | Tensor) -> Tensor:
         return wk.select_filters(bank, self.rate, seed=self.seed, step=step, replacement=self.replacement)
+
+
+class OfSubsets:
+    """What all that moves `Subsets` of a model's filters can tell."""
+
+    _subsets: Subsets
+
+    @property
+    def rate(self) -> float:
+        """The share of filters that moves; may be changed between steps."""
+        return self._subsets.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self._subsets.rate = check_share(rate, "rate")
+
+    @property
+    def steps(self) -> int:
+        """Steps so far; the next draws the subset of this number. Waits for the device."""
+        return int(self._subsets.step)
+
+    @property
+    def step_count(self) -> int:
+        """The same as `steps`."""
+        return self.steps
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Weights of convolutions that do not take part, and why."""
+        return dict(self._subsets.convolutions.targets.skipped)
+
+    def selection(self, step: int | None = None) -> dict[str, Tensor]:
+        """Parameter name -> bool [N] on the CPU: the filters (or input channels) that move in a step (the next)."""
+        return self._subsets.selection(step)
 
 
 def _without_wrappers(name: str) -> str:

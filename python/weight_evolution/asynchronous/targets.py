@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from we_kernels.checks import is_integer, is_number
-
+from ..arguments import check_model
 from ..model.module_filters import ModuleFilter, check_filters, left_out
 from ..model.targets import Target, Targets, own_parameter
 from ..model.weights import check_weight, reason_without_layers
@@ -82,9 +81,7 @@ def find_convolutions(
         TypeError: ``model`` is not a module, or a weight cannot take part (parametrized, lazy).
         ValueError: an entry of ``include`` or ``exclude`` matches no module, or no convolution is left.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(named_modules(model))
+    modules = dict(named_modules(check_model(model)))
     check_filters(include, exclude, modules)
     make = FilterTarget if select == "filters" else ChannelTarget
     optimized = set(map(id, parameters))
@@ -110,31 +107,6 @@ def find_convolutions(
             + (f"; left out: {skipped}" if skipped else f": {reason_without_layers(model)}")
         )
     return Targets(items, skipped)
-
-
-def check_select(select: str) -> str:
-    """Raises ValueError unless it is one of the ways to select."""
-    if select not in SELECTS:
-        raise ValueError(f'select must be "filters" or "input_channels", got {select!r}')
-    return select
-
-
-def check_rate(rate: float) -> float:
-    """A number in (0, 1]."""
-    if not is_number(rate):
-        raise TypeError(f"rate must be a number in (0, 1], got {type(rate).__name__}")
-    if not 0.0 < rate <= 1.0:
-        raise ValueError(f"rate must be in (0, 1], got {rate}")
-    return float(rate)
-
-
-def check_count(value: int, name: str) -> int:
-    """An integer in [0, 2^63 - 1]."""
-    if not is_integer(value):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if not 0 <= value < 2**63:
-        raise ValueError(f"{name} must be in [0, 2^63 - 1], got {value}")
-    return int(value)
 
 
 def expected_share(size: int, rate: float, replacement: bool) -> float:

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import we_kernels as wk
+from we_kernels.checks import check_choice
 
+from ..arguments import check_optimizer
 from ..model.module_filters import ModuleFilter
 from ..model.wrapped_optimizers import wrapped_optimizers
 from .calls import check_hooks, only_makes_state, within_another_step
 from .convolutions import Convolutions
 from .sgd import AsynchronousSGD
-from .subsets import Subsets
-from .targets import check_rate, check_select, find_convolutions
+from .subsets import PUBLISHED_RATE, OfSubsets, Subsets
+from .targets import SELECTS, find_convolutions
 
 _attached: WeakSet[Optimizer] = WeakSet()
 
@@ -36,7 +38,7 @@ class _Begun(NamedTuple):
     counts: bool
 
 
-class AsynchronousUpdate:
+class AsynchronousUpdate(OfSubsets):
     """Keeps, of each step of an optimizer, only what it did to a random subset of each convolution's filters.
 
     It hooks into ``optimizer.step()`` and needs no other call. The optimizer computes its whole step, and its state
@@ -90,7 +92,7 @@ class AsynchronousUpdate:
         self,
         optimizer: Optimizer,
         model: nn.Module,
-        rate: float = 0.5,
+        rate: float = PUBLISHED_RATE,
         seed: int = 0,
         select: str = "filters",
         replacement: bool = False,
@@ -99,9 +101,7 @@ class AsynchronousUpdate:
         include: Sequence[ModuleFilter] | None = None,
         exclude: Sequence[ModuleFilter] = (),
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        for one in (optimizer, *wrapped_optimizers(optimizer)):
+        for one in (check_optimizer(optimizer), *wrapped_optimizers(optimizer)):
             if isinstance(one, AsynchronousSGD):
                 raise ValueError(
                     "optimizer is an AsynchronousSGD or holds one, which updates asynchronously by itself; use it alone"
@@ -111,7 +111,8 @@ class AsynchronousUpdate:
                     "optimizer, or one that it holds, has an AsynchronousUpdate already; call its detach() first"
                 )
         check_hooks(optimizer)
-        find = partial(find_convolutions, model, check_select(select), include=include, exclude=exclude)
+        check_choice(select, "select", SELECTS)
+        find = partial(find_convolutions, model, select, include=include, exclude=exclude)
         convolutions = Convolutions(find, optimizer, model)
         self._subsets = Subsets(
             convolutions, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale
@@ -130,29 +131,6 @@ class AsynchronousUpdate:
             *(other.register_step_pre_hook(self._refuse_outside) for other in wrapped_optimizers(self._optimizer)),
         ]
         _attached.add(self._optimizer)
-
-    @property
-    def rate(self) -> float:
-        """The share of filters that moves; may be changed between steps."""
-        return self._subsets.rate
-
-    @rate.setter
-    def rate(self, rate: float) -> None:
-        self._subsets.rate = check_rate(rate)
-
-    @property
-    def step_count(self) -> int:
-        """Steps so far; the next draws the subset of this number. Waits for the device."""
-        return int(self._subsets.step)
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Weights of convolutions that do not take part, and why."""
-        return dict(self._subsets.convolutions.targets.skipped)
-
-    def selection(self, step: int | None = None) -> dict[str, Tensor]:
-        """Parameter name -> bool [N] on the CPU: the filters (or input channels) that move in a step (the next)."""
-        return self._subsets.selection(step)
 
     def detach(self) -> None:
         """Leave the optimizer as it was; its next step moves everything. Does nothing the second time."""

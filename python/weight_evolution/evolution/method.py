@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from ..arguments import check_count, check_flag
 from ..model.module_filters import ModuleFilter
 from ..model.optimizer_state import check_optimizer_state
-from ..model.state import check_same_model, check_same_options, check_state, read_count
+from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state, read_count
 from .device_step import DeviceStep, Outcome
 from .options import EvolutionOptions, Importance
 from .report import EvolutionReport
@@ -192,7 +192,8 @@ class WeightEvolution:
             epoch: the epoch just trained, from 0; one more than last time when left out.
 
         Raises:
-            TypeError: a weight that took part is computed from other parameters now (prune, parametrize).
+            TypeError: a weight that took part is computed from other parameters now (prune, parametrize), or what the
+                schedule or ``importance`` gave is of the wrong type.
             ValueError: the schedule gave a rate outside [0, 1], or ``epoch`` is negative, or the parameters are on
                 several devices, or a weight is only a part of its layer's (a shard).
             NonFiniteWeightError: a weight is NaN or infinite (on a GPU: was at an earlier step); nothing was changed.
@@ -257,7 +258,7 @@ class WeightEvolution:
         if state["format"] != 1:  # which was without options
             check_state(state, "WeightEvolution", (_STATE_FORMAT,), {"options": dict})
             if strict:
-                check_same_options(state["options"], self._options.to_dict(), "WeightEvolution")
+                check_same_options(state["options"], self._options.to_dict(), "WeightEvolution", UNLESS_LENIENT)
         self._taking_part.follow()
         targets = self._taking_part.targets
         bank = targets.bank()

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from we_kernels import CROSSOVERS, FilterBank
-from we_kernels.checks import check_fraction
+from we_kernels.checks import check_choice, check_fraction
 
-from ..arguments import check_choice, check_count, check_flag, check_positive
+from ..arguments import check_count, check_flag, check_positive
 from .schedule import Schedule, StagedSigmoid
 
 Importance = Callable[[FilterBank], Tensor]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from we_kernels.checks import is_number
+from ..arguments import check_positive
+
+PUBLISHED_TEMPERATURE = 2.0
 
 
 def distillation_loss(
-    student_logits: Tensor, teacher_logits: Tensor | Sequence[Tensor], temperature: float = 2.0
+    student_logits: Tensor, teacher_logits: Tensor | Sequence[Tensor], temperature: float = PUBLISHED_TEMPERATURE
 ) -> Tensor:
     """``-tau^2 * sum_k pbar_k * log p_student,k``, mean over the batch; a scalar to add to the cross-entropy.
 
@@ -56,8 +57,7 @@ def _check(student: Tensor, teachers: Sequence[Tensor], temperature: float) -> N
             )
         if teacher.device != student.device:
             raise ValueError(f"{name} is on {teacher.device} but student_logits on {student.device}; move one of them")
-    if not is_number(temperature) or not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
+    check_positive(temperature, "temperature")
 
 
 def _check_logits(logits: Tensor, name: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -12,17 +12,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import we_kernels as wk
-from we_kernels.checks import is_integer, is_number
 
+from ..arguments import check_count, check_inputs
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
 from ..model.module_filters import ModuleFilter
-from .network import Choice, Information, Network, Rule
+from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state
+from .network import Choice, Information, Network
 from .parts import first_difference
 from .report import GraftingReport, by_threshold
-from .ring import ExchangeError, Ring
+from .ring import ExchangeError, Ring, check_group
+from .rule import Rule
 
-LEVELS = ("layer", "filter")
-CRITERIA = ("entropy", "filter-entropy", "l1")
+_STATE_FORMAT = 1
+_PUBLISHED = Rule()
 
 
 class FilterGrafting:
@@ -71,12 +73,12 @@ class FilterGrafting:
         self,
         models: Sequence[nn.Module] | nn.Module,
         *,
-        strength: float = 0.4,
-        sharpness: float = 500.0,
-        level: str = "layer",
-        criterion: str = "entropy",
-        bins: int = 10,
-        round_coefficient: bool = False,
+        strength: float = _PUBLISHED.strength,
+        sharpness: float = _PUBLISHED.sharpness,
+        level: str = _PUBLISHED.level,
+        criterion: str = _PUBLISHED.criterion,
+        bins: int = _PUBLISHED.bins,
+        round_coefficient: bool = _PUBLISHED.round_coefficient,
         process_group: dist.ProcessGroup | None = None,
         ranks_per_network: int | None = None,
         include: Sequence[ModuleFilter] | None = None,
@@ -84,8 +86,8 @@ class FilterGrafting:
         batch_norm_pairs: Mapping[str, str | None] | None = None,
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
-        self._rule = _check_rule(strength, sharpness, level, criterion, bins, round_coefficient)
-        choice = Choice(level, include, exclude, batch_norm_pairs, _check_inputs(example_inputs))
+        self._rule = Rule(strength, sharpness, level, criterion, bins, round_coefficient)
+        choice = Choice(level, include, exclude, batch_norm_pairs, check_inputs(example_inputs))
         self._steps = 0
         self._ring: Ring | None = None
 
@@ -97,8 +99,8 @@ class FilterGrafting:
             return network
 
         if isinstance(models, nn.Module):
-            count = 1 if ranks_per_network is None else _check_count(ranks_per_network, "ranks_per_network", 1)
-            self._ring = Ring(_check_group(process_group), count)
+            count = 1 if ranks_per_network is None else check_count(ranks_per_network, "ranks_per_network", 1)
+            self._ring = Ring(check_group(process_group), count)
             self._networks = [self._make_with_others(make, models, self._ring)]
         else:
             if process_group is not None or ranks_per_network is not None:
@@ -108,6 +110,18 @@ class FilterGrafting:
             self._networks = [make(model) for model in _check_list(models)]
             _require_equal([network.describe() for network in self._networks], "models[{}]")
             _refuse_shared(self._networks)
+
+    strength = property(attrgetter("_rule.strength"), doc="Read-only, as all options are.")
+    sharpness = property(attrgetter("_rule.sharpness"))
+    level = property(attrgetter("_rule.level"))
+    criterion = property(attrgetter("_rule.criterion"))
+    bins = property(attrgetter("_rule.bins"))
+    round_coefficient = property(attrgetter("_rule.round_coefficient"))
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return self._steps
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -141,12 +155,40 @@ class FilterGrafting:
             coefficients=[{k: v if v.dim() else float(v) for k, v in one.items()} for one in coefficients],
             invalid_before=[by_threshold(PUBLISHED_THRESHOLDS, one.invalid) for one in before],
             invalid_after=[by_threshold(PUBLISHED_THRESHOLDS, counts) for counts in after],
-            filters=network.filters,
+            filters=sum(network.filters_by_name().values()),
             own=self._ring.network if self._ring is not None else None,
             whole_layer=network.pairs.unpaired if network.pairs is not None else {},
         )
         self._steps += 1
         return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of steps, the filters of each convolution (to recognize the networks) and the options; plain numbers
+        and strings, the same on all ranks.
+        """
+        return {
+            "format": _STATE_FORMAT,
+            "steps": self._steps,
+            "filters": self._networks[0].filters_by_name(),
+            "options": asdict(self._rule),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Go on where `state_dict` was taken; over a process group all ranks load it.
+
+        Args:
+            state: what that returned.
+            strict: refuse a state that was saved with other options. False: go on with the options of this object.
+
+        Raises:
+            ValueError: the state is of another format or of other networks, or was saved with another option; names
+                the first difference. Nothing is changed.
+        """
+        check_state(state, "FilterGrafting", (_STATE_FORMAT,), {"steps": int, "filters": dict, "options": dict})
+        check_same_model(state["filters"], self._networks[0].filters_by_name(), "{} filters")
+        if strict:
+            check_same_options(state["options"], asdict(self._rule), "FilterGrafting", UNLESS_LENIENT)
+        self._steps = int(state["steps"])
 
     def _step_in_process(self) -> tuple[list[Information], list[tuple[int, ...]]]:
         for network in self._networks:
@@ -262,50 +304,3 @@ def _check_list(models: Sequence[nn.Module]) -> list[nn.Module]:
     if len(models) < 2:
         raise ValueError(f"models must hold at least 2 networks, got {len(models)}; for one per rank pass it alone")
     return list(models)
-
-
-def _check_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    if not dist.is_available():
-        raise ValueError("one model alone needs torch.distributed, which this PyTorch lacks; pass a list of models")
-    if group is None and not dist.is_initialized():
-        raise ValueError(
-            "one model alone is grafted over torch.distributed: call torch.distributed.init_process_group first (under "
-            "torchrun), or pass a list of two models or more"
-        )
-    chosen = dist.group.WORLD if group is None else group
-    if not isinstance(chosen, dist.ProcessGroup):
-        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup of this rank, got {chosen!r}")
-    return chosen
-
-
-def _check_rule(
-    strength: float, sharpness: float, level: str, criterion: str, bins: int, round_coefficient: bool
-) -> Rule:
-    if not is_number(strength) or not 0 <= strength <= 1:
-        raise ValueError(f"strength must be a number in [0, 1], got {strength!r}")
-    if not is_number(sharpness) or not 0 <= sharpness < math.inf:
-        raise ValueError(f"sharpness must be a finite number from 0, got {sharpness!r}")
-    if level not in LEVELS:
-        raise ValueError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
-    if not isinstance(round_coefficient, bool):
-        raise TypeError(f"round_coefficient must be True or False, got {round_coefficient!r}")
-    bins = _check_count(bins, "bins", 1)
-    if bins > wk.MAX_BINS:
-        raise ValueError(f"bins must be at most {wk.MAX_BINS}, got {bins}")
-    return Rule(float(strength), float(sharpness), level, criterion, bins, round_coefficient)
-
-
-def _check_count(value: int, name: str, least: int) -> int:
-    if not is_integer(value) or value < least:
-        raise ValueError(f"{name} must be an integer from {least}, got {value!r}")
-    return int(value)
-
-
-def _check_inputs(inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-    if isinstance(inputs, Tensor):
-        return (inputs,)
-    if inputs is not None and not isinstance(inputs, tuple):
-        raise TypeError(f"example_inputs must be a tensor or a tuple of them, got {type(inputs).__name__}")
-    return inputs

@@ -16,18 +16,7 @@ from ..model.module_filters import ModuleFilter
 from ..model.wrappers import named_modules
 from .coefficients import filter_coefficients, layer_coefficients
 from .parts import Conv, FilterPairs, Parts, find_norms, find_parts, pair_up
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The options of a grafting."""
-
-    strength: float
-    sharpness: float
-    level: str
-    criterion: str
-    bins: int
-    round_coefficient: bool
+from .rule import Rule
 
 
 @dataclass(frozen=True)
@@ -188,10 +177,9 @@ class Network:
         weights = [module.weight for module in modules] if weights is None else weights
         return tuple(count_under(filter_norms(zip(modules, weights, strict=True)), PUBLISHED_THRESHOLDS))
 
-    @property
-    def filters(self) -> int:
-        """Of all convolutions."""
-        return sum(conv.module.out_channels for conv in self.parts.convs)
+    def filters_by_name(self) -> dict[str, int]:
+        """Convolution's weight -> number of its filters."""
+        return {conv.name: conv.module.out_channels for conv in self.parts.convs}
 
     def _first_bad(self) -> int:
         largest = [torch.linalg.vector_norm(part.tensor, torch.inf).double() for part in self.parts.items]

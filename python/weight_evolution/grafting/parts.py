@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from we_kernels import DTYPES
 
+from ..arguments import check_model
 from ..model.batch_norm_pairs import BatchNormPairs, find_batch_norms
 from ..model.module_filters import ModuleFilter, check_filters, left_out
 from ..model.targets import filters_of
@@ -81,9 +82,7 @@ def find_parts(
         ValueError: the model has no convolution, or none that is trainable; a weight is only a part of it; an entry of
             ``include`` or ``exclude`` matches nothing.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"each model must be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(named_modules(model))
+    modules = dict(named_modules(check_model(model, "each model")))
     owners = modules | {joined(name, a): module for name, module in modules.items() for a, _ in _tensors(module)}
     check_filters(include, exclude, owners)
     items: list[Part] = []

@@ -145,6 +145,25 @@ class Ring:
             ) from error
 
 
+def check_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
+    """The process group to graft over; the default group for None.
+
+    Raises:
+        TypeError: it is none. ValueError: there is no torch.distributed, or it is not initialized.
+    """
+    if not dist.is_available():
+        raise ValueError("one model alone needs torch.distributed, which this PyTorch lacks; pass a list of models")
+    if group is None and not dist.is_initialized():
+        raise ValueError(
+            "one model alone is grafted over torch.distributed: call torch.distributed.init_process_group first (under "
+            "torchrun), or pass a list of two models or more"
+        )
+    chosen = dist.group.WORLD if group is None else group
+    if not isinstance(chosen, dist.ProcessGroup):
+        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup of this rank, got {chosen!r}")
+    return chosen
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Consecutive tensors, to be one buffer of bytes."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from we_kernels.checks import is_integer
+from we_kernels.checks import check_integer
 
 from ..model.copies import copy_model
 from .layers import Layer, Plain, find_layers
@@ -29,6 +29,7 @@ def compact_like(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         ranks: layer name -> rank, as in `LowRankProjection.compact_ranks`.
 
     Raises:
+        TypeError: a rank is no integer.
         ValueError: a name is not that of a conv or Linear that can be replaced, or a rank is not in [1, full rank].
     """
     if not ranks:
@@ -40,7 +41,7 @@ def compact_like(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         if name not in by_name:
             raise ValueError(f"ranks: {name!r} is not a layer that can be replaced" + _because(skipped.get(name)))
         full_rank = by_name[name].full_rank
-        if not is_integer(rank) or not 1 <= rank <= full_rank:
+        if not 1 <= check_integer(rank, f"ranks[{name!r}]") <= full_rank:
             raise ValueError(f"ranks[{name!r}] must be an integer in [1, {full_rank}], got {rank!r}")
         first, second = _two_layers(by_name[name].module, int(rank))
         first.reset_parameters()

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from we_kernels import FilterBank
 
+from ..arguments import check_model
 from ..model.module_filters import ModuleFilter, check_filters, left_out
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules, unwrap
@@ -164,9 +165,7 @@ def find_layers(
         ValueError: an entry of ``include`` or ``exclude`` matches no module, a weight is only a part of it, or no layer
             is left.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    modules = dict(named_modules(model))
+    modules = dict(named_modules(check_model(model)))
     check_filters(include, exclude, modules)
     layers, skipped = _sort(model, linear, include, exclude)
     if not layers:

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 import we_kernels as wk
 
-from ..model.batch_norm_pairs import BatchNormPairs, find_batch_norms
+from ..arguments import check_flag, check_inputs, check_positive, check_share
+from ..model.batch_norm_pairs import BatchNormPairs
 from ..model.copies import copy_model
 from ..model.module_filters import ModuleFilter
 from ..model.optimizer_state import StateUpdate, check_optimizer_state
+from ..model.state import check_same_model, check_state, read_count
 from ..model.tracing import restored
-from ..model.wrappers import named_modules, unwrap
-from .compact import as_matrix, compact_like, factorize, vanishes
-from .costs import count_macs, count_parameters, make_inputs, measure_latency
-from .layers import FROZEN, Layer, Layers, changed, one_device
-from .ranks import energies, ranks_for_budget, ranks_from_dict, ranks_from_ratio
-from .replicas import Replicas, count_other_ranks
-from .report import VANISHES, CompactReport, LayerCost, ProjectionReport
+from ..model.wrappers import unwrap
+from .compact import as_matrix, factorize, vanishes
+from .comparison import compare
+from .costs import count_macs, make_inputs
+from .layers import FROZEN, Layer, Layers, one_device
+from .ranks import PUBLISHED_PRUNE_RATIO, energies, ranks_for_budget, ranks_from_dict, ranks_from_ratio
+from .rectification import Rectification
+from .replicas import Replicas
+from .report import VANISHES, CompactReport, ProjectionReport
 
 _STATE_FORMAT = 1
-_DEFAULT_PRUNE_RATIO = 0.7
 
 
 class LowRankProjection:
@@ -93,28 +94,46 @@ class LowRankProjection:
         chosen = [name for name, value in given.items() if value is not None]
         if len(chosen) > 1:
             raise ValueError(f"ranks are chosen by one of prune_ratio, ranks and budget; got {' and '.join(chosen)}")
-        if batch_norm_pairs is not None and not rectify_batch_norm:
-            raise ValueError("batch_norm_pairs has no effect with rectify_batch_norm=False; leave one of them out")
-        self._example_inputs = _check_inputs(example_inputs)
-        self._layers = Layers(model, linear=linear, include=include, exclude=exclude)
+        self._example_inputs = check_inputs(example_inputs)
+        self._layers = Layers(model, linear=check_flag(linear, "linear"), include=include, exclude=exclude)
         self._model = unwrap(model)
         self._replicas = Replicas.of(model)
         if self._optimizer_state is not None:
             self._optimizer_state.check_trains([layer.weight for layer in self._layers])
-        self.energy_transfer = energy_transfer
-        self.check_finite = check_finite
-        self.batch_norm_pairs = self._find_pairs(rectify_batch_norm, batch_norm_pairs)
+        self._energy_transfer = check_flag(energy_transfer, "energy_transfer")
+        self._check_finite = check_flag(check_finite, "check_finite")
+        self._rectification = Rectification(
+            self._model,
+            self._layers,
+            self._replicas,
+            rectify=rectify_batch_norm,
+            given=batch_norm_pairs,
+            example_inputs=self._example_inputs,
+        )
         if ranks is not None:
             self._ranks = ranks_from_dict(self._layers.items, ranks, self._layers.unfit)
         elif budget is not None:
             self._ranks = self._ranks_for_budget(budget, input_size)
         else:
-            ratio = _DEFAULT_PRUNE_RATIO if prune_ratio is None else prune_ratio
+            ratio = PUBLISHED_PRUNE_RATIO if prune_ratio is None else prune_ratio
             self._ranks = ranks_from_ratio(self._layers.items, ratio)
         self._unranked = set() if ranks is None else {layer.name for layer in self._layers} - set(ranks)
         self._bases = wk.LowRankBases()
         self._steps = 0
         self._unchecked: ProjectionReport | None = None
+
+    energy_transfer = property(attrgetter("_energy_transfer"), doc="Read-only, as all options are.")
+    check_finite = property(attrgetter("_check_finite"))
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return self._steps
+
+    @property
+    def batch_norm_pairs(self) -> BatchNormPairs:
+        """The BatchNorm behind each layer, or why there is none."""
+        return self._rectification.pairs
 
     @property
     def layers(self) -> list[str]:
@@ -168,16 +187,16 @@ class LowRankProjection:
             result = wk.project_low_rank_(
                 weights,
                 ranks,
-                self._row_scales(layers, of_first_rank=True),
+                self._rectification.scales(layers, of_first_rank=True),
                 bases=self._bases,
-                energy_transfer=self.energy_transfer,
+                energy_transfer=self._energy_transfer,
             )
             if self._replicas is not None:  # also where libraries or numbers of threads differ
                 self._replicas.take_(weights)
             if state is not None:
                 state.apply_()
         report = ProjectionReport(self._steps, layers, ranks, self.batch_norm_pairs.names, self.skipped, result)
-        if self.check_finite:
+        if self._check_finite:
             if on_cpu:
                 report.check_finite()
             else:
@@ -223,28 +242,9 @@ class LowRankProjection:
         """
         inputs = make_inputs(self._model, input_size, self._example_inputs)
         ranks, kept = self._replaced_and_kept()
-        # Copies, since forward may change what it runs on.
-        with restored():
-            plain, compact = copy_model(self._model), compact_like(self._model, ranks)
-            own, own_compact = dict(plain.named_modules()), dict(compact.named_modules())
-            names = [layer.name for layer in self._layers] + list(self._layers.unfit)
-            before, macs_before = count_macs(plain, inputs, [own[name] for name in names])
-            after, macs_after = count_macs(compact, inputs, [own_compact[name] for name in names])
-            seconds = [measure_latency(m, inputs, min_run_time=min_run_time) for m in (plain, compact) if latency]
-        costs = {
-            name: LayerCost(name, tuple(_weight_shape(own[name])), ranks.get(name), b, a, kept.get(name, ""))
-            for name, b, a in zip(names, macs_before, macs_after, strict=True)
-        }
-        return CompactReport(
-            input_size=tuple(inputs[0].shape),
-            parameters_before=count_parameters(plain),
-            parameters_after=count_parameters(compact),
-            macs_before=before,
-            macs_after=after,
-            layers=[costs[name] for name in own if name in costs],
-            latency_before=seconds[0] if latency else None,
-            latency_after=seconds[1] if latency else None,
-        )
+        names = [layer.name for layer in self._layers] + list(self._layers.unfit)
+        seconds = check_positive(min_run_time, "min_run_time") if latency else None
+        return compare(self._model, ranks, names, kept, inputs, min_run_time=seconds)
 
     def state_dict(self) -> dict[str, Any]:
         """Number of steps, ranks, the layers' shapes (to recognize the model) and the bases that a projection starts
@@ -265,28 +265,17 @@ class LowRankProjection:
             ValueError: the state is of another format or another model, or the model has changed since the projection
                 was made; names the first difference. Nothing is changed.
         """
-        try:
-            version, steps, bases = state["format"], state["steps"], state["bases"]
-            shapes = {name: list(shape) for name, shape in state["shapes"].items()}
-            ranks = dict(state["ranks"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state is not a LowRankProjection state_dict ({error!r})") from None
-        if version != _STATE_FORMAT:
-            raise ValueError(f"state has format {version}, this version reads {_STATE_FORMAT}")
+        entries = {"steps": int, "shapes": dict, "ranks": dict, "bases": dict}
+        check_state(state, "LowRankProjection", (_STATE_FORMAT,), entries)
         self._layers.look()
         own = {layer.name: list(layer.shape) for layer in self._layers}
-        for name in [*own, *shapes]:
-            if own.get(name) != shapes.get(name):
-                raise ValueError(
-                    f"state is of another model: {name} has shape {shapes.get(name, 'none')} there "
-                    f"and {own.get(name, 'none')} here"
-                )
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-            raise ValueError(f"state['steps'] must be an integer from 0, got {steps!r}")
-        if set(ranks) != set(own):
+        check_same_model(state["shapes"], own, "shape {}")
+        if set(state["ranks"]) != set(own):
             raise ValueError("state['ranks'] must have a rank for each of state['shapes']")
+        ranks = {name: read_count(rank, f"state['ranks'][{name!r}]") for name, rank in state["ranks"].items()}
         new_ranks = ranks_from_dict(self._layers.items, ranks, self._layers.unfit)
-        if not isinstance(bases, Mapping) or not all(isinstance(basis, Tensor) for basis in bases.values()):
+        bases = state["bases"]
+        if not all(isinstance(basis, Tensor) for basis in bases.values()):
             raise ValueError("state['bases'] must be a dict of tensors")
         device = one_device(self._layers.items)
         new_bases = wk.LowRankBases()
@@ -294,77 +283,22 @@ class LowRankProjection:
             new_bases.load_state_dict({position: basis.to(device) for position, basis in bases.items()})
         except ValueError as error:
             raise ValueError(f"state['bases'] is not a LowRankBases state_dict ({error})") from None
-        self._ranks, self._bases, self._steps = new_ranks, new_bases, steps
+        self._ranks, self._bases, self._steps = new_ranks, new_bases, int(state["steps"])
         self._unranked &= {name for name in own if ranks[name] >= _full_rank(own[name])}
         self._unchecked = None
 
     def _projected(self) -> list[tuple[Layer, int]]:
         return [(layer, rank) for layer, rank in zip(self._layers, self._ranks, strict=True) if rank < layer.full_rank]
 
-    def _find_pairs(self, rectify: bool, given: Mapping[str, str | None] | None) -> BatchNormPairs:
-        if not rectify:
-            names = [layer.name for layer in self._layers]
-            return BatchNormPairs(dict.fromkeys(names), dict.fromkeys(names, "rectify_batch_norm=False"), "off")
-        pairs = find_batch_norms(
-            self._model,
-            {layer.name: layer.module for layer in self._layers},
-            given=given,
-            example_inputs=self._example_inputs,
-        )
-        has_norm = any(isinstance(module, _BatchNorm) for module in self._model.modules())
-        if pairs.source == "not traced" and has_norm:
-            convs = [name for name, reason in pairs.reasons.items() if "traced" in reason]
-            warnings.warn(
-                f"the model could not be traced ({'; '.join(pairs.errors)}), so these are projected without the "
-                f"BatchNorm that may follow: {', '.join(convs)}. Pass example_inputs, or name the BatchNorms in "
-                "batch_norm_pairs (None for a conv without)",
-                stacklevel=3,
-            )
-        modules = dict(named_modules(self._model))
-        own_statistics = [
-            norm for norm in pairs.names.values() if not isinstance(modules.get(norm or ""), nn.SyncBatchNorm)
-        ]
-        if self._replicas is None and any(own_statistics) and (others := count_other_ranks()):
-            warnings.warn(
-                f"torch.distributed has {others} other ranks, but the model is not in DistributedDataParallel. If they "
-                "train replicas of one network, pass the wrapped model: otherwise each rank rectifies with the running "
-                "variances of its own BatchNorms, and the replicas drift apart",
-                stacklevel=3,
-            )
-        return pairs
-
-    def _row_scales(self, layers: Sequence[Layer], *, of_first_rank: bool = False) -> list[Tensor | None]:
-        """For each layer [N], what the BatchNorm behind it multiplies each row by.
-
-        ``of_first_rank``: those of the first replica, where there are several; collective.
-        """
-        modules = dict(named_modules(self._model))
-        scales = [self._row_scale(layer, modules) for layer in layers]
-        if of_first_rank and self._replicas is not None:
-            self._replicas.take_([scale for scale in scales if scale is not None])
-        return scales
-
-    def _row_scale(self, layer: Layer, modules: Mapping[str, nn.Module]) -> Tensor | None:
-        norm_name = self.batch_norm_pairs.names.get(layer.name)
-        if norm_name is None:
-            return None
-        norm = modules.get(norm_name)
-        if not isinstance(norm, _BatchNorm):
-            raise changed(norm_name, f"behind {layer.name} there was a BatchNorm, not {type(norm).__name__}")
-        if norm.running_var is None or len(norm.running_var) != layer.rows:
-            raise changed(norm_name, f"it has no running variance of the {layer.rows} outputs of {layer.name}")
-        dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
-        scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
-        return scale if norm.weight is None else scale * norm.weight.detach().to(dtype)
-
     def _ranks_for_budget(self, budget: float, input_size: Sequence[int] | None) -> list[int]:
+        check_share(budget, "budget")
         inputs = make_inputs(self._model, input_size, self._example_inputs)
         with restored():
             plain = copy_model(self._model)  # since forward may change what it runs on
             own = dict(plain.named_modules())
             total, macs = count_macs(plain, inputs, [own[layer.name] for layer in self._layers])
         spectra = []
-        scales = self._row_scales(self._layers.items, of_first_rank=True)
+        scales = self._rectification.scales(self._layers.items, of_first_rank=True)
         for layer, scale in zip(self._layers, scales, strict=True):
             _require_finite(layer, scale)
             spectra.append(energies(as_matrix(layer.weight, scale)))
@@ -376,7 +310,7 @@ class LowRankProjection:
         self._layers.look()
         replaced, kept = dict[str, int](), self.skipped
         projected = self._projected()
-        scales = self._row_scales([layer for layer, _ in projected])
+        scales = self._rectification.scales([layer for layer, _ in projected])
         for (layer, rank), scale in zip(projected, scales, strict=True):
             _require_finite(layer, scale)
             if not layer.saves(rank):
@@ -396,19 +330,5 @@ def _require_finite(layer: Layer, scale: Tensor | None) -> None:
         raise wk.NonFiniteWeightError(f"the BatchNorm behind {layer.name} is NaN or infinite; restore a checkpoint")
 
 
-def _check_inputs(inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-    if isinstance(inputs, Tensor):
-        return (inputs,)
-    if inputs is not None and not isinstance(inputs, tuple):
-        raise TypeError(f"example_inputs must be a tensor or a tuple of them, got {type(inputs).__name__}")
-    return inputs
-
-
 def _full_rank(shape: Sequence[int]) -> int:
     return min(shape[0], torch.Size(shape[1:]).numel())
-
-
-def _weight_shape(module: nn.Module) -> torch.Size:
-    assert isinstance(module, (_ConvNd, nn.Linear))
-    weight = module.weight
-    return weight.shape

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from we_kernels.checks import is_integer, is_number
+from we_kernels.checks import check_number
 
+from ..arguments import check_count
 from .layers import Layer
+
+PUBLISHED_PRUNE_RATIO = 0.7
 
 
 def rank_of_ratio(full_rank: int, prune_ratio: float) -> int:
@@ -48,8 +51,7 @@ def ranks_from_dict(layers: Sequence[Layer], ranks: Mapping[str, int], skipped: 
         if name not in names:
             why = f"it is skipped: {skipped[name]}" if name in skipped else f"the layers are {', '.join(sorted(names))}"
             raise ValueError(f"ranks: {name!r} is not a layer to project; {why}")
-        if not is_integer(rank) or rank < 1:
-            raise ValueError(f"ranks[{name!r}] must be an integer from 1, got {rank!r}")
+        check_count(rank, f"ranks[{name!r}]", at_least=1)
     return [min(int(ranks.get(layer.name, layer.full_rank)), layer.full_rank) for layer in layers]
 
 
@@ -70,8 +72,6 @@ def ranks_for_budget(
     Raises:
         ValueError: not even rank 1 everywhere meets the budget; names the smallest share that can be reached.
     """
-    if not is_number(budget) or not 0 < budget <= 1:
-        raise ValueError(f"budget must be a number in (0, 1], the share of the MACs that may remain, got {budget!r}")
     options = [_Options(layer, values, count) for layer, values, count in zip(layers, energies, macs, strict=True)]
     available = int(budget * total) - (total - sum(macs))
     smallest = sum(option.cost(0) for option in options)
@@ -168,8 +168,7 @@ def _round_up(share: float) -> str:
 
 
 def _check_ratio(value: float, name: str) -> float:
-    if not is_number(value):
-        raise TypeError(f"{name} must be a number in [0, 1), got {type(value).__name__}")
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {value}")
-    return float(value)
+    ratio = check_number(value, name)
+    if not 0 <= ratio < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {ratio}")
+    return ratio

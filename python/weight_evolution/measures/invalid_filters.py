@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from we_kernels.checks import is_number
-
+from ..arguments import check_model, check_not_negative
 from ..model.convolutions import convolutions
 
 PUBLISHED_THRESHOLDS = (0.1, 0.01)
@@ -24,22 +22,15 @@ def count_invalid_filters(model: nn.Module, threshold: float = 0.1) -> tuple[int
     checkpoint: ``weight-evolution inspect``, or load it into its model. Source: Meng et al., "Filter Grafting for Deep
     Neural Networks", CVPR 2020 (arXiv 2001.05868), which uses 0.1 and 0.01.
 
+    A filter that is not finite is not under any threshold.
+
     Raises:
-        TypeError: ``model`` is not a module, or a weight is not initialized yet. ValueError: ``threshold`` is not a
-            finite number from 0, or a weight is only a part of it (FSDP). A filter that is not finite is not under any
-            threshold.
+        TypeError: ``model`` is not a module, ``threshold`` no number, or a weight is not initialized yet.
+        ValueError: ``threshold`` is not a finite number from 0, or a weight is only a part of it (FSDP).
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_threshold(threshold, "threshold")
-    norms = filter_norms(convolutions(model).values())
+    check_not_negative(threshold, "threshold")
+    norms = filter_norms(convolutions(check_model(model)).values())
     return count_under(norms, [threshold])[0], len(norms)
-
-
-def check_threshold(threshold: float, name: str) -> None:
-    """Raises ValueError, naming the argument, unless the threshold is a finite number from 0."""
-    if not is_number(threshold) or not 0 <= threshold < math.inf:
-        raise ValueError(f"{name} must be a finite number from 0, got {threshold!r}")
 
 
 def filter_norms(convs: Iterable[tuple[_ConvNd, Tensor]]) -> Tensor:

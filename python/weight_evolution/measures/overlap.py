@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 import we_kernels as wk
 
+from ..arguments import check_model
 from ..model.convolutions import convolutions
 from ..model.module_filters import ModuleFilter, check_filters, left_out
 from ..model.wrappers import named_modules
@@ -67,9 +68,7 @@ def measure_overlap(
     Raises:
         TypeError, ValueError: name the argument or parameter and say what to do.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    check_filters(include, exclude, dict(named_modules(model)))
+    check_filters(include, exclude, dict(named_modules(check_model(model))))
 
     def chosen(name: str, module: nn.Module) -> bool:
         return left_out([name], module, include, exclude) is None

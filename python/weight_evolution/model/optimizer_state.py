@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..arguments import check_choice, check_optimizer
+from we_kernels.checks import check_choice
+
+from ..arguments import check_optimizer
 from .wrapped_optimizers import parameters_of, wrapped_optimizers
 from .writing import overwrite_
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from we_kernels.checks import is_number
 
 from ..arguments import check_count
 
-_FITS: dict[type, Callable[[object], bool]] = {
-    float: is_number,
-    dict: lambda value: isinstance(value, Mapping),
-}
+UNLESS_LENIENT = ", or pass load_state_dict(state, strict=False) to go on with these"
 
 
 def check_state(state: Mapping[str, Any], owner: str, formats: Collection[int], entries: Mapping[str, type]) -> None:
@@ -23,7 +20,7 @@ def check_state(state: Mapping[str, Any], owner: str, formats: Collection[int], 
     Raises:
         ValueError: names the first entry that is not so.
     """
-    what = f"state is not a {owner} state_dict"
+    what = f"state is not a state_dict of {owner}"
     if not isinstance(state, Mapping):
         raise ValueError(f"{what}: it is a {type(state).__name__}")
     if "format" not in state:
@@ -35,7 +32,7 @@ def check_state(state: Mapping[str, Any], owner: str, formats: Collection[int], 
             raise ValueError(f"{what}: it has no {name!r}")
         if kind is int:
             read_count(state[name], f"state[{name!r}]")
-        elif not _FITS.get(kind, lambda value: isinstance(value, kind))(state[name]):  # noqa: B023
+        elif not _is(state[name], kind):
             raise ValueError(f"{what}: its {name!r} is a {type(state[name]).__name__}, not a {kind.__name__}")
 
 
@@ -61,8 +58,8 @@ def check_same_model(there: Mapping[str, Any], here: Mapping[str, Any], what: st
             )
 
 
-def check_same_options(there: Mapping[str, Any], here: Mapping[str, Any], owner: str) -> None:
-    """The options that the state has are those here.
+def check_same_options(there: Mapping[str, Any], here: Mapping[str, Any], owner: str, otherwise: str = "") -> None:
+    """The options that the state has are those here; ``otherwise`` is what else the error says to do.
 
     Raises:
         ValueError: names the first that differs.
@@ -71,9 +68,13 @@ def check_same_options(there: Mapping[str, Any], here: Mapping[str, Any], owner:
         if name in there and there[name] != own:
             raise ValueError(
                 f"state was saved with {name}={there[name]!r}, this {owner} has {own!r}; make it with the same "
-                "options, or pass load_state_dict(state, strict=False) to go on with these"
+                f"options{otherwise}"
             )
 
 
+def _is(value: object, kind: type) -> bool:
+    return is_number(value) if kind is float else isinstance(value, Mapping if kind is dict else kind)
+
+
 def _or_none(value: object, what: str) -> str:
-    return what.format("no" if value is None else value)
+    return f"no {what.replace('{}', '').strip()}" if value is None else what.format(value)

@@ -63,7 +63,10 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = _Parser(prog="weight-evolution", description="Train networks whose inferior filters evolve.")
+    parser = _Parser(
+        prog="weight-evolution",
+        description=f"Train networks by {', '.join(METHODS)} (joined by +) or as a baseline; look at what was trained.",
+    )
     parser.add_argument("--version", action="version", version=we_kernels.__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands.add_parser("train", help="train a network from one or more seeds"))
@@ -104,7 +107,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         method.add_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="default runs")
-    output.add_argument("--checkpoint-every", type=positive_int, default=1, metavar="N", help="epochs (default 1)")
+    output.add_argument("--checkpoint-every", type=positive_int, default=1, metavar="N", help="N epochs (default 1)")
     output.add_argument("--resume", action="store_true", help="continue from the checkpoints in --output")
     output.add_argument("--extend", action="store_true", help="with --resume: on to more --epochs than the run had")
     output.add_argument("--overwrite", action="store_true", help="start anew where checkpoints exist")
@@ -119,9 +122,10 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.description = "Print what an evolution of a checkpoint would select; the file is only read."
     parser.set_defaults(run=_inspect)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--rate", type=fraction, metavar="R", help="for convolutions, without a schedule")
-    parser.add_argument("--norm-rate", type=fraction, metavar="R", help="for BatchNorms, without a schedule")
-    parser.add_argument("--local-ratio", type=fraction, metavar="R")
+    parser.add_argument("--conv-rate", type=fraction, metavar="R", help="without a schedule (default: the run's)")
+    _add_alias(parser, "--rate", of="conv_rate", type=fraction)
+    parser.add_argument("--norm-rate", type=fraction, metavar="R", help="of BatchNorms, without a schedule")
+    parser.add_argument("--local-ratio", type=fraction, metavar="R", help="default: the run's")
     parser.add_argument(
         "--thresholds",
         type=non_negative_float,
@@ -140,7 +144,8 @@ def _add_compact(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_compact)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    _add_alias(parser, "--force", of="overwrite", action="store_true")
     parser.add_argument("--root", type=Path, help="folder of the data set's files, to measure the accuracy")
     _add_machine(parser)
 
@@ -156,7 +161,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size)
     parser.add_argument("--lr", type=positive_float, default=defaults.lr)
     parser.add_argument("--weight-decay", type=non_negative_float, default=defaults.weight_decay)
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="print the result only")
+    _add_alias(parser, "--no-progress", of="quiet", action="store_true")
     _add_machine(parser)
 
 
@@ -164,6 +170,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda when present")
     machine.add_argument("--threads", type=positive_int, metavar="N", help="of torch on the CPU (default: its own)")
+
+
+def _add_alias(parser: argparse.ArgumentParser, name: str, *, of: str, **options: Any) -> None:
+    """The spelling that an option had in earlier versions; the help does not show it."""
+    parser.add_argument(name, dest=of, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -271,13 +282,17 @@ def _networks_line(results: dict[str, Any]) -> str:
 
 def _inspect(options: argparse.Namespace) -> None:
     print(
-        inspect_checkpoint(options.checkpoint, options.rate, options.norm_rate, options.local_ratio, options.thresholds)
+        inspect_checkpoint(
+            options.checkpoint, options.conv_rate, options.norm_rate, options.local_ratio, options.thresholds
+        )
     )
 
 
 def _compact(options: argparse.Namespace) -> None:
     device = _device(options)
-    print(compact_checkpoint(options.checkpoint, options.output, device, root=options.root, force=options.force))
+    print(
+        compact_checkpoint(options.checkpoint, options.output, device, root=options.root, overwrite=options.overwrite)
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -290,7 +305,7 @@ def _demo(options: argparse.Namespace) -> None:
         lr=options.lr,
         weight_decay=options.weight_decay,
     )
-    print(run_demo(demo, _device(options), progress=not options.no_progress))
+    print(run_demo(demo, _device(options), quiet=options.quiet))
 
 
 def _seeds(options: argparse.Namespace) -> list[int]:

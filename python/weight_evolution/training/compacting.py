@@ -49,7 +49,7 @@ def load_compact(path: str | Path) -> nn.Module:
         original = make_model(config.model, saved["in_channels"], saved["num_classes"])
         try:
             compact = compact_like(original, saved["ranks"])
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"{path} does not fit its model {config.model}: {error}") from None
     check_model_state(saved["state_dict"], compact)
     compact.load_state_dict(saved["state_dict"])
@@ -57,7 +57,7 @@ def load_compact(path: str | Path) -> nn.Module:
 
 
 def compact_checkpoint(
-    checkpoint: Path, output: Path, device: torch.device, *, root: Path | None = None, force: bool = False
+    checkpoint: Path, output: Path, device: torch.device, *, root: Path | None = None, overwrite: bool = False
 ) -> str:
     """Write the compact network of a checkpoint to ``output``, for `load_compact`; returns a readable summary.
 
@@ -65,12 +65,12 @@ def compact_checkpoint(
         checkpoint: of ``weight-evolution train --method low-rank``; only read.
         device: where to compute.
         root: folder of the data set's files. Where the data set is missing, the accuracy is not measured.
-        force: replace ``output`` if it exists.
+        overwrite: replace ``output`` if it exists.
 
     Raises:
         UserError: the checkpoint is unfit, or ``output`` exists or cannot be written.
     """
-    _check_output(output, checkpoint, force)
+    _check_output(output, checkpoint, overwrite)
     state = read_checkpoint(checkpoint, device)
     config = TrainingConfig.from_dict(state["config"])
     model, projection, input_size = _restore(checkpoint, state, config, device)
@@ -105,15 +105,15 @@ def compact_checkpoint(
     )
 
 
-def _check_output(output: Path, checkpoint: Path, force: bool) -> None:
+def _check_output(output: Path, checkpoint: Path, overwrite: bool) -> None:
     if output.is_dir():
         raise UserError(f"{output} is a folder; name a file")
     if not output.parent.is_dir():
         raise UserError(f"cannot write {output}: there is no folder {output.parent}")
     if output.resolve() == checkpoint.resolve():
         raise UserError(f"{output} is the checkpoint itself; name another file")
-    if output.exists() and not force:
-        raise UserError(f"{output} exists; pass --force to replace it, or name another file")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists; pass --overwrite to replace it, or name another file")
 
 
 def _restore(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from .data import Dataset, load_data
 from .errors import UserError
 from .inferior import count_inferior_filters
 from .logs import to_json, write_log, write_text
-from .methods.evolution import scaled_schedule
+from .methods.evolution import Options, scaled_schedule
 from .runs import make_folder
 from .trainer import Trainer
 
@@ -73,8 +73,10 @@ class Run:
         return sum(row["train_seconds"] for row in self.history)
 
 
-def run_demo(options: DemoOptions, device: torch.device, progress: bool = True) -> str:
+def run_demo(options: DemoOptions, device: torch.device, quiet: bool = False) -> str:
     """Train every method from every seed, write the results to the folder and return the readable summary.
+
+    ``quiet``: without a progress bar.
 
     Raises:
         UserError: a package is missing, or the folder cannot be made.
@@ -89,7 +91,7 @@ def run_demo(options: DemoOptions, device: torch.device, progress: bool = True) 
     make_folder(options.folder)
     start = time.perf_counter()
     runs: list[Run] = []
-    with tqdm(total=len(METHODS) * len(options.seeds) * options.epochs, unit="epoch", disable=not progress) as bar:
+    with tqdm(total=len(METHODS) * len(options.seeds) * options.epochs, unit="epoch", disable=quiet) as bar:
         for seed in options.seeds:
             for method in METHODS:
                 bar.set_description(f"seed {seed}, {method}")
@@ -108,24 +110,12 @@ def run_demo(options: DemoOptions, device: torch.device, progress: bool = True) 
 def demo_config(options: DemoOptions, method: str) -> TrainingConfig:
     """The published rates, and the published schedules scaled to the number of epochs."""
     crossover = METHODS[method]
-    evolution = {
-        "crossover": crossover,
-        "conv_rate": 0.2,
-        "norm_scale_rate": 0.05,
-        "norm_shift_rate": 0.05,
-        "linear_rate": 0.0,
-        "local_ratio": 0.1,
-        "starvation_divisor": 2.0,
-        "schedule": scaled_schedule("cifar", options.epochs),
-        "every": 1,
-        "optimizer_state": "keep",
-        "epochs": options.epochs,
-    }
+    evolution = Options(schedule=scaled_schedule("cifar", options.epochs), epochs=options.epochs)
     return TrainingConfig(
         model=options.model,
         data="digits",
         method="evolution" if crossover else "baseline",
-        method_options={"evolution": evolution} if crossover else {},
+        method_options={"evolution": asdict(replace(evolution, crossover=crossover))} if crossover else {},
         epochs=options.epochs,
         batch_size=options.batch_size,
         lr=options.lr,

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from weight_evolution import WeightEvolution
+from weight_evolution.evolution import EvolutionOptions
 
-PUBLISHED_RATE = 0.2
-PUBLISHED_LOCAL_RATIO = 0.1
+PUBLISHED_RATE = EvolutionOptions.conv_rate
+PUBLISHED_LOCAL_RATIO = EvolutionOptions.local_ratio
 
 
 @dataclass(frozen=True)

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from weight_evolution import EvolutionReport, count_invalid_filters
+from weight_evolution import count_invalid_filters
 from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS
 
 from .checkpoint import read_checkpoint
 from .config import TrainingConfig
 from .errors import UserError
-from .inferior import count_inferior_filters
-from .methods.evolution import EvolutionMethod, make_evolution
+from .inferior import PUBLISHED_LOCAL_RATIO, PUBLISHED_RATE, count_inferior_filters
+from .methods.evolution import EvolutionMethod, Options, make_evolution
 from .models import make_model
 from .trainer import check_model_state, headline_accuracy
-
-_PUBLISHED: dict[str, Any] = {
-    "crossover": "paper",
-    "conv_rate": 0.2,
-    "norm_scale_rate": 0.05,
-    "norm_shift_rate": 0.05,
-    "linear_rate": 0.0,
-    "local_ratio": 0.1,
-    "starvation_divisor": 2.0,
-    "schedule": None,
-    "optimizer_state": "keep",
-}
 
 
 def inspect_checkpoint(
@@ -56,7 +45,7 @@ def inspect_checkpoint(
     state = read_checkpoint(path)
     config = TrainingConfig.from_dict(state["config"])
     trained_with: Mapping[str, Any] | None = config.method_options.get(EvolutionMethod.name)
-    options = dict(trained_with or _PUBLISHED)
+    options = dict(trained_with or asdict(Options()))
     if rate is not None or norm_rate is not None:
         options["schedule"] = None
     if rate is not None:
@@ -83,12 +72,13 @@ def inspect_checkpoint(
         [
             f"{path}: {config.model} on {config.data}, method {config.method}, seed {state['seed']}, "
             f"{state['epoch']} of {config.epochs} epochs{accuracy}",
-            f"inferior at the published rate 0.2 and local ratio 0.1, without schedule and starvation rule: "
+            f"inferior at the published rate {PUBLISHED_RATE} and local ratio {PUBLISHED_LOCAL_RATIO}, without "
+            "schedule and starvation rule: "
             f"{found.inferior} of {found.filters} conv filters",
             *(f"invalid, L1 norm under {threshold:g}: {_invalid(model, threshold)}" for threshold in thresholds),
             _source(trained_with is not None, options, last_epoch),
             "",
-            _table(report),
+            str(report),
         ]
     )
 
@@ -101,7 +91,3 @@ def _invalid(model: nn.Module, threshold: float) -> str:
 def _source(trained_with: bool, options: Mapping[str, Any], epoch: int) -> str:
     rates = "constant rates" if options["schedule"] is None else f"the schedule's rates of epoch {epoch}"
     return f"what an evolution would select: {'the run' if trained_with else 'published'} options, {rates}"
-
-
-def _table(report: EvolutionReport) -> str:
-    return str(report)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from weight_evolution import FilterGrafting, GraftingReport
+from weight_evolution import FilterGrafting
 
 from .checkpoint import read_checkpoint, save_checkpoint
 from .config import TrainingConfig
@@ -68,8 +68,6 @@ class Networks:
         own = range(self.count) if group is None else [dist.get_rank(group)]
         self.trainers = {i: Trainer(replace(config, lr=rates[i]), network_seed(seed, i), dataset, device) for i in own}
         """Number of a network -> its trainer; those of this process."""
-        for trainer in self.trainers.values():
-            trainer.methods[GraftingMethod.name].in_networks = True  # type: ignore[attr-defined]
         models = [trainer.model for trainer in self.trainers.values()]
         try:
             self.grafting = FilterGrafting(
@@ -84,6 +82,10 @@ class Networks:
             )
         except (TypeError, ValueError) as error:
             raise UserError(f"--method grafting: {error}") from None
+        for trainer in self.trainers.values():
+            method = trainer.methods[GraftingMethod.name]
+            assert isinstance(method, GraftingMethod)
+            method.grafting = self.grafting
 
     @property
     def epoch(self) -> int:
@@ -105,7 +107,7 @@ class Networks:
             wait_for(self.device)
             seconds = time.perf_counter() - start
             for i, trainer in self.trainers.items():
-                trainer.history[-1] |= {"grafting_seconds": seconds, **_columns(report, i)}
+                trainer.history[-1] |= {"grafting_seconds": seconds, **GraftingMethod.columns(report, i)}
 
     def gather(self, own: Mapping[int, Any]) -> list[Any]:
         """Something of every network, by number, from all ranks; over a group it waits for them."""
@@ -251,14 +253,3 @@ def _states(folder: Path, device: torch.device) -> dict[int, dict[str, Any]]:
     """Epoch -> checkpoint."""
     paths = [path for name in (PREVIOUS, CHECKPOINT) if (path := folder / name).exists()]
     return {state["epoch"]: state for state in (read_checkpoint(path, device) for path in paths)}
-
-
-def _columns(report: GraftingReport, network: int) -> dict[str, float]:
-    kept = [float(torch.as_tensor(report.coefficients[network].get(name, 1.0)).mean()) for name in report.entropies[0]]
-    columns = {
-        "grafting_information_mean": statistics.fmean(report.entropies[network].values()),
-        "grafting_kept_mean": statistics.fmean(kept),
-        "grafting_kept_min": min(kept),
-        "grafting_kept_max": max(kept),
-    }
-    return columns | {f"grafting_invalid_filters_{t:g}": n for t, n in report.invalid_after[network].items()}

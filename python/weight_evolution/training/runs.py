@@ -15,7 +15,7 @@ from .config import TrainingConfig
 from .data import Dataset
 from .errors import UserError
 from .logs import TensorBoardLog, to_json, write_log, write_text
-from .methods.asynchronous import OVERLAP_MEAN
+from .methods import METHODS
 from .trainer import Trainer, headline_accuracy
 
 CHECKPOINT = "checkpoint.pt"
@@ -59,7 +59,7 @@ def train_seeds(
         make_folder(folder)
         _resume(trainer, folder / CHECKPOINT, output, say)
         _train(trainer, folder, output, say)
-        _draw_overlap(trainer, folder, say)
+        _draw(trainer, folder, say)
         histories[seed] = trainer.history
     results = summarize(config, histories, device)
     write_text(output.folder / "results.json", to_json(results))
@@ -112,9 +112,8 @@ def summarize(
                 "inferior_filters": last.get("inferior_filters"),
                 "filters": last.get("filters"),
                 "train_seconds": sum(row["train_seconds"] for row in history),
-                "evolution_seconds": sum(row.get("evolution_seconds", 0.0) for row in history),
-                **_compact_entries(last),
             }
+            | {key: value for method in METHODS.values() for key, value in method.summarize(history).items()}
         )
     last_accuracies = [run["last_epoch_test_accuracy"] for run in runs]
     return {
@@ -125,17 +124,6 @@ def summarize(
         "last_epoch_test_accuracy_mean": statistics.fmean(last_accuracies),
         "last_epoch_test_accuracy_std": statistics.stdev(last_accuracies) if len(last_accuracies) > 1 else None,
         "runs": runs,
-    }
-
-
-def _compact_entries(last: Mapping[str, float]) -> dict[str, Any]:
-    if "compact_test_accuracy" not in last:
-        return {}
-    costs = ("parameters", "compact_parameters", "macs", "compact_macs")
-    return {
-        "accuracy_of": "compact network",
-        "uncompressed_test_accuracy": last["test_accuracy"],
-        **{key: last[key] for key in costs},
     }
 
 
@@ -170,15 +158,12 @@ def _train(trainer: Trainer, folder: Path, output: OutputOptions, say: Callable[
             board.close()
 
 
-def _draw_overlap(trainer: Trainer, folder: Path, say: Callable[[str], None]) -> None:
-    if not any(OVERLAP_MEAN in row for row in trainer.history):
-        return
+def _draw(trainer: Trainer, folder: Path, say: Callable[[str], None]) -> None:
     try:
-        from .plots import plot_overlap
+        for method in METHODS.values():
+            method.draw(trainer.history, folder)
     except ImportError as error:
-        say(f"overlap.png is not drawn: it needs {error.name}; pip install 'weight-evolution[train]'")
-        return
-    plot_overlap({"mean of the layers": trainer.history}, folder / "overlap.png")
+        say(f"no picture of the log is drawn: it needs {error.name}; pip install 'weight-evolution[train]'")
 
 
 def epoch_line(trainer: Trainer, row: Mapping[str, float], name: str) -> str:
@@ -189,12 +174,8 @@ def epoch_line(trainer: Trainer, row: Mapping[str, float], name: str) -> str:
         f"train {row['train_accuracy']:.2f}%",
         f"test {row['test_accuracy']:.2f}%",
     ]
-    if "compact_test_accuracy" in row:
-        parts.append(f"compact {row['compact_test_accuracy']:.2f}%")
     if "inferior_filters" in row:
         parts.append(f"inferior {row['inferior_filters']}/{row['filters']}")
-    if "evolution_replaced_conv" in row:
-        parts.append(f"evolved {row['evolution_replaced_conv']}")
-    if OVERLAP_MEAN in row:
-        parts.append(f"overlap {row[OVERLAP_MEAN]:.4f}")
+    for method in METHODS.values():
+        parts += method.describe(row)
     return "  ".join([*parts, f"{row['train_seconds']:.1f} s"])

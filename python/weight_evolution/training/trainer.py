@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weight_evolution.low_rank.costs import count_macs, count_parameters
+from weight_evolution.low_rank import count_macs, count_parameters
 from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS, count_invalid_filters
 
 from .checkpoint import FORMAT

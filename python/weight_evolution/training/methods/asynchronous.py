@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from weight_evolution import AsynchronousUpdate, measure_overlap
+from weight_evolution.asynchronous import PUBLISHED_RATE
 
 from ..arguments import fraction
 from ..errors import UserError
@@ -19,6 +22,16 @@ from .base import Method, wait_for
 OVERLAP_MEAN, OVERLAP_MAXIMUM = "overlap_mean", "overlap_maximum"
 LAYER_OVERLAP = "overlap_of_"
 """Columns of the log; the last is followed by the name of a convolution."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the method, as a checkpoint holds them."""
+
+    rate: float = PUBLISHED_RATE
+    select: str = "filters"
+    replacement: bool = False
+    rescale: bool = False
 
 
 class AsynchronousMethod(Method):
@@ -43,7 +56,11 @@ class AsynchronousMethod(Method):
             "in each iteration a random subset of each convolution's filters moves; the log gets their overlap",
         )
         group.add_argument(
-            "--rate", type=fraction, default=0.5, metavar="R", help="share of the filters that moves (default 0.5)"
+            "--rate",
+            type=fraction,
+            default=Options.rate,
+            metavar="R",
+            help="share of the filters that moves (default %(default)s)",
         )
         group.add_argument(
             "--select",
@@ -56,12 +73,25 @@ class AsynchronousMethod(Method):
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
-        return {
-            "rate": arguments.rate,
-            "select": arguments.select.replace("-", "_"),
-            "replacement": arguments.replacement,
-            "rescale": arguments.rescale,
-        }
+        return asdict(
+            Options(
+                rate=arguments.rate,
+                select=arguments.select.replace("-", "_"),
+                replacement=arguments.replacement,
+                rescale=arguments.rescale,
+            )
+        )
+
+    @classmethod
+    def describe(cls, row: Mapping[str, float]) -> list[str]:
+        return [f"overlap {row[OVERLAP_MEAN]:.4f}"] if OVERLAP_MEAN in row else []
+
+    @classmethod
+    def draw(cls, history: Sequence[Mapping[str, float]], folder: Path) -> None:
+        if any(OVERLAP_MEAN in row for row in history):
+            from ..plots import plot_overlap
+
+            plot_overlap({"mean of the layers": history}, folder / "overlap.png")
 
     def seed_with(self, seed: int) -> None:
         self.update.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -58,6 +59,24 @@ class Method:
     def after_epoch(self, epoch: int) -> dict[str, float]:
         """Called after the accuracy of ``epoch`` (from 0) was measured; returns columns for the log."""
         return {}
+
+    @classmethod
+    def describe(cls, row: Mapping[str, float]) -> list[str]:
+        """What is said of an epoch, from the method's columns in its row of the log, if it has any there."""
+        return []
+
+    @classmethod
+    def summarize(cls, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """Entries of results.json for a run of these rows, which may be without the method's columns."""
+        return {}
+
+    @classmethod
+    def draw(cls, history: Sequence[Mapping[str, float]], folder: Path) -> None:
+        """Draw the method's columns, if there are any, into files of the run's folder.
+
+        Raises:
+            ImportError: what draws is not installed.
+        """
 
     def compact(self) -> nn.Module | None:
         """A new, smaller network that stands for the trained one, which the trainer measures after `after_epoch`; its

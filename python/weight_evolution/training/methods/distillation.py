@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from weight_evolution import distillation_loss
+from weight_evolution.grafting import PUBLISHED_TEMPERATURE
 
 from ..arguments import positive_float
 from ..checkpoint import read_checkpoint
@@ -46,7 +47,11 @@ class DistillationMethod(Method):
             "--teachers", nargs="+", metavar="CKPT", help="checkpoints of train, averaged in probability"
         )
         group.add_argument(
-            "--distillation-temperature", type=positive_float, default=2.0, metavar="T", help="default 2"
+            "--distillation-temperature",
+            type=positive_float,
+            default=PUBLISHED_TEMPERATURE,
+            metavar="T",
+            help="default %(default)s",
         )
 
     @classmethod

@@ -5,20 +5,43 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from weight_evolution import StagedSigmoid, WeightEvolution
-from weight_evolution.evolution import Schedule
+from weight_evolution.evolution import CROSSOVERS, EvolutionOptions, Schedule
 
 from ..arguments import fraction, positive_float, positive_int
 from ..errors import UserError
 from .base import Method, wait_for
 
-_PUBLISHED = {"cifar": (StagedSigmoid.cifar(), 200), "imagenet": (StagedSigmoid.imagenet(), 90)}
-_PUBLISHED_RATES = {"cifar": (0.2, 0.05, 0.05), "imagenet": (0.02, 0.02, 0.02)}
+PUBLISHED = EvolutionOptions()
+_SCHEDULES = {"cifar": (StagedSigmoid.cifar(), 200), "imagenet": (StagedSigmoid.imagenet(), 90)}
+_IMAGENET_RATE = 0.02
+"""The published base rate for ImageNet, of all kinds."""
+_DEFAULT = "default %(default)s"
+_RATES = ("conv_rate", "norm_scale_rate", "norm_shift_rate")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the method, as a checkpoint holds them."""
+
+    crossover: str = PUBLISHED.crossover
+    conv_rate: float = PUBLISHED.conv_rate
+    norm_scale_rate: float = PUBLISHED.norm_scale_rate
+    norm_shift_rate: float | str = PUBLISHED.norm_shift_rate
+    linear_rate: float = PUBLISHED.linear_rate
+    local_ratio: float = PUBLISHED.local_ratio
+    starvation_divisor: float | None = PUBLISHED.starvation_divisor
+    schedule: dict[str, Any] | None = None
+    """Milestones, divisors and tau of a `StagedSigmoid`; None: the base rates throughout."""
+    every: int = 1
+    optimizer_state: str = "keep"
+    epochs: int | None = None
 
 
 class EvolutionMethod(Method):
@@ -37,18 +60,23 @@ class EvolutionMethod(Method):
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group("weight evolution (--method evolution)")
-        group.add_argument("--crossover", choices=("paper", "released"), default="paper")
-        group.add_argument("--conv-rate", type=fraction, metavar="R", help="base rate (0.2; 0.02 for imagenet)")
-        group.add_argument("--norm-scale-rate", type=fraction, metavar="R", help="base rate (0.05; 0.02)")
+        default = Options()
+        group.add_argument("--crossover", choices=CROSSOVERS, default=default.crossover)
+        for name in _RATES:
+            inferior = (
+                ', or "inferior": only for channels whose filter is inferior' if name == "norm_shift_rate" else ""
+            )
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                type=_shift_rate if inferior else fraction,
+                metavar="R",
+                help=f"base rate ({getattr(default, name)}; {_IMAGENET_RATE} for imagenet){inferior}",
+            )
+        group.add_argument("--linear-rate", type=fraction, default=default.linear_rate, metavar="R", help="0: off")
+        group.add_argument("--local-ratio", type=fraction, default=default.local_ratio, metavar="R", help=_DEFAULT)
         group.add_argument(
-            "--norm-shift-rate",
-            type=_shift_rate,
-            metavar="R",
-            help='base rate (0.05; 0.02), or "inferior": 0.05 for channels whose filter is inferior, 0 for others',
+            "--starvation-divisor", type=positive_float, default=default.starvation_divisor, metavar="D", help=_DEFAULT
         )
-        group.add_argument("--linear-rate", type=fraction, default=0.0, metavar="R", help="default 0: off")
-        group.add_argument("--local-ratio", type=fraction, default=0.1, metavar="R", help="default 0.1")
-        group.add_argument("--starvation-divisor", type=positive_float, default=2.0, metavar="D", help="default 2")
         group.add_argument(
             "--schedule",
             choices=("cifar", "imagenet", "constant"),
@@ -58,32 +86,38 @@ class EvolutionMethod(Method):
         group.add_argument("--milestones", type=positive_int, nargs="*", metavar="E", help="own stages: first epochs")
         group.add_argument("--divisors", type=positive_float, nargs="+", metavar="D", help="own stages: rate divisors")
         group.add_argument("--tau", type=positive_float, metavar="T", help="own stages: epochs per unit of the sigmoid")
-        group.add_argument("--evolve-every", type=positive_int, default=1, metavar="N", help="epochs (default 1)")
+        group.add_argument(
+            "--evolve-every",
+            type=positive_int,
+            default=default.every,
+            metavar="N",
+            help="N epochs (default %(default)s)",
+        )
         group.add_argument(
             "--optimizer-state",
             choices=("keep", "fill", "reset"),
-            default="keep",
+            default=default.optimizer_state,
             help="momentum of replaced elements (default keep, as published)",
         )
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
-        rates = _PUBLISHED_RATES.get(arguments.schedule, _PUBLISHED_RATES["cifar"])
-        given = (arguments.conv_rate, arguments.norm_scale_rate, arguments.norm_shift_rate)
-        conv, scale, shift = (own if own is not None else rate for own, rate in zip(given, rates, strict=True))
-        return {
-            "crossover": arguments.crossover,
-            "conv_rate": conv,
-            "norm_scale_rate": scale,
-            "norm_shift_rate": shift,
-            "linear_rate": arguments.linear_rate,
-            "local_ratio": arguments.local_ratio,
-            "starvation_divisor": arguments.starvation_divisor,
-            "schedule": _schedule_options(arguments),
-            "every": arguments.evolve_every,
-            "optimizer_state": arguments.optimizer_state,
-            "epochs": arguments.epochs,
-        }
+        published = _IMAGENET_RATE if arguments.schedule == "imagenet" else None
+        given = {name: getattr(arguments, name) for name in _RATES}
+        rates = {name: published if rate is None else rate for name, rate in given.items()}
+        return asdict(
+            Options(
+                **{name: rate for name, rate in rates.items() if rate is not None},
+                crossover=arguments.crossover,
+                linear_rate=arguments.linear_rate,
+                local_ratio=arguments.local_ratio,
+                starvation_divisor=arguments.starvation_divisor,
+                schedule=_schedule_options(arguments),
+                every=arguments.evolve_every,
+                optimizer_state=arguments.optimizer_state,
+                epochs=arguments.epochs,
+            )
+        )
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
         if (epoch + 1) % self._every:
@@ -103,6 +137,14 @@ class EvolutionMethod(Method):
             columns[f"evolution_replaced_{kind}"] = sum(report.inferior[name] for name in names)
         return columns
 
+    @classmethod
+    def describe(cls, row: Mapping[str, float]) -> list[str]:
+        return [f"evolved {row['evolution_replaced_conv']}"] if "evolution_replaced_conv" in row else []
+
+    @classmethod
+    def summarize(cls, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        return {"evolution_seconds": sum(row.get("evolution_seconds", 0.0) for row in history)}
+
     def state_dict(self) -> dict[str, Any]:
         return self.evolution.state_dict()
 
@@ -117,25 +159,27 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
     Raises:
         UserError: the options or the model do not fit.
     """
+    later = {"epochs"}  # checkpoints of earlier versions are without
+    if missing := [entry.name for entry in fields(Options) if entry.name not in {*options, *later}]:
+        raise UserError(f"the options of --method evolution have no {missing[0]!r}")
     try:
-        state = "keep" if optimizer is None else options["optimizer_state"]
+        own = Options(**options)
+        state = "keep" if optimizer is None else own.optimizer_state
         return WeightEvolution(
             model,
-            conv_rate=options["conv_rate"],
-            norm_scale_rate=options["norm_scale_rate"],
-            norm_shift_rate=options["norm_shift_rate"],
-            linear_rate=options["linear_rate"],
-            local_ratio=options["local_ratio"],
-            starvation_divisor=options["starvation_divisor"],
-            schedule=make_schedule(options["schedule"]),
-            crossover=options["crossover"],
+            conv_rate=own.conv_rate,
+            norm_scale_rate=own.norm_scale_rate,
+            norm_shift_rate=own.norm_shift_rate,
+            linear_rate=own.linear_rate,
+            local_ratio=own.local_ratio,
+            starvation_divisor=own.starvation_divisor,
+            schedule=make_schedule(own.schedule),
+            crossover=own.crossover,
             optimizer=optimizer if state != "keep" else None,
             optimizer_state=state,
             measure_after=False,
-            epochs=options.get("epochs"),
+            epochs=own.epochs,
         )
-    except KeyError as error:
-        raise UserError(f"the options of --method evolution have no {error}") from None
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
 
@@ -149,7 +193,7 @@ def make_schedule(options: Mapping[str, Any] | None) -> Schedule:
 
 def scaled_schedule(name: str, epochs: int) -> dict[str, Any]:
     """The published stages for "cifar" (200 epochs) or "imagenet" (90), stretched to ``epochs``."""
-    published, of = _PUBLISHED[name]
+    published, of = _SCHEDULES[name]
     milestones: list[int] = []
     for milestone in published.milestones:
         previous = milestones[-1] if milestones else 0

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from weight_evolution.grafting.filter_grafting import CRITERIA, LEVELS
+import torch
+
+from weight_evolution import FilterGrafting, GraftingReport
+from weight_evolution.grafting import CRITERIA, LEVELS, Rule
 
 from ..arguments import fraction, non_negative_float, positive_float, positive_int
 from ..errors import UserError
 from ..launch import started_processes
 from .base import Method
 
+_PUBLISHED = Rule()
+_DEFAULT = "default %(default)s"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the method, as a checkpoint holds them."""
+
+    networks: int = 2
+    learning_rates: list[float] | None = None
+    """One for each network; None: that of the run."""
+    level: str = _PUBLISHED.level
+    criterion: str = _PUBLISHED.criterion
+    strength: float = _PUBLISHED.strength
+    sharpness: float = _PUBLISHED.sharpness
+    bins: int = _PUBLISHED.bins
+    every: int = 1
+
 
 class GraftingMethod(Method):
     """What a single trainer knows of grafting: nothing but that others must belong to it."""
 
     name = "grafting"
-    in_networks = False
+    grafting: FilterGrafting | None = None
     """Set by the `Networks` that the trainer is one of."""
 
     @classmethod
@@ -27,39 +51,73 @@ class GraftingMethod(Method):
             "trains several networks, in this process or, under torchrun, one on each rank; the accuracy reported is "
             "the first network's, and beside it the best one's",
         )
-        group.add_argument("--networks", type=positive_int, metavar="K", help="default 2; under torchrun all ranks")
+        default = Options()
+        group.add_argument(
+            "--networks", type=positive_int, metavar="K", help=f"default {default.networks}; under torchrun all ranks"
+        )
         group.add_argument(
             "--graft-learning-rates", type=positive_float, nargs="+", metavar="LR", help="one each (default: all --lr)"
         )
-        group.add_argument("--graft-level", choices=LEVELS, default="layer", help="default layer")
-        group.add_argument("--graft-criterion", choices=CRITERIA, default="entropy", help="default entropy")
-        group.add_argument("--graft-strength", type=fraction, default=0.4, metavar="A", help="default 0.4")
-        group.add_argument("--graft-sharpness", type=non_negative_float, default=500.0, metavar="C", help="default 500")
-        group.add_argument("--graft-bins", type=positive_int, default=10, metavar="B", help="default 10")
-        group.add_argument("--graft-every", type=positive_int, default=1, metavar="N", help="epochs (default 1)")
+        group.add_argument("--graft-level", choices=LEVELS, default=default.level, help=_DEFAULT)
+        group.add_argument("--graft-criterion", choices=CRITERIA, default=default.criterion, help=_DEFAULT)
+        group.add_argument("--graft-strength", type=fraction, default=default.strength, metavar="A", help=_DEFAULT)
+        group.add_argument(
+            "--graft-sharpness", type=non_negative_float, default=default.sharpness, metavar="C", help=_DEFAULT
+        )
+        group.add_argument("--graft-bins", type=positive_int, default=default.bins, metavar="B", help=_DEFAULT)
+        group.add_argument(
+            "--graft-every",
+            type=positive_int,
+            default=default.every,
+            metavar="N",
+            help="N epochs (default %(default)s)",
+        )
         group.add_argument(
             "--graft-time-out", type=positive_float, default=1800.0, metavar="S", help="under torchrun (default 1800 s)"
         )
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
-        rates, networks = arguments.graft_learning_rates, arguments.networks or started_processes() or 2
+        rates, networks = arguments.graft_learning_rates, arguments.networks or started_processes() or Options.networks
         if networks < 2:
             raise UserError(f"--networks must be at least 2, got {networks}")
         if rates is not None and len(rates) != networks:
             raise UserError(f"--graft-learning-rates must be one per network ({networks}), got {len(rates)}")
-        return {
-            "networks": networks,
-            "learning_rates": rates,
-            "level": arguments.graft_level,
-            "criterion": arguments.graft_criterion,
-            "strength": arguments.graft_strength,
-            "sharpness": arguments.graft_sharpness,
-            "bins": arguments.graft_bins,
-            "every": arguments.graft_every,
+        return asdict(
+            Options(
+                networks=networks,
+                learning_rates=rates,
+                level=arguments.graft_level,
+                criterion=arguments.graft_criterion,
+                strength=arguments.graft_strength,
+                sharpness=arguments.graft_sharpness,
+                bins=arguments.graft_bins,
+                every=arguments.graft_every,
+            )
+        )
+
+    @staticmethod
+    def columns(report: GraftingReport, network: int) -> dict[str, float]:
+        """What the log says of one network after a grafting."""
+        shares = report.coefficients[network]
+        kept = [float(torch.as_tensor(shares.get(name, 1.0)).mean()) for name in report.entropies[0]]
+        columns = {
+            "grafting_information_mean": statistics.fmean(report.entropies[network].values()),
+            "grafting_kept_mean": statistics.fmean(kept),
+            "grafting_kept_min": min(kept),
+            "grafting_kept_max": max(kept),
         }
+        return columns | {f"grafting_invalid_filters_{t:g}": n for t, n in report.invalid_after[network].items()}
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
-        if not self.in_networks:
+        if self.grafting is None:
             raise UserError("the method grafting trains several networks at once; use networks.Networks, not a Trainer")
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.grafting is None else self.grafting.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        # The trainer has compared all options. Checkpoints of earlier versions hold nothing.
+        if state and self.grafting is not None:
+            self.grafting.load_state_dict(state, strict=False)

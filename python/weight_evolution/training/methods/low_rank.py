@@ -7,20 +7,32 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from weight_evolution import LowRankProjection, NonFiniteWeightError
-from weight_evolution.low_rank import ProjectionReport
+from weight_evolution import LowRankProjection, NonFiniteWeightError, ProjectionReport
+from weight_evolution.low_rank import PUBLISHED_PRUNE_RATIO
 
 from ..arguments import fraction, positive_int
 from ..errors import UserError
 from .base import Method, wait_for
 
-_PUBLISHED_PRUNE_RATIO = 0.7
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the method, as a checkpoint holds them."""
+
+    prune_ratio: float | list[float] | None = PUBLISHED_PRUNE_RATIO
+    mac_budget: float | None = None
+    linear: bool = False
+    rectify: bool = True
+    energy_transfer: bool = True
+    every_iterations: int | None = None
+    optimizer_state: str = "keep"
 
 
 class LowRankMethod(Method):
@@ -54,7 +66,7 @@ class LowRankMethod(Method):
             type=fraction,
             nargs="+",
             metavar="R",
-            help=f"share of the ranks that goes, one for all layers or one for each (default {_PUBLISHED_PRUNE_RATIO})",
+            help=f"share of the ranks that goes, one for all layers or one for each (default {PUBLISHED_PRUNE_RATIO})",
         )
         group.add_argument(
             "--mac-budget", type=fraction, metavar="B", help="instead: the share of the MACs that may remain"
@@ -68,7 +80,7 @@ class LowRankMethod(Method):
             "--project-every-iterations",
             type=positive_int,
             metavar="N",
-            help="project within epochs too (default: at the end of each)",
+            help="N iterations: project within epochs too (default: at the end of each)",
         )
 
     @classmethod
@@ -77,15 +89,33 @@ class LowRankMethod(Method):
         if ratios is not None and budget is not None:
             raise UserError("--prune-ratio and --mac-budget both choose the ranks; pass one of them")
         if ratios is None and budget is None:
-            ratios = [_PUBLISHED_PRUNE_RATIO]
+            ratios = [Options.prune_ratio]
+        return asdict(
+            Options(
+                prune_ratio=ratios[0] if ratios is not None and len(ratios) == 1 else ratios,
+                mac_budget=budget,
+                linear=arguments.linear,
+                rectify=not arguments.no_rectify,
+                energy_transfer=not arguments.no_energy_transfer,
+                every_iterations=arguments.project_every_iterations,
+                optimizer_state=arguments.optimizer_state,
+            )
+        )
+
+    @classmethod
+    def describe(cls, row: Mapping[str, float]) -> list[str]:
+        return [f"compact {row['compact_test_accuracy']:.2f}%"] if "compact_test_accuracy" in row else []
+
+    @classmethod
+    def summarize(cls, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        last = history[-1]
+        if "compact_test_accuracy" not in last:
+            return {}
+        costs = ("parameters", "compact_parameters", "macs", "compact_macs")
         return {
-            "prune_ratio": ratios[0] if ratios is not None and len(ratios) == 1 else ratios,
-            "mac_budget": budget,
-            "linear": arguments.linear,
-            "rectify": not arguments.no_rectify,
-            "energy_transfer": not arguments.no_energy_transfer,
-            "every_iterations": arguments.project_every_iterations,
-            "optimizer_state": arguments.optimizer_state,
+            "accuracy_of": "compact network",
+            "uncompressed_test_accuracy": last["test_accuracy"],
+            **{key: last[key] for key in costs},
         }
 
     def after_iteration(self) -> None:
