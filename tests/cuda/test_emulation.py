@@ -321,7 +321,7 @@ def test_capture_before_the_first_call_is_refused(emulated, monkeypatch):
     seen = set(transfer._captured)
     evolve(weights)
     kept = transfer._captured - seen
-    assert len(kept) == 4  # addresses, layout, segments, ratios: for as long as the graph may be replayed
+    assert len(kept) == 5  # addresses, layout, segments, ratios, rates: for as long as the graph may be replayed
     transfer._captured.clear()
 
 
