@@ -192,8 +192,8 @@ class WeightEvolution:
             epoch: the epoch just trained, from 0; one more than last time when left out.
 
         Raises:
-            TypeError: a weight that took part is computed from other parameters now (prune, parametrize), or the schedule
-                or ``importance`` gave something of the wrong type.
+            TypeError: a weight that took part is computed from other parameters now (prune, parametrize), or what the
+                schedule or ``importance`` gave is of the wrong type.
             ValueError: the schedule gave a rate outside [0, 1], or ``epoch`` is negative, or the parameters are on
                 several devices, or a weight is only a part of its layer's (a shard).
             NonFiniteWeightError: a weight is NaN or infinite (on a GPU: was at an earlier step); nothing was changed.
