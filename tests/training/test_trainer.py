@@ -87,7 +87,7 @@ class Dropping(nn.Module):
 
 
 def test_resume_with_dropout_is_bit_equal(digits):
-    config = make_config("baseline", model="test_trainer:Dropping")
+    config = make_config("baseline", model="tests.training.test_trainer:Dropping")
     whole = train(Trainer(config, 1, digits, CPU), 2)
     first = train(Trainer(config, 1, digits, CPU), 1)
     second = Trainer(config, 1, digits, CPU)
