@@ -177,3 +177,23 @@ def test_weights_that_are_shared(share, later):
     assert "0.weight" in report.donors
     assert "2.weight" not in report.donors
     assert torch.equal(model[0].weight, model[2].weight)
+
+
+def test_a_copy_that_changes_later_writes_to_the_copied_optimizer():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(2, 3, 5, 5)).square()[:, :3].sum().backward()
+    optimizer.step()
+    evolution = evolving(model, optimizer=optimizer, optimizer_state="reset")
+    copied, copied_optimizer, copied_evolution = copy.deepcopy((model, optimizer, evolution))
+    copied[1].weight.requires_grad_(False)  # what takes part is found anew
+    before = copy.deepcopy(optimizer.state_dict()["state"])
+    report = copied_evolution.step()
+    replaced = report.donors["0.weight"] >= 0
+    assert replaced.any()
+    buffer = copied_optimizer.state[copied[0].weight]["momentum_buffer"]
+    changed = copied[0].weight != model[0].weight
+    assert not buffer[changed].any()
+    assert buffer.any()
+    after = optimizer.state_dict()["state"]
+    assert all(torch.equal(after[i]["momentum_buffer"], before[i]["momentum_buffer"]) for i in before)

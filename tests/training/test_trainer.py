@@ -11,6 +11,8 @@ from weight_evolution.training.config import TrainingConfig
 from weight_evolution.training.errors import UserError
 from weight_evolution.training.inferior import count_inferior_filters
 from weight_evolution.training.learning_rate import learning_rate
+from weight_evolution.training.methods import METHODS, Method
+from weight_evolution.training.runs import OutputOptions, train_seeds
 from weight_evolution.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -85,7 +87,7 @@ class Dropping(nn.Module):
 
 
 def test_resume_with_dropout_is_bit_equal(digits):
-    config = make_config("baseline", model=f"{__name__}:Dropping")
+    config = make_config("baseline", model="tests.training.test_trainer:Dropping")
     whole = train(Trainer(config, 1, digits, CPU), 2)
     first = train(Trainer(config, 1, digits, CPU), 1)
     second = Trainer(config, 1, digits, CPU)
@@ -207,6 +209,39 @@ def test_a_failing_write_keeps_the_old_checkpoint(digits, tmp_path, monkeypatch)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(trainer.state_dict(), path)
     assert path.read_bytes() == before
+
+
+class Toy(Method):
+    """A method of somebody else's, which the trainer has never heard of."""
+
+    name = "toy"
+
+    def after_epoch(self, epoch):
+        return {"toy_column": float(epoch)}
+
+    @classmethod
+    def describe(cls, row):
+        return [f"toy {row['toy_column']}"] if "toy_column" in row else []
+
+    @classmethod
+    def summarize(cls, history):
+        return {"toys": sum(row.get("toy_column", 0) for row in history)}
+
+    @classmethod
+    def draw(cls, history, folder):
+        (folder / "toy.txt").write_text(str(len(history)))
+
+
+def test_a_method_needs_no_more_than_to_be_registered(digits, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "toy", Toy)
+    config = TrainingConfig(
+        model="resnet8", method="toy", method_options={"toy": {}}, epochs=2, batch_size=32, nesterov=False
+    )
+    said = []
+    results = train_seeds(config, [0], digits, CPU, OutputOptions(tmp_path), said.append)
+    assert "toy 1.0" in said[-1]
+    assert results["runs"][0]["toys"] == 1
+    assert (tmp_path / "seed-0" / "toy.txt").read_text() == "2"
 
 
 def test_counting_inferior_filters_changes_nothing():

@@ -89,7 +89,7 @@ class Subsets:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with its seed and rate; raises what `check_state` raises."""
         self.check_state(state)
-        self.seed, self.rate = state["seed"], state["rate"]
+        self.seed, self.rate = int(state["seed"]), float(state["rate"])
         self.step.fill_(state["step"])
 
     def _select(self, bank: wk.FilterBank, step: int | Tensor) -> Tensor:

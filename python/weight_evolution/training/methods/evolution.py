@@ -18,7 +18,7 @@ from ..arguments import fraction, positive_float, positive_int
 from ..errors import UserError
 from .base import Method, wait_for
 
-PUBLISHED = EvolutionOptions()
+_PUBLISHED = EvolutionOptions()
 _SCHEDULES = {"cifar": (StagedSigmoid.cifar(), 200), "imagenet": (StagedSigmoid.imagenet(), 90)}
 _IMAGENET_RATE = 0.02
 """The published base rate for ImageNet, of all kinds."""
@@ -30,13 +30,13 @@ _RATES = ("conv_rate", "norm_scale_rate", "norm_shift_rate")
 class Options:
     """The options of the method, as a checkpoint holds them."""
 
-    crossover: str = PUBLISHED.crossover
-    conv_rate: float = PUBLISHED.conv_rate
-    norm_scale_rate: float = PUBLISHED.norm_scale_rate
-    norm_shift_rate: float | str = PUBLISHED.norm_shift_rate
-    linear_rate: float = PUBLISHED.linear_rate
-    local_ratio: float = PUBLISHED.local_ratio
-    starvation_divisor: float | None = PUBLISHED.starvation_divisor
+    crossover: str = _PUBLISHED.crossover
+    conv_rate: float = _PUBLISHED.conv_rate
+    norm_scale_rate: float = _PUBLISHED.norm_scale_rate
+    norm_shift_rate: float | str = _PUBLISHED.norm_shift_rate
+    linear_rate: float = _PUBLISHED.linear_rate
+    local_ratio: float = _PUBLISHED.local_ratio
+    starvation_divisor: float | None = _PUBLISHED.starvation_divisor
     schedule: dict[str, Any] | None = None
     """Milestones, divisors and tau of a `StagedSigmoid`; None: the base rates throughout."""
     every: int = 1
