@@ -1,5 +1,6 @@
 """What CONTRIBUTING.md shows works as it stands there."""
 
+import dataclasses
 import importlib
 import re
 import sys
@@ -9,26 +10,34 @@ import pytest
 import torch
 
 import we_kernels as wk
+import weight_evolution
+from tests.training.training_runs import make_config
+from weight_evolution.training import methods
+from weight_evolution.training.data import load_data
+from weight_evolution.training.trainer import Trainer
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
-FILES = dict(re.findall(r"`(we_kernels/[\w/]+\.py)`[^`]*```python\n(.*?)```", TEXT, re.DOTALL))
+FILES = dict(re.findall(r"`((?:we_kernels|weight_evolution)/[\w/]+\.py)`[^`]*```python\n(.*?)```", TEXT, re.DOTALL))
 
 
 @pytest.fixture
-def peaks(tmp_path, monkeypatch):
-    """The folder of the example, beside the others of the package."""
+def written(tmp_path, monkeypatch):
+    """Imports a module of the examples, which are written beside the package's own."""
     for name, code in FILES.items():
-        path = tmp_path / name.removeprefix("we_kernels/")
-        path.parent.mkdir(exist_ok=True)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(code)
-    monkeypatch.setattr(wk, "__path__", [*wk.__path__, str(tmp_path)])
-    yield importlib.import_module("we_kernels.peaks")
-    for name in [name for name in sys.modules if name.startswith("we_kernels.peaks")]:
-        del sys.modules[name]
+    for package in (wk, weight_evolution, methods):
+        folder = tmp_path / package.__name__.replace(".", "/")
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    yield importlib.import_module
+    for name, module in list(sys.modules.items()):
+        if str(tmp_path) in (getattr(module, "__file__", None) or ""):
+            del sys.modules[name]
 
 
-def test_an_operator(peaks):
-    assert set(FILES) == {f"we_kernels/peaks/{name}.py" for name in ("__init__", "api", "operators", "reference")}
+def test_an_operator(written):
+    peaks = written("we_kernels.peaks")
     weights = [torch.randn(4, 3, 3, 3), torch.randn(2, 5).double()]
     bank = wk.FilterBank(weights)
     wanted = torch.cat([weight.abs().flatten(1).amax(1).float() for weight in weights])
@@ -36,3 +45,22 @@ def test_an_operator(peaks):
     torch.library.opcheck(torch.ops.we_kernels.filter_peaks.default, (weights, [0, 0], [0, 0]))
     compiled = torch.compile(lambda w: peaks.filter_peaks(wk.FilterBank(w)), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(weights), wanted)
+
+
+def test_a_method(written, monkeypatch):
+    monkeypatch.setitem(
+        methods.METHODS, "clipping", written("weight_evolution.training.methods.clipping").ClippingMethod
+    )
+    digits = load_data("digits")
+    digits = dataclasses.replace(digits, train_images=digits.train_images[:90], train_labels=digits.train_labels[:90])
+    config = make_config("baseline", epochs=1)
+    config = dataclasses.replace(config, method="clipping", method_options={"clipping": {"limit": 1.01}})
+    trainer = Trainer(config, 0, digits, torch.device("cpu"))
+    assert trainer.run_epoch()["clipped"] > 0
+    other = Trainer(config, 0, digits, torch.device("cpu"))
+    other.load_state_dict(trainer.state_dict())
+    assert other.methods["clipping"].clipping.steps == 1
+
+
+def test_every_file_of_the_examples_was_tried():
+    assert len(FILES) == 7
