@@ -18,7 +18,7 @@ from typing import Any
 from experiments import common
 from weight_evolution.asynchronous.targets import expected_share
 from weight_evolution.training.data import Dataset
-from weight_evolution.training.plots import plot_overlap
+from weight_evolution.training.overlap_plot import plot_overlap
 from weight_evolution.training.trainer import Trainer
 
 RATES = (0.25, 0.5, 0.75)

@@ -13,7 +13,7 @@ if "--here" in sys.orig_argv:
 
     def change_and_raise(self, epoch=None):
         with torch.no_grad():
-            next(self._model.parameters()).add_(1)
+            next(self._taking_part._model.parameters()).add_(1)
         raise ValueError("the step is refused when a weight is written")
 
     def draw_and_step(self, step=we.LowRankProjection.step):

@@ -181,3 +181,17 @@ def test_names_are_those_of_the_model_under_any_wrapper():
     assert LowRankProjection(wrapped, ranks={"bare": 3}).ranks == {"bare": 3}
     given = {"left": "sum_norm", "stem": None}
     assert pairs_of(wrapped, batch_norm_pairs=given).names == networks.PAIRS | given
+
+
+def test_a_transposed_convolution_is_paired_by_its_outputs():
+    def network():
+        return nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.BatchNorm2d(6))
+
+    grafting = FilterGrafting([network(), network()], level="filter", batch_norm_pairs={"0": "1"})
+    assert grafting.step().whole_layer == {}
+    with pytest.raises(ValueError, match="'1' has 6 features, the layer 4 outputs"):
+        FilterGrafting(
+            [nn.Sequential(nn.ConvTranspose2d(6, 4, 3), nn.BatchNorm2d(6)) for _ in range(2)],
+            level="filter",
+            batch_norm_pairs={"0": "1"},
+        )

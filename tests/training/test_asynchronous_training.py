@@ -139,9 +139,8 @@ def test_command_line(few_digits, tmp_path, capsys):
 
 
 def test_without_matplotlib_there_is_no_picture(few_digits, tmp_path, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "weight_evolution.training.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     arguments = ["train", *SMALL[:-1], "--epochs", "1", "--method", "asynchronous", "--output", str(tmp_path)]
     assert cli.main(arguments) == 0
     assert "no picture of the log is drawn: it needs matplotlib" in capsys.readouterr().out

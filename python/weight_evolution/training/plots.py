@@ -1,26 +1,21 @@
-"""The demo's figure, and the overlap of filters over the epochs."""
+"""The demo's figure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from .inferior import PUBLISHED_LOCAL_RATIO
-from .methods.asynchronous import LAYER_OVERLAP, OVERLAP_MEAN
+from .overlap_plot import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from .demo import Run
 
-# Okabe and Ito's colours, distinct for colour-blind readers.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
-_MARKERS = ("o", "s", "^", "D", "v")
 _SMALLEST = 1e-3
 """Importances below this share of the layer's largest are drawn here."""
 
@@ -70,42 +65,11 @@ def plot_demo(runs: Sequence[Run], methods: Sequence[str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plot_overlap(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
-    """Overlap by epoch; one PNG.
-
-    Args:
-        histories: label -> rows of the log. One: every layer has a line. Several: the models' means only.
-        path: the file to write.
-    """
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    axes = figure.subplots()
-    for index, (label, history) in enumerate(histories.items()):
-        rows = [row for row in history if OVERLAP_MEAN in row]
-        epochs = [row["epoch"] + 1 for row in rows]
-        if len(histories) == 1:
-            layers = [column for column in (rows[0] if rows else ()) if column.startswith(LAYER_OVERLAP)]
-            for place, layer in enumerate(layers):
-                shade = colormaps["viridis"](place / max(len(layers) - 1, 1))
-                axes.plot(epochs, [row[layer] for row in rows], color=shade, linewidth=0.9, label=_layer_label(layer))
-        line = axes.plot(epochs, [row[OVERLAP_MEAN] for row in rows], linewidth=2.2, markersize=4, label=label)[0]
-        line.set(color=_COLOURS[index % len(_COLOURS)], marker=_MARKERS[index % len(_MARKERS)])
-    axes.set(title="Overlap of filters: mean |cosine| over pairs", xlabel="epoch", ylabel="overlap")
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=120)
-
-
-def _layer_label(column: str) -> str:
-    return column.removeprefix(LAYER_OVERLAP)
-
-
 def _curve(axes: Axes, runs: Sequence[Run], column: str, index: int, label: str) -> None:
     values = np.array([[row[column] for row in run.history] for run in runs], dtype=float)
     epochs = np.arange(1, values.shape[1] + 1)
-    axes.plot(epochs, values.mean(0), color=_COLOURS[index], label=label, linewidth=1.8)
-    axes.fill_between(epochs, values.min(0), values.max(0), color=_COLOURS[index], alpha=0.15, linewidth=0)
+    axes.plot(epochs, values.mean(0), color=COLOURS[index], label=label, linewidth=1.8)
+    axes.fill_between(epochs, values.min(0), values.max(0), color=COLOURS[index], alpha=0.15, linewidth=0)
 
 
 def _focus(axes: Axes, runs: Sequence[Run]) -> None:
@@ -128,8 +92,8 @@ def _layers(axes: Axes, run: Run, index: int, methods: int, label: str) -> None:
         np.maximum(np.concatenate(y), _SMALLEST),
         s=9,
         alpha=0.35,
-        color=_COLOURS[index],
-        marker=_MARKERS[index],
+        color=COLOURS[index],
+        marker=MARKERS[index],
         linewidths=0,
         label=label,
     )

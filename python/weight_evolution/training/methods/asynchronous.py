@@ -17,11 +17,8 @@ from weight_evolution.asynchronous import PUBLISHED_RATE
 
 from ..arguments import fraction
 from ..errors import UserError
+from ..overlap_plot import LAYER_OVERLAP, OVERLAP_MAXIMUM, OVERLAP_MEAN, plot_overlap
 from .base import Method, wait_for
-
-OVERLAP_MEAN, OVERLAP_MAXIMUM = "overlap_mean", "overlap_maximum"
-LAYER_OVERLAP = "overlap_of_"
-"""Columns of the log; the last is followed by the name of a convolution."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,6 @@ class AsynchronousMethod(Method):
     @classmethod
     def draw(cls, history: Sequence[Mapping[str, float]], folder: Path) -> None:
         if any(OVERLAP_MEAN in row for row in history):
-            from ..plots import plot_overlap
-
             plot_overlap({"mean of the layers": history}, folder / "overlap.png")
 
     def seed_with(self, seed: int) -> None:
