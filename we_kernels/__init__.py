@@ -2,7 +2,8 @@
 reference.
 
 Three backends compute the same: ``torch`` (the reference), ``native`` (C++/CUDA) and ``triton``. CUDA tensors go to
-triton, CPU tensors to native, else to torch; `use_backend` or the environment variable WE_KERNELS_BACKEND force one.
+triton, or where that is missing to native, CPU tensors to native; what neither can do, to torch. `use_backend` or the
+environment variable WE_KERNELS_BACKEND force one.
 """
 
 from .asynchronous import (

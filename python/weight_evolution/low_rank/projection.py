@@ -120,7 +120,6 @@ class LowRankProjection:
         self._unranked = set() if ranks is None else {layer.name for layer in self._layers} - set(ranks)
         self._bases = wk.LowRankBases()
         self._steps = 0
-        self._unchecked: ProjectionReport | None = None
 
     energy_transfer = property(attrgetter("_energy_transfer"), doc="Read-only, as all options are.")
     check_finite = property(attrgetter("_check_finite"))
@@ -161,27 +160,20 @@ class LowRankProjection:
     def step(self) -> ProjectionReport:
         """Project all layers, in place.
 
-        On a GPU it returns without waiting for the device; with ``check_finite`` the error then comes when the report
-        is checked, or at the next step.
-
-        A layer that was frozen since is left alone, a module that was replaced by its like is followed.
+        It waits for a GPU, several times. A layer that was frozen since is left alone, a module that was replaced by its like is followed.
 
         Raises:
             NonFiniteWeightError: a weight or a BatchNorm is NaN or infinite; nothing was changed.
             ValueError: the model has changed in another way since the projection was made; says where.
         """
-        if self._unchecked is not None:
-            unchecked, self._unchecked = self._unchecked, None
-            unchecked.check_finite()
         self._layers.look()
         projected = [(layer, rank) for layer, rank in self._projected() if layer.name not in self._layers.frozen]
         layers, ranks = [layer for layer, _ in projected], [rank for _, rank in projected]
         result = None
-        on_cpu = True
         state = None
         if layers:
             weights = [layer.weight for layer in layers]
-            on_cpu = one_device(layers).type == "cpu"
+            one_device(layers)
             if self._optimizer_state is not None:
                 state = StateUpdate(self._optimizer_state, weights)
             result = wk.project_low_rank_(
@@ -197,10 +189,7 @@ class LowRankProjection:
                 state.apply_()
         report = ProjectionReport(self._steps, layers, ranks, self.batch_norm_pairs.names, self.skipped, result)
         if self._check_finite:
-            if on_cpu:
-                report.check_finite()
-            else:
-                self._unchecked = report
+            report.check_finite()
         self._steps += 1
         return report
 
@@ -285,7 +274,6 @@ class LowRankProjection:
             raise ValueError(f"state['bases'] is not a LowRankBases state_dict ({error})") from None
         self._ranks, self._bases, self._steps = new_ranks, new_bases, int(state["steps"])
         self._unranked &= {name for name in own if ranks[name] >= _full_rank(own[name])}
-        self._unchecked = None
 
     def _projected(self) -> list[tuple[Layer, int]]:
         return [(layer, rank) for layer, rank in zip(self._layers, self._ranks, strict=True) if rank < layer.full_rank]

@@ -18,7 +18,7 @@ VANISHES = "largest singular value under 1e-4"
 
 
 class ProjectionReport:
-    """Result of `LowRankProjection.step`; reading it may wait for the device, making it does not."""
+    """Result of `LowRankProjection.step`."""
 
     def __init__(
         self,

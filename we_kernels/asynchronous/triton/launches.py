@@ -138,9 +138,8 @@ def _sgd_tables(layouts: tuple[Layout, ...], masked: tuple[bool, ...], device: t
         if total > MAX_ELEMENTS:
             raise ValueError(f"a parameter has {total} elements, more than the {MAX_ELEMENTS} of one launch")
         alike = all(other[:10] == layer[:10] for other in layers)
-        reach = 1 + sum((n - 1) * step for n, step in zip(layer[:5], layer[5:10], strict=True))
         run = layer.filter_stride if layer.filters > 1 else row
-        head = (total, run, layer.filters, int(alike and reach == total), first_filter if is_masked else -1)
+        head = (total, run, layer.filters, int(alike and tables.is_run(layer)), first_filter if is_masked else -1)
         rows.append((*head, *layers[0], *layers[1], *layers[2]))
         first_filter += layer.filters if is_masked else 0
     tiles = []
