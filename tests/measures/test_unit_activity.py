@@ -1,6 +1,7 @@
 import copy
 import io
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from tests.measures.activity_worker import inputs_of, make_net
 from tests.model import unit_networks as networks
-from tests.processes import torchrun
+from tests.processes import ROOT, torchrun
 from weight_evolution import UnitActivity
 from weight_evolution.training.models import make_model
 
@@ -208,6 +209,24 @@ def test_traced_by_export():
     torch.testing.assert_close(report.activation["second"], expected.detach().double().abs().mean(0), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("export", [False, True])
+def test_a_layer_that_is_called_by_name(export):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            if export and x.shape[0] == 0:
+                return x
+            return self.down(input=functional.relu(input=self.up(x)))
+
+    model, x = Named(), torch.randn(5, 3)
+    report = measured(model, [x], example_inputs=x)
+    expected = functional.relu(model.up(x)).detach().double().mean(0)
+    torch.testing.assert_close(report.activation["up"], expected, rtol=1e-5, atol=0)
+
+
 def test_passes_in_inference_mode_and_training_mix():
     model = networks.mlp()
     x = torch.randn(4, 5)
@@ -321,3 +340,11 @@ def test_ranks_are_averaged(tmp_path):
         for name in expected.activation:
             torch.testing.assert_close(found["all"][name], expected.activation[name], rtol=1e-12, atol=0)
             assert torch.equal(found["alone"][name], alone.activation[name])
+
+
+def test_the_example_of_the_page(capsys):
+    page = (ROOT / "docs" / "activity.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (output,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    exec(program, {})
+    assert capsys.readouterr().out == output

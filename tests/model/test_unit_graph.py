@@ -20,6 +20,7 @@ NETWORKS = {
     "resnet": (networks.resnet, X),
     "dense": (networks.Dense, X),
     "branching": (networks.Branching, X),
+    "signal": (networks.signal, X.flatten(2)[:, :, :20]),
     "tokens": (networks.Tokens, X[:, 0, :3, :4]),
 }
 LAYERS = {
@@ -29,6 +30,7 @@ LAYERS = {
     "resnet": ["layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1"],
     "dense": ["convs.0", "convs.1", "convs.2", "fire", "left", "right"],
     "branching": ["first", "second"],
+    "signal": ["0", "4", "7"],
     "tokens": ["up"],
 }
 VGG_LAYERS = ["features.0", "features.3", "classifier.0"]
@@ -229,6 +231,7 @@ def test_reasons():
         ([nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Conv2d(4, 2, 1)], r"1 \(GroupNorm\)"),
         ([nn.Conv2d(3, 4, 1), nn.PixelShuffle(2), nn.Conv2d(1, 2, 1)], r"1 \(PixelShuffle\)"),
         ([nn.Conv2d(3, 4, 1), nn.Linear(8, 2)], "reads dimension -1 of its input, the units are in -3"),
+        ([nn.Conv2d(3, 4, 1), nn.Flatten(0), nn.Linear(8, 2)], "flattens it with the dimensions before the units"),
         ([nn.Linear(8, 4), nn.Conv2d(3, 2, 1)], "reads dimension -3"),
         ([nn.Linear(8, 3), nn.Flatten(), nn.Linear(3 * 24, 2)], "72 features, which are not 3"),
         ([nn.Linear(8, 3), nn.Conv2d(3, 3, 1, groups=3)], "reads dimension -3"),
@@ -292,6 +295,52 @@ def test_chosen_layers():
     assert graph.skipped["first"] == "excluded"
 
 
+class Twice(nn.Module):
+    """Reads the output of its first layer in two ways at once."""
+
+    def __init__(self, join, layer):
+        super().__init__()
+        self.first, self.second, self.join = nn.Linear(3, 4), layer, join
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(self.join(y))
+
+
+@pytest.mark.parametrize(
+    ("join", "inputs", "reason"),
+    [
+        (lambda y: torch.cat([y, torch.relu(y)], -1), 8, "meets itself in cat"),
+        (lambda y: torch.cat([y, y], -1), 8, "it goes to cat twice"),
+        (lambda y: torch.cat([y, torch.ones(2, 4)], 0), 4, "it goes to cat, which needs shapes"),
+        (lambda y: torch.cat([y, y.new_ones(2, 4)], -1), 8, "goes to new_ones"),
+        (lambda y: y + 0.5 * y, 4, "meets itself in add"),
+        (lambda y: torch.max(y, dim=0)[0], 4, "goes to max_1, which is not understood"),
+        (lambda y: y.sum(-1, keepdim=True).expand(-1, 4), 4, "meets others in sum_1, which reduces over the units"),
+        (lambda y: y.mean(), 4, "meets others in mean, which reduces over the units"),
+        (lambda y: nn.functional.pad(y, (1, 0)), 5, "goes to pad, which pads the units"),
+        (lambda y: y[:, :2], 2, "goes to getitem, which is not understood"),
+        (lambda y: nn.functional.linear(torch.ones(4, 4), y), 4, "meets others in linear"),
+        (lambda y: torch.where(y > 0, y, 0.0), 4, "goes to gt"),
+    ],
+)
+def test_ways_that_are_refused(join, inputs, reason):
+    graph = find_units(Twice(join, nn.Linear(inputs, 2)))
+    assert re.search(reason, graph.skipped["first"]), graph.skipped
+
+
+def test_ways_that_are_understood():
+    for join in (
+        lambda y: torch.relu(y).detach(),
+        lambda y: nn.functional.dropout(3 * y - 1),
+        lambda y: nn.functional.relu(input=y),
+        lambda y: y.mean(-2),
+        lambda y: y.to(torch.float32).clamp_min(0) / 2,
+    ):
+        graph = find_units(Twice(join, nn.Linear(4, 2)))
+        assert list(graph.layers) == ["first"], graph.skipped
+
+
 def test_own_forward_and_lazy_layers():
     class Standardized(nn.Conv2d):
         def forward(self, x):
@@ -300,5 +349,8 @@ def test_own_forward_and_lazy_layers():
     graph = find_units(nn.Sequential(nn.Conv2d(3, 4, 1), Standardized(4, 4, 1), nn.Conv2d(4, 1, 1)))
     assert "computes something of its own" in graph.skipped["0"]
     assert "computes something of its own" in graph.skipped["1"]
+    patched = networks.mlp()
+    patched[0].forward = patched[0].forward
+    assert "set on the module" in find_units(patched).skipped["0"]
     graph = find_units(nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(2), nn.Linear(2, 1)))
     assert "not initialized" in graph.skipped["1"]

@@ -75,6 +75,14 @@ def mobile():
     )
 
 
+def signal():
+    """One and three spatial dimensions."""
+    return nn.Sequential(
+        *(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.AvgPool1d(2), nn.Conv1d(4, 6, 2), nn.PReLU(6)),
+        *(nn.Flatten(), nn.Linear(48, 8), nn.ELU(), nn.Unflatten(1, (8, 1, 1, 1)), nn.Conv3d(8, 2, 1)),
+    )
+
+
 def resnet():
     return CifarResNet(8, width=4)
 

@@ -34,12 +34,16 @@ class UnitSums:
         """Start summing."""
         if self._place.is_output:
             return self._place.module.register_forward_hook(self)
-        return self._place.module.register_forward_pre_hook(self)
+        return self._place.module.register_forward_pre_hook(self, with_kwargs=True)
 
-    def __call__(self, module: torch.nn.Module, given: tuple[Any, ...], output: Any = None) -> None:
-        """The hook, of either kind."""
-        if module is self._place.module:  # not a replica
-            self._add((output if self._place.is_output else given[0]).detach())
+    def __call__(self, module: torch.nn.Module, given: tuple[Any, ...], further: Any) -> None:
+        """The hook of either kind: ``further`` is the output, or the arguments that were given by name."""
+        if module is not self._place.module:  # a replica
+            return
+        if self._place.is_output:
+            self._add(further.detach())
+        else:
+            self._add(next(iter([*given, *further.values()])).detach())
 
     @property
     def kept_calls(self) -> int:

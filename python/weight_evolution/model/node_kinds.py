@@ -28,7 +28,7 @@ UNCHANGED_MODULES = (
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
 
-ARITHMETIC = {"add", "iadd", "sub", "isub", "mul", "imul", "div", "truediv", "itruediv"}
+ARITHMETIC = {"add", "iadd", "sub", "isub", "rsub", "mul", "imul", "div", "truediv", "itruediv"}
 """Of a tensor and a number they are functions of one tensor."""
 
 POOLS = {
@@ -42,7 +42,7 @@ POOL_MODULES = {getattr(nn, f"{kind}Pool{dims}d"): dims for kind in ("Max", "Avg
 
 REDUCTIONS = {"mean", "sum", "amax", "amin"}
 CONCATENATIONS = {"cat", "concat", "concatenate"}
-RESHAPES = {"flatten", "view", "reshape", "squeeze", "unsqueeze"}
+RESHAPES = {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"}
 
 _ASKED = {"size", "dim", "stride", "is_floating_point", "sym_size"}
 _ATTRIBUTES = {"shape", "dtype", "device", "ndim"}

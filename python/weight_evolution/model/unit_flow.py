@@ -118,7 +118,7 @@ class UnitFlows:
         span = flow.spans[source]
         if module is None:
             after, nonlinear = self._through_function(node, source, span)
-        elif not node.args or node.args[0] is not source:
+        elif _first_argument(node) is not source:
             raise NotUnderstoodError(f"it goes to {self._describe(node)} as another argument than the first")
         elif isinstance(module, (_ConvNd, nn.Linear)) and not is_depthwise(module):
             self._read(node, module, flow.spans[source], flow)
@@ -168,6 +168,8 @@ class UnitFlows:
             return self._padded(span, module.padding, name), False
         if isinstance(module, nn.Flatten):
             return self._reshaped(node, span, module.start_dim, module.end_dim), False
+        if kind is nn.Unflatten:
+            return self._by_shapes(node, span), False
         raise NotUnderstoodError(f"it goes to {self._describe(node)}, which is not understood")
 
     def _through_function(self, node: fx.Node, source: fx.Node, span: UnitSpan) -> tuple[UnitSpan, bool]:
@@ -178,14 +180,16 @@ class UnitFlows:
         if name in kinds.ARITHMETIC and len(node.all_input_nodes) > 1:
             kind = "addition" if name in ("add", "iadd") else "product or difference"
             raise NotUnderstoodError(f"it meets others in the {kind} {node.name}")
-        first = node.args[0] if node.args else None
+        first = _first_argument(node)
         if name in ("view", "reshape") and first is source:
             return self._viewed(node, span), False
+        if name in kinds.ARITHMETIC:  # with a number
+            return span, False
         if first is not source or len(node.all_input_nodes) > 1:
             raise NotUnderstoodError(f"it meets others in {reader}, which is not understood")
         if name in kinds.NONLINEARITIES:
             return span, True
-        if name in kinds.UNCHANGED or name in kinds.ARITHMETIC:
+        if name in kinds.UNCHANGED:
             return span, False
         if name in kinds.POOLS and not _option(node, "return_indices", None, False):
             return span.at(-1 - kinds.POOLS[name], reader), False
@@ -197,10 +201,9 @@ class UnitFlows:
             return self._padded(span, _option(node, "pad", 1, ()), reader), False
         if name == "flatten":
             return self._reshaped(node, span, _option(node, "start_dim", 1, 0), _option(node, "end_dim", 2, -1)), False
-        if name in kinds.RESHAPES and source in self.shapes and node in self.shapes:
-            return span.reshaped(self.shapes[source], self.shapes[node], reader), False
-        reason = NEEDS_SHAPES if name in kinds.RESHAPES else "which is not understood"
-        raise NotUnderstoodError(f"it goes to {reader}, {reason}")
+        if name in kinds.RESHAPES:
+            return self._by_shapes(node, span), False
+        raise NotUnderstoodError(f"it goes to {reader}, which is not understood")
 
     def _per_channel(self, span: UnitSpan, features: int, reader: str) -> UnitSpan:
         """Through what treats dimension 1 by channels."""
@@ -215,19 +218,22 @@ class UnitFlows:
 
     def _reshaped(self, node: fx.Node, span: UnitSpan, start: int, end: int) -> UnitSpan:
         """Through a flattening."""
-        source = node.all_input_nodes[0]
-        if node in self.shapes and source in self.shapes:
-            return span.reshaped(self.shapes[source], self.shapes[node], self._describe(node))
+        if node in self.shapes:
+            return self._by_shapes(node, span)
         return span.flattened(start, end, self._describe(node))
 
     def _viewed(self, node: fx.Node, span: UnitSpan) -> UnitSpan:
         """Through a view or reshape, of which ``x.view(x.size(0), -1)`` is understood without shapes."""
         size = node.args[1] if len(node.args) == 2 and isinstance(node.args[1], (tuple, list)) else node.args[1:]
-        source = node.args[0]
-        known = source in self.shapes and node in self.shapes
-        if known or (isinstance(size, Sequence) and len(size) == 2 and size[1] == -1 and kinds.is_batch_size(size[0])):
+        if isinstance(size, Sequence) and len(size) == 2 and size[1] == -1 and kinds.is_batch_size(size[0]):
             return self._reshaped(node, span, 1, -1)
-        raise NotUnderstoodError(f"it goes to {self._describe(node)}, {NEEDS_SHAPES}")
+        return self._by_shapes(node, span)
+
+    def _by_shapes(self, node: fx.Node, span: UnitSpan) -> UnitSpan:
+        source = node.all_input_nodes[0]
+        if source not in self.shapes or node not in self.shapes:
+            raise NotUnderstoodError(f"it goes to {self._describe(node)}, {NEEDS_SHAPES}")
+        return span.reshaped(self.shapes[source], self.shapes[node], self._describe(node))
 
     def _concatenated(self, node: fx.Node, source: fx.Node, span: UnitSpan) -> UnitSpan:
         reader = self._describe(node)
@@ -258,14 +264,19 @@ class UnitFlows:
                 return sum(known) if len(known) == len(sizes) else None
             kept = isinstance(module, (_BatchNorm, *kinds.NONLINEAR_MODULES, *kinds.UNCHANGED_MODULES))
             kept = kept or type(module) in kinds.POOL_MODULES
-            if not (kept or name in kinds.NONLINEARITIES | kinds.UNCHANGED or name in kinds.POOLS) or not node.args:
+            if not (kept or name in kinds.NONLINEARITIES | kinds.UNCHANGED or name in kinds.POOLS):
                 return None
-            node = node.args[0]
+            node = _first_argument(node)
         return None
 
     def _describe(self, node: fx.Node) -> str:
         name = self.names.get(node)
         return node.name if name is None else f"{name} ({type(self.modules[name]).__name__})"
+
+
+def _first_argument(node: fx.Node) -> object:
+    """Of a call, given by place or, as ``conv(input=x)``, by name."""
+    return next(iter([*node.args, *node.kwargs.values()]), None)
 
 
 def _option(node: fx.Node, name: str, place: int | None, default: Any) -> Any:

@@ -106,6 +106,8 @@ def reason_without_weight(name: str, module: Layer) -> str | None:
         return f"the weight of {name} is not initialized yet; run one forward pass first"
     if type(weight.data) is not Tensor:
         return f"the weight of {name} is a {type(weight.data).__name__}, not a whole tensor"
+    if "forward" in vars(module):
+        return f"{name} has a forward of its own, set on the module"
     plain = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules"))
     if any(
         getattr(type(module), call, None) is not getattr(plain, call, None) for call in ("forward", "_conv_forward")
