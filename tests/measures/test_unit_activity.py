@@ -275,6 +275,51 @@ def test_copies_of_the_model_are_not_measured():
     assert set(activity.report().batches.values()) == {1}
 
 
+def test_a_copy_of_the_measurement_is_about_the_copied_model():
+    model = networks.mlp().eval()
+    x = torch.randn(2, 5)
+    with UnitActivity(model) as activity:
+        model(x)
+        copied_model, copied = copy.deepcopy((model, activity))
+    with pytest.raises(RuntimeError, match="nothing was measured"):
+        copied.report()
+    with copied:
+        model(x)
+        copied_model(x)
+    assert copied.report().batches == {"0": 1, "3": 1}
+    assert torch.equal(copied.report().activation["0"], activity.report().activation["0"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_defaults_of_the_program_do_not_matter(device, dtype):
+    model, x = networks.mlp().eval(), torch.randn(2, 5)
+    expected = measured(model, [x])
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            report = measured(model, [x])
+            assert report.to_dict() == expected.to_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_within_function_transforms_it_refuses():
+    model = networks.mlp().eval()
+    with UnitActivity(model), pytest.raises(RuntimeError, match=r"torch\.func.*stop\(\)"):
+        torch.func.vmap(model)(torch.randn(3, 5))
+
+
+def test_empty_batches_alone_are_no_measurement():
+    with pytest.raises(RuntimeError, match="empty batches only"):
+        measured(networks.mlp().eval(), [torch.ones(0, 5)])
+    model = networks.mlp().eval()
+    x = torch.randn(2, 5)
+    report = measured(model, [torch.ones(0, 5), x])
+    assert torch.equal(report.activation["0"], measured(model, [x]).activation["0"])
+
+
+@torch.no_grad()
 def test_wrapped_models():
     model = networks.mlp().eval()
     x = torch.randn(4, 5)
@@ -282,6 +327,20 @@ def test_wrapped_models():
     compiled = torch.compile(copy.deepcopy(model), backend="eager")
     report = measured(compiled, [x])
     torch.testing.assert_close(report.activation["3"], expected.activation["3"])
+    torch._dynamo.reset()  # what was compiled with hooks looks for them
+    compiled = torch.compile(copy.deepcopy(model), backend="eager")
+    compiled(x)
+    with UnitActivity(compiled) as activity:
+        compiled(x)
+    with pytest.raises(RuntimeError, match=r"torch\.compile compiled before"):
+        activity.report()
+    torch._dynamo.reset()
+    with UnitActivity(compiled) as activity, UnitActivity(model) as plain:
+        for _ in range(12):  # more passes than torch.compile compiles again
+            compiled(x)
+            model(x)
+    assert activity.report().batches == {"0": 12, "3": 12}
+    torch.testing.assert_close(activity.report().activation["0"], plain.report().activation["0"])
     parallel = nn.DataParallel(model)
     assert torch.equal(measured(parallel, [x]).activation["3"], expected.activation["3"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -97,6 +98,10 @@ class UnitActivity:
     ) -> None:
         self.stop()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy belongs to the copy of the model, which has not been measured.
+        return {**self.__dict__, "_sums": {}, "_handles": []}
+
     @torch.no_grad()
     def report(self, *, all_ranks: bool = True) -> DormancyReport:
         """What was measured since `start`, while it goes on or afterwards, with the weights as they are now.
@@ -116,9 +121,9 @@ class UnitActivity:
         totals, elements, calls = self._measured(all_ranks and dist.is_available() and dist.is_initialized())
         if missing := [name for name, count in elements.items() if not count]:
             raise RuntimeError(
-                f"no forward pass through {', '.join(missing)} was seen since start(); run the model in between. Hooks "
-                "are not called on a model that torch.compile compiled before start(), on replicas of DataParallel and "
-                "in replays of CUDA graphs"
+                f"no forward pass through {', '.join(missing)} was seen since start(), or of empty batches only; run "
+                "the model in between. Hooks are not called on a model that torch.compile compiled before start(), on "
+                "replicas of DataParallel and in replays of CUDA graphs"
             )
         layers = self.graph.layers
         return DormancyReport(
@@ -135,7 +140,7 @@ class UnitActivity:
         for own in self._sums.values():
             counts = [sum(sums.elements for sums in own), max(sums.kept_calls for sums in own)]
             total = torch.stack([sums.total() for sums in own]).sum(0)
-            parts += [total, torch.tensor(counts, dtype=total.dtype).to(total.device)]
+            parts += [total, torch.tensor(counts, dtype=total.dtype, device="cpu").to(total.device)]
         device = parts[0].device  # layers may be on several devices
         flat = torch.cat([part.to(device) for part in parts])
         if all_ranks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ class UnitSums:
 
     def attach(self) -> RemovableHandle:
         """Start summing."""
+        if "torch._dynamo" in sys.modules:  # importing it takes seconds
+            # Compiled, the count of calls would be a constant and every pass compiled anew.
+            self._add = torch.compiler.disable(self._add)  # type: ignore[method-assign]
         if self._place.is_output:
             return self._place.module.register_forward_hook(self)
         return self._place.module.register_forward_pre_hook(self, with_kwargs=True)
@@ -67,6 +71,10 @@ class UnitSums:
     @torch.no_grad()
     @torch.inference_mode(False)  # the sums outlive the mode of the pass
     def _add(self, values: Tensor) -> None:
+        if torch._C._functorch.is_functorch_wrapped_tensor(values):
+            raise RuntimeError(
+                "units cannot be measured within transforms of torch.func (vmap, grad); stop() before them"
+            )
         span = self._place.span
         factor, rest = divmod(values.shape[span.axis], span.size)
         if rest or not factor:
