@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.measures.activity_worker import inputs_of, make_net
 from tests.model import unit_networks as networks
@@ -255,6 +256,23 @@ def test_measuring_changes_nothing():
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+class NoReading(TorchDispatchMode):
+    """Values do not go to the host, nor to another device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("batches", [None, 2])
+def test_nothing_is_read_before_the_report(batches):
+    model = networks.vgg("module").eval()
+    with UnitActivity(model, batches=batches) as activity, NoReading():
+        for x in BATCHES:
+            model(x)
+    activity.report()
+
+
 def test_copies_of_the_model_are_not_measured():
     model = networks.mlp().eval()
     x, y = torch.ones(2, 5), torch.full((2, 5), 100.0)
@@ -265,6 +283,8 @@ def test_copies_of_the_model_are_not_measured():
         file.seek(0)
         copies = [copy.deepcopy(model), torch.load(file, weights_only=False)]
         for copied in copies:
+            copied(y)
+            copied[0], copied[3] = nn.Linear(5, 7), nn.Linear(7, 4)  # its hooks do not mind
             copied(y)
         model(x)
         report = activity.report()
@@ -382,10 +402,11 @@ def test_errors():
 def test_a_reshaped_layer_is_noticed_in_the_pass():
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
     with UnitActivity(model):
-        model[0].weight = nn.Parameter(torch.randn(3, 2))
         model[0].bias = None
-        with pytest.raises(RuntimeError, match="1 has 3 features where 4 were expected"):
-            model(torch.randn(2, 2))
+        for features in (3, 8):
+            model[0].weight = nn.Parameter(torch.randn(features, 2))
+            with pytest.raises(RuntimeError, match=f"1 has {features} features where 4 were expected"):
+                model(torch.randn(2, 2))
 
 
 def test_ranks_are_averaged(tmp_path):

@@ -77,7 +77,7 @@ class UnitSums:
             )
         span = self._place.span
         factor, rest = divmod(values.shape[span.axis], span.size)
-        if rest or not factor:
+        if rest or not (factor == 1 or (factor and span.open)):
             raise RuntimeError(
                 f"{self._place.name} has {values.shape[span.axis]} features where {span.size} were expected: the model "
                 "was changed; make a new UnitActivity"
