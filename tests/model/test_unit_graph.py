@@ -288,6 +288,18 @@ def test_looking_leaves_the_model_alone():
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
+def test_looking_draws_no_random_numbers():
+    class Drawing(nn.Sequential):
+        def __getstate__(self):  # called by each copy
+            torch.rand(1)
+            return dict(self.__dict__)
+
+    model = Drawing(nn.Linear(3, 4), nn.Linear(4, 2))
+    state = torch.get_rng_state()
+    assert list(find_units(model, example_inputs=(torch.zeros(2, 3),)).layers) == ["0"]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_chosen_layers():
     assert list(find_units(networks.mlp(), include=["3"]).layers) == ["3"]
     graph = find_units(networks.ConvNet(), exclude=[nn.Conv2d])

@@ -124,21 +124,8 @@ def find_units(
         example_inputs: arguments of forward; torch.export needs them, and they give the shapes for reshaping.
     """
     modules = dict(named_modules(model))
-    skipped: dict[str, str] = {}
-    candidates: dict[str, Layer] = {}
     tied = _tied_weights(modules)
-    for name, module in modules.items():
-        if not isinstance(module, (_ConvNd, nn.Linear)):
-            if not isinstance(module, ParametrizationList) and _has_matrix(module):
-                skipped[name] = f"{type(module).__name__} is neither a convolution nor a Linear"
-            continue
-        reason = left_out([name], module, include, exclude) or reason_without_weight(name, module)
-        if reason is None and name in tied:
-            reason = f"its weight is {tied[name]}"
-        if reason is None:
-            candidates[name] = module
-        else:
-            skipped[name] = reason
+    candidates, skipped = _candidates(modules, tied, include, exclude)
     try:
         traced = trace(model, example_inputs)
     except NotTracedError as error:
@@ -160,6 +147,29 @@ def find_units(
         else:
             skipped[name] = found
     return UnitGraph(layers, {name: skipped[name] for name in modules if name in skipped}, traced.source, errors)
+
+
+def _candidates(
+    modules: Mapping[str, nn.Module],
+    tied: Mapping[str, str],
+    include: Sequence[ModuleFilter] | None,
+    exclude: Sequence[ModuleFilter],
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Layers that can take part by themselves, and why others cannot."""
+    candidates: dict[str, Layer] = {}
+    skipped: dict[str, str] = {}
+    for name, module in modules.items():
+        if isinstance(module, (_ConvNd, nn.Linear)):
+            reason = left_out([name], module, include, exclude) or reason_without_weight(name, module)
+            if reason is None and name in tied:
+                reason = f"its weight is {tied[name]}"
+            if reason is None:
+                candidates[name] = module
+            else:
+                skipped[name] = reason
+        elif not isinstance(module, ParametrizationList) and _has_matrix(module):
+            skipped[name] = f"{type(module).__name__} is neither a convolution nor a Linear"
+    return candidates, skipped
 
 
 def _has_matrix(module: nn.Module) -> bool:
@@ -193,7 +203,7 @@ def _unit_layer(name: str, module: Layer, flows: UnitFlows) -> UnitLayer:
 def _activation_places(flow: Flow, flows: UnitFlows) -> tuple[ActivationPlace, ...]:
     """Behind the first nonlinearity on each way: at its module, else where the first module behind it is given it."""
     places: dict[tuple[str, bool], ActivationPlace] = {}
-    for node in flow.nonlinear:
+    for node in sorted(flow.nonlinear, key=flows.order.__getitem__):
         if any(source in flow.nonlinear for source in node.all_input_nodes):
             continue
         place = _place(node, True, flow, flows) if _hooked(node, flows) else _first_given(node, flow, flows)
