@@ -84,7 +84,7 @@ class UnitSums:
             )
         axis = values.dim() + span.axis
         others = [dim for dim in range(values.dim()) if dim != axis]
-        # One pass without temporaries, whatever the memory format.
+        # One pass, whatever the memory format: abs() would write a copy.
         dtype = values.dtype if values.dtype in _PLAIN_DTYPES else torch.float32
         sums = torch.linalg.vector_norm(values, 1, others, dtype=dtype) if others else values.abs().to(dtype)
         block = span.block * factor
