@@ -9,13 +9,21 @@ from .asynchronous import AsynchronousSGD, AsynchronousUpdate
 from .evolution import EvolutionReport, StagedSigmoid, WeightEvolution
 from .grafting import ExchangeError, FilterGrafting, GraftingReport, distillation_loss
 from .low_rank import CompactReport, LowRankProjection, ProjectionReport, compact_like
-from .measures import OverlapReport, count_invalid_filters, filter_overlap, measure_overlap
+from .measures import (
+    DormancyReport,
+    OverlapReport,
+    UnitActivity,
+    count_invalid_filters,
+    filter_overlap,
+    measure_overlap,
+)
 
 __all__ = [
     "AsynchronousSGD",
     "AsynchronousUpdate",
     "BackendUnavailableError",
     "CompactReport",
+    "DormancyReport",
     "EvolutionReport",
     "ExchangeError",
     "FilterGrafting",
@@ -25,6 +33,7 @@ __all__ = [
     "OverlapReport",
     "ProjectionReport",
     "StagedSigmoid",
+    "UnitActivity",
     "WeightEvolution",
     "__version__",
     "compact_like",

@@ -1,0 +1,120 @@
+"""`UnitSums`: sums of absolute activations at one place, by a hook that never waits for the device."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from ..model.unit_graph import ActivationPlace
+
+_PLAIN_DTYPES = (torch.float32, torch.float64)
+
+
+class UnitSums:
+    """What a layer's units put out at one place, summed over examples and positions.
+
+    A copy of the module, made by copy or pickle, has a hook that does nothing.
+
+    Args:
+        place: where.
+        units: how many.
+        batches: only the last so many calls count; all when None.
+    """
+
+    def __init__(self, place: ActivationPlace, units: int, batches: int | None) -> None:
+        self._place, self._units, self._batches = place, units, batches
+        self._sums: Tensor | None = None  # [calls kept, units]
+        self._counts: list[int] = []
+        self.calls = 0
+
+    def attach(self) -> RemovableHandle:
+        """Start summing."""
+        if "torch._dynamo" in sys.modules:  # importing it takes seconds
+            # Compiled, the count of calls would be a constant and every pass compiled anew.
+            self._add = torch.compiler.disable(self._add)  # type: ignore[method-assign]
+        if self._place.is_output:
+            return self._place.module.register_forward_hook(self)
+        return self._place.module.register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module: torch.nn.Module, given: tuple[Any, ...], further: Any) -> None:
+        """The hook of either kind: ``further`` is the output, or the arguments that were given by name."""
+        if module is not self._place.module:  # a replica
+            return
+        if self._place.is_output:
+            self._add(further.detach())
+        else:
+            self._add(next(iter([*given, *further.values()])).detach())
+
+    @property
+    def kept_calls(self) -> int:
+        """How many calls are in the sums."""
+        return self.calls if self._batches is None else min(self.calls, self._batches)
+
+    @property
+    def elements(self) -> int:
+        """How many activations of each unit are in the sums."""
+        return sum(self._counts)
+
+    def total(self) -> Tensor:
+        """[units], on the device; zeros on that of the weights where nothing was seen."""
+        if self._sums is None:
+            parameter = next(self._place.module.parameters(), None)
+            return torch.zeros(
+                self._units, dtype=torch.float32, device="cpu" if parameter is None else parameter.device
+            )
+        return self._sums.sum(0)
+
+    @torch.no_grad()
+    @torch.inference_mode(False)  # the sums outlive the mode of the pass
+    def _add(self, values: Tensor) -> None:
+        if torch._C._functorch.is_functorch_wrapped_tensor(values):
+            raise RuntimeError(
+                "units cannot be measured within transforms of torch.func (vmap, grad); stop() before them"
+            )
+        span = self._place.span
+        factor, rest = divmod(values.shape[span.axis], span.size)
+        if rest or not (factor == 1 or (factor and span.open)):
+            raise RuntimeError(
+                f"{self._place.name} has {values.shape[span.axis]} features where {span.size} were expected: the model "
+                "was changed; make a new UnitActivity"
+            )
+        axis = values.dim() + span.axis
+        others = [dim for dim in range(values.dim()) if dim != axis]
+        # One pass, whatever the memory format: abs() would write a copy.
+        dtype = values.dtype if values.dtype in _PLAIN_DTYPES else torch.float32
+        sums = torch.linalg.vector_norm(values, 1, others, dtype=dtype) if others else values.abs().to(dtype)
+        block = span.block * factor
+        own = sums[span.offset * factor : span.offset * factor + self._units * block]
+        self._keep(torch.unflatten(own, 0, (self._units, block)).sum(1), values.numel() // sums.numel() * block)
+
+    def _keep(self, sums: Tensor, count: int) -> None:
+        rows = 1 if self._batches is None else self._batches
+        if self._sums is None:
+            # float64 is exact enough for any number of batches; not every device has it.
+            dtype = torch.float32 if sums.device.type == "mps" else torch.float64
+            self._sums = torch.zeros(rows, self._units, dtype=dtype, device=sums.device)
+            self._counts = [0] * rows
+        elif self._sums.device != sums.device:  # the model was moved
+            self._sums = self._sums.to(sums.device)
+        row = self.calls % rows
+        if self._batches is None:
+            self._sums[row] += sums
+            self._counts[row] += count
+        else:
+            self._sums[row] = sums
+            self._counts[row] = count
+        self.calls += 1
+
+    def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
+        return _Nothing, ()
+
+
+class _Nothing:
+    """The hook of a copy."""
+
+    def __call__(self, *_: object) -> None:
+        """Nothing."""

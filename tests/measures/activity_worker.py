@@ -1,0 +1,39 @@
+"""One rank of test_unit_activity: measures its own batches, saves what it is told of all."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.model import unit_networks
+from weight_evolution import UnitActivity
+
+
+def make_net():
+    torch.manual_seed(0)
+    return unit_networks.mlp()
+
+
+def inputs_of(rank: int) -> list[torch.Tensor]:
+    """Rank 0 has one batch of two examples, rank 1 two of three."""
+    generator = torch.Generator().manual_seed(rank)
+    return [torch.randn(2 + rank, 5, generator=generator) for _ in range(1 + rank)]
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    model = DistributedDataParallel(make_net().eval())
+    with UnitActivity(model) as activity:
+        for x in inputs_of(rank):
+            model(x)
+    report = activity.report()
+    alone = activity.report(all_ranks=False).activation
+    torch.save({"all": report.activation, "batches": report.batches, "alone": alone}, folder / f"rank-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
