@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from we_kernels import CROSSOVERS
 from weight_evolution import StagedSigmoid, WeightEvolution
-from weight_evolution.evolution import CROSSOVERS, EvolutionOptions, Schedule
+from weight_evolution.evolution import EvolutionOptions, Schedule
 
 from ..arguments import fraction, positive_float, positive_int
 from ..errors import UserError
