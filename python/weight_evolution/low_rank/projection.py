@@ -160,7 +160,8 @@ class LowRankProjection:
     def step(self) -> ProjectionReport:
         """Project all layers, in place.
 
-        It waits for a GPU, several times. A layer that was frozen since is left alone, a module that was replaced by its like is followed.
+        It waits for a GPU, several times. A layer that was frozen since is left alone, a module that was replaced by
+        its like is followed.
 
         Raises:
             NonFiniteWeightError: a weight or a BatchNorm is NaN or infinite; nothing was changed.
