@@ -56,6 +56,8 @@ clean:
 	rm -rf .venv .venv-oldest build dist demo-output *.egg-info we_kernels/_native*.so we_kernels/_native_reason.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
+# CUDA code for one architecture: for all seven nvcc takes another two minutes.
+.venv/installed: export CUDAARCHS ?= 90
 .venv/installed: $(BUILD_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'

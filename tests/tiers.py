@@ -7,7 +7,7 @@ hundred times as long as the other backends. Nothing is left out with ``--all``,
 
 import torch
 
-CASES = 4
+CASES = 3
 """Of one test function that the interpreter runs."""
 INTERPRETED = {"test_interpreted.py": CASES, "test_asynchronous_interpreted.py": CASES, "test_gpu_methods.py": 1}
 """Files that run in the interpreter as a whole, and how many cases of a function; elsewhere ``backend`` says so.
