@@ -158,7 +158,7 @@ def _flat(arguments: Iterable[Any]) -> list[Any]:
     flat: list[Any] = []
     for argument in arguments:
         if hasattr(argument, "_fields"):
-            flat += argument
+            flat += argument if isinstance(argument, tuple) else argument.fields()  # what torch 2.7 traces
         else:
             flat.append(argument)
     return flat

@@ -7,7 +7,7 @@ about memory formats, transposed convolutions or the number of spatial dimension
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate, repeat
 from operator import attrgetter
@@ -77,8 +77,9 @@ class Segments:
     def _make(cls, fields: Iterable[Sequence[int]]) -> Segments:
         return segments_of(*map(tuple, fields))
 
-    def __iter__(self) -> Iterator[tuple[int, ...]]:
-        return iter((self.sizes, self.groups))
+    def fields(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """As in an operator's schema."""
+        return self.sizes, self.groups
 
     @cached_property
     def table(self) -> Tensor:

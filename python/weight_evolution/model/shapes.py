@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from .copies import copy_without_values
-from .tracing import Trace, restored
+from .tracing import Trace, has_global_hooks, restored
 
 
 def shapes_of(model: nn.Module, traced: Trace, example_inputs: tuple[Tensor, ...]) -> dict[fx.Node, tuple[int, ...]]:
@@ -25,7 +25,7 @@ def shapes_of(model: nn.Module, traced: Trace, example_inputs: tuple[Tensor, ...
         return {node: tuple(value.shape) for node, value in values.items() if isinstance(value, Tensor)}
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to import
 
-    if nn.modules.module._has_any_global_hook():
+    if has_global_hooks():
         raise RuntimeError("not tried, as it would call the global hooks of nn.Module")
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with restored(), torch.no_grad():

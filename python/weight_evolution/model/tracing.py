@@ -114,7 +114,7 @@ def _by_fx(model: nn.Module) -> Trace:
 def _by_export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Trace:
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to import
 
-    if nn.modules.module._has_any_global_hook():
+    if has_global_hooks():
         raise RuntimeError("not tried, as it would call the global hooks of nn.Module")
     # Fake tensors keep their device, so constants that forward makes there go with them.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -144,6 +144,12 @@ def _read_by_call(module: nn.Module) -> Tensor | None:
     if isinstance(module, _BatchNorm):
         return module._buffers.get("running_var")
     return module._parameters.get("weight")
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks of all modules are registered, which any call of a module would run."""
+    kinds = ("forward_pre", "forward", "backward_pre", "backward")
+    return any(getattr(nn.modules.module, f"_global_{kind}_hooks") for kind in kinds)
 
 
 @contextmanager

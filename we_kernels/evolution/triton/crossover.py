@@ -157,7 +157,7 @@ def _slot_of(match, first_match, num_layers, SEARCH: tl.constexpr):
 @triton.jit
 def _cross(address, fields, row, source, part, parts, DTYPE: tl.constexpr, RELEASED: tl.constexpr):
     """Part ``part`` of ``parts`` of a filter's kernels; a blend, which needs the norm of them all, is all in part 0."""
-    size: tl.constexpr = DTYPE.primitive_bitwidth // 8
+    size: tl.constexpr = 8 if DTYPE == tl.float64 else (4 if DTYPE == tl.float32 else 2)
     stride = tl.load(fields + FILTER_STRIDE) * size
     q = address + row * stride
     p = address + source.to(tl.int64) * stride
@@ -174,7 +174,7 @@ def _cross(address, fields, row, source, part, parts, DTYPE: tl.constexpr, RELEA
 @triton.jit
 def _blend_run(q, p, length, DTYPE: tl.constexpr):
     """Blend filters (addresses) that fill runs of memory, in whatever order."""
-    size: tl.constexpr = DTYPE.primitive_bitwidth // 8
+    size: tl.constexpr = 8 if DTYPE == tl.float64 else (4 if DTYPE == tl.float32 else 2)
     vector: tl.constexpr = 16 // size
     at_once: tl.constexpr = ROW_AT_ONCE // 2 if DTYPE == tl.float64 else ROW_AT_ONCE
     if (q | p | (length * size)) % 16 == 0:
