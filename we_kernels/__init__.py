@@ -21,6 +21,7 @@ from .info import info
 from .low_rank import LowRankBases, LowRankResult, project_low_rank_
 from .operator import backend_of
 from .overlap import FilterOverlap, filter_overlap
+from .reactivation import UnitPlan, UnitTensor, dormant_units, reactivate_
 from .runtime.backends import use_backend
 from .runtime.layout import DTYPES, MAX_DIMS
 from .runtime.transfer import Readback, is_capturing, send_, to_device
@@ -39,12 +40,15 @@ __all__ = [
     "NonFiniteWeightError",
     "Readback",
     "Selection",
+    "UnitPlan",
+    "UnitTensor",
     "__version__",
     "asynchronous_sgd_",
     "backend_of",
     "blend_",
     "blend_ring_",
     "crossover_",
+    "dormant_units",
     "evolve_",
     "filter_importance",
     "filter_overlap",
@@ -52,6 +56,7 @@ __all__ = [
     "is_capturing",
     "match_filters",
     "project_low_rank_",
+    "reactivate_",
     "restore_unselected_",
     "save_unselected_",
     "select_filters",

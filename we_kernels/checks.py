@@ -33,6 +33,18 @@ def check_integer(value: int, name: str) -> int:
     return int(value)
 
 
+def check_count(value: int, name: str) -> int:
+    """An integer from 0 that fits into 64 bits with a sign, as Python's.
+
+    Raises:
+        TypeError: not an integer. ValueError: out of range.
+    """
+    count = check_integer(value, name)
+    if not 0 <= count < 2**63:
+        raise ValueError(f"{name} must be in [0, 2^63 - 1], got {count}")
+    return count
+
+
 def check_number(value: float, name: str) -> float:
     """A number, as Python's float.
 

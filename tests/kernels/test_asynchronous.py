@@ -11,7 +11,7 @@ from torch.optim.sgd import sgd as functional_sgd
 
 import we_kernels as wk
 from tests.banks import DTYPES, FORMATS, place, random_values
-from we_kernels.asynchronous.reference import philox
+from we_kernels.runtime.philox import philox
 
 SIZES = (7, 1, 40, 130, 16)
 

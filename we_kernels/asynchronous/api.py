@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..bank import FilterBank
-from ..checks import check_integer, check_number, check_rates, check_vector, is_integer
+from ..checks import check_count, check_number, check_rates, check_vector, is_integer
 from ..runtime.layout import DTYPES, MAX_DIMS, aligned
 from ..runtime.memory import strides_are_disjoint
 from ..runtime.view import BankView
@@ -19,7 +19,6 @@ from ..runtime.weights import check_address, have_addresses
 from . import operators
 from .rule import SgdRule, SgdTensors
 
-_LARGEST = 2**63 - 1
 _FIELDS = ("shape", "dtype", "device", "layout")
 
 
@@ -47,11 +46,11 @@ def select_filters(
         TypeError, ValueError: an argument of the wrong kind, size, dtype, device or range.
     """
     rates = check_rates(rate, 1, bank.device)
-    seed = _check_count(seed, "seed")
+    seed = check_count(seed, "seed")
     if isinstance(step, Tensor):
         check_vector(step, "step", 1, torch.int64, bank.device)
     else:
-        step = torch.full((1,), _check_count(step, "step"), dtype=torch.int64, device=bank.device)
+        step = torch.full((1,), check_count(step, "step"), dtype=torch.int64, device=bank.device)
     selected: Tensor = operators.select_filters(bank.segments, rates, seed, step, bool(replacement))
     return selected
 
@@ -202,13 +201,6 @@ def _check_snapshot(bank: FilterBank, selected: Tensor, buffer: Tensor) -> BankV
 
 def _buffer_size(bank: FilterBank) -> int:
     return sum(aligned(weight.numel() * weight.element_size()) for weight in bank.weights)
-
-
-def _check_count(value: int, name: str) -> int:
-    count = check_integer(value, name)
-    if not 0 <= count <= _LARGEST:
-        raise ValueError(f"{name} must be in [0, 2^63 - 1], got {count}")
-    return count
 
 
 def _check_finite(value: float, name: str) -> float:

@@ -6,12 +6,9 @@ import torch
 from torch import Tensor
 
 from ..runtime.layout import Segments
+from ..runtime.philox import LOW, philox
 from ..runtime.view import BankView
 from .rule import SgdRule, SgdTensors
-
-_LOW = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, replacement: bool) -> Tensor:
@@ -19,7 +16,7 @@ def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, re
     layer = segments.layer_of_filter(rate.device)
     size, start, _ = segments.table_on(rate.device)[layer].unbind(1)
     row = torch.arange(segments.num_filters, dtype=torch.int64, device=rate.device) - start
-    bits = philox(row, layer, step & _LOW, step >> 32 & _LOW, seed)
+    bits = philox(row, layer, step & LOW, step >> 32 & LOW, seed)
     # A GPU's rate is not checked: NaN selects one filter, like 0.
     expected = rate.nan_to_num(0.0).clamp(0, 1) * size
     if replacement:
@@ -30,17 +27,6 @@ def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, re
     by_key = bits.argsort(stable=True)
     order = by_key[layer[by_key].argsort(stable=True)]  # by layer, then by key, equals by row
     return torch.empty_like(row, dtype=torch.bool).index_put_((order,), row < expected.round().clamp(min=1))
-
-
-def philox(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, seed: int) -> Tensor:
-    """The first of the four numbers, 0 to 2^32 - 1, of Philox4x32-10 (Salmon et al. 2011); counters as int64."""
-    k0, k1 = seed & _LOW, seed >> 32 & _LOW
-    for _ in range(10):
-        # Products of 64 bits wrap in int64, which keeps all of them.
-        a, b = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
-        c0, c1, c2, c3 = (b >> 32 & _LOW) ^ c1 ^ k0, b & _LOW, (a >> 32 & _LOW) ^ c3 ^ k1, a & _LOW
-        k0, k1 = k0 + _WEYL[0] & _LOW, k1 + _WEYL[1] & _LOW
-    return c0
 
 
 def save_unselected_(bank: BankView, selected: Tensor, buffer: Tensor) -> None:
