@@ -30,8 +30,23 @@ def main(folder: Path) -> None:
         for x in inputs_of(rank):
             model(x)
     report = activity.report()
-    alone = activity.report(all_ranks=False).activation
-    torch.save({"all": report.activation, "batches": report.batches, "alone": alone}, folder / f"rank-{rank}.pt")
+    found = {
+        "all": report.activation,
+        "batches": report.batches,
+        "alone": activity.report(all_ranks=False).activation,
+        "activations": activity.activations(all_ranks=True),
+        "activations alone": activity.activations(),
+    }
+    with activity:  # a rank that sees nothing takes part
+        if rank == 0:
+            model(inputs_of(0)[0])
+        found["of one"] = activity.activations(all_ranks=True)
+        activity.clear()
+        try:
+            activity.activations(all_ranks=True)
+        except RuntimeError as error:
+            found["of none"] = str(error)
+    torch.save(found, folder / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
 

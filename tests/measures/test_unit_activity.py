@@ -107,6 +107,44 @@ def test_start_forgets_and_stop_keeps():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_activations_are_those_of_the_report():
+    torch.manual_seed(0)
+    model = networks.Dense().eval()  # units with several nonlinearities among them
+    for batches in (None, 2):
+        activity = UnitActivity(model, batches=batches, example_inputs=BATCHES[0])
+        with activity:
+            for x in BATCHES:
+                model(x)
+        found, report = activity.activations(), activity.report()
+        assert activity.layer_sizes == tuple(map(len, report.activation.values()))
+        assert list(report.activation) == list(activity.graph.layers)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, torch.cat([*report.activation.values()]).float(), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("batches", [None, 2])
+def test_clear_forgets_and_goes_on(batches):
+    model = networks.mlp().eval()
+    x, y = torch.randn(7, 5), torch.randn(2, 5)
+    with UnitActivity(model, batches=batches) as activity:
+        activity.clear()
+        for _ in range(3):
+            model(x)
+        activity.clear()
+        with pytest.raises(RuntimeError, match=r"no forward pass through 0, 3 .*since start\(\) or clear\(\)"):
+            activity.activations()
+        model(y)
+    assert torch.equal(activity.activations(), activations_of(model, [y]))
+    assert set(activity.report().batches.values()) == {1}
+
+
+def activations_of(model, inputs):
+    with UnitActivity(model) as activity:
+        for x in inputs:
+            model(x)
+    return activity.activations()
+
+
 def plant(conv, norm, units):
     with torch.no_grad():
         if norm is not None:
@@ -237,6 +275,8 @@ def test_passes_in_inference_mode_and_training_mix():
         model(x).sum().backward()
         with torch.inference_mode():
             model(x)
+            inside = activity.activations()
+        assert torch.equal(activity.activations(), inside)
     assert activity.report().batches == {"0": 3, "3": 3}
     assert measured(networks.mlp(), [x]).activation["0"].requires_grad is False
 
@@ -260,7 +300,9 @@ class NoReading(TorchDispatchMode):
     """Values do not go to the host, nor to another device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default), func
+        assert func is not torch.ops.aten._local_scalar_dense.default, func
+        if func is torch.ops.aten._to_copy.default:  # to another dtype, that is
+            assert kwargs.get("device") in (None, args[0].device)
         return func(*args, **(kwargs or {}))
 
 
@@ -270,6 +312,7 @@ def test_nothing_is_read_before_the_report(batches):
     with UnitActivity(model, batches=batches) as activity, NoReading():
         for x in BATCHES:
             model(x)
+        activity.activations()
     activity.report()
 
 
@@ -369,16 +412,20 @@ def test_errors():
     x = torch.randn(2, 5)
     model = networks.mlp()
     activity = UnitActivity(model)
-    with pytest.raises(RuntimeError, match=r"nothing was measured; call start\(\)"):
-        activity.report()
+    for read in (activity.report, activity.activations):
+        with pytest.raises(RuntimeError, match=r"nothing was measured; call start\(\)"):
+            read()
     activity.start()
-    with pytest.raises(RuntimeError, match=r"no forward pass through 0, 3 was seen.*torch\.compile"):
-        activity.report()
+    for read in (activity.report, activity.activations):
+        with pytest.raises(RuntimeError, match=r"no forward pass through 0, 3 was seen.*torch\.compile"):
+            read()
     with pytest.raises(RuntimeError, match=r"call stop\(\) first"):
         activity.start()
     model(x)
     with pytest.raises(TypeError, match="all_ranks must be True or False"):
         activity.report(all_ranks=1)
+    with pytest.raises(TypeError, match="all_ranks must be True or False"):
+        activity.activations(all_ranks=1)
     activity.stop()
     model[3] = nn.Linear(6, 4)
     with pytest.raises(RuntimeError, match="replaced since; make a new UnitActivity"):
@@ -420,6 +467,10 @@ def test_ranks_are_averaged(tmp_path):
         for name in expected.activation:
             torch.testing.assert_close(found["all"][name], expected.activation[name], rtol=1e-12, atol=0)
             assert torch.equal(found["alone"][name], alone.activation[name])
+        for name, wanted in (("activations", expected), ("activations alone", alone)):
+            torch.testing.assert_close(found[name], torch.cat([*wanted.activation.values()]).float(), rtol=1e-6, atol=0)
+        assert torch.equal(found["of one"], activations_of(make_net().eval(), inputs_of(0)))
+        assert "no forward pass through 0, 3" in found["of none"]
 
 
 def test_the_example_of_the_page(capsys):

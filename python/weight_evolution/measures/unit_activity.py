@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from we_kernels import to_device
+
 from ..arguments import check_count, check_flag, check_inputs, check_model
 from ..model.links import Links
 from ..model.module_filters import ModuleFilter, check_filters
@@ -26,7 +28,7 @@ class UnitActivity:
 
     Units are output channels of convolutions and features of Linears. Measured is behind the nonlinearity, by hooks
     that do not wait for the device. ``graph`` says where, and which weights are outgoing ones; in ``graph.skipped`` are
-    the layers that are left out.
+    the layers that are left out. ``layer_sizes`` says how many units each layer has, in the order of ``graph.layers``.
 
         with UnitActivity(model) as activity:
             for images in loader:
@@ -63,9 +65,11 @@ class UnitActivity:
             raise ValueError(
                 f"model has no layer whose units can be measured: {'; '.join(reasons) or reason_without_layers(model)}"
             )
+        self.layer_sizes = tuple(layer.units for layer in self.graph.layers.values())
         self._links = Links(model, [module for layer in self.graph.layers.values() for module in _modules_of(layer)])
         self._sums: dict[str, list[UnitSums]] = {}
         self._handles: list[RemovableHandle] = []
+        self._layer_of_unit: Tensor | None = None
 
     def start(self) -> UnitActivity:
         """Measure from now on, and forget what was measured before.
@@ -78,8 +82,8 @@ class UnitActivity:
         if not self._links.hold():
             raise RuntimeError("a layer of the model was replaced since; make a new UnitActivity")
         self._sums = {
-            name: [UnitSums(place, layer.units, self._batches) for place in layer.activations]
-            for name, layer in self.graph.layers.items()
+            name: [UnitSums(place, units, self._batches) for place in layer.activations]
+            for (name, layer), units in zip(self.graph.layers.items(), self.layer_sizes, strict=True)
         }
         self._handles = [sums.attach() for own in self._sums.values() for sums in own]
         return self
@@ -89,6 +93,12 @@ class UnitActivity:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def clear(self) -> None:
+        """Forget what was measured; the measurement goes on if it does."""
+        for own in self._sums.values():
+            for sums in own:
+                sums.clear()
 
     def __enter__(self) -> UnitActivity:
         return self.start()
@@ -103,8 +113,34 @@ class UnitActivity:
         return {**self.__dict__, "_sums": {}, "_handles": []}
 
     @torch.no_grad()
+    def activations(self, *, all_ranks: bool = False) -> Tensor:
+        """Mean absolute activation of every unit since `start` or `clear`: float32 [U], layer after layer.
+
+        In the order of ``graph.layers``, with `layer_sizes` units each, on the device of the first layer's activations.
+        Does not wait for the device.
+
+        Args:
+            all_ranks: True for the mean over the activations of all ranks of torch.distributed, where it is
+                initialized: a collective that every rank must call, one all-reduce. A rank that has seen no forward
+                pass waits for it.
+
+        Raises:
+            RuntimeError: a layer was not measured, on this rank or with ``all_ranks`` on any.
+        """
+        check_flag(all_ranks, "all_ranks")
+        self._check_started()
+        together = all_ranks and _has_ranks()
+        seen = self._elements()
+        if not together:
+            self._check_seen(seen)
+        totals, elements, _ = self._summed(together)
+        if not all(seen):
+            self._check_seen(elements.tolist())
+        return (totals / elements[self._layers_of_units(totals.device)]).float()
+
+    @torch.no_grad()
     def report(self, *, all_ranks: bool = True) -> DormancyReport:
-        """What was measured since `start`, while it goes on or afterwards, with the weights as they are now.
+        """What was measured since `start` or `clear`, while it goes on or afterwards, with the weights as they are now.
 
         Waits for the device. With torch.distributed initialized it is a collective: every rank must call it, and gets
         the mean over the activations of all.
@@ -116,43 +152,70 @@ class UnitActivity:
             RuntimeError: no forward pass was measured.
         """
         check_flag(all_ranks, "all_ranks")
-        if not self._sums:
-            raise RuntimeError('nothing was measured; call start(), or use "with UnitActivity(model) as activity"')
-        totals, elements, calls = self._measured(all_ranks and dist.is_available() and dist.is_initialized())
-        if missing := [name for name, count in elements.items() if not count]:
-            raise RuntimeError(
-                f"no forward pass through {', '.join(missing)} was seen since start(), or of empty batches only; run "
-                "the model in between. Hooks are not called on a model that torch.compile compiled before start(), on "
-                "replicas of DataParallel and in replays of CUDA graphs"
-            )
+        self._check_started()
+        totals, elements, calls = (part.double().cpu() for part in self._summed(all_ranks and _has_ranks()))
+        self._check_seen(elements.tolist())
         layers = self.graph.layers
+        means = [total / count for total, count in zip(totals.split(self.layer_sizes), elements, strict=True)]
         return DormancyReport(
-            activation={name: total / elements[name] for name, total in totals.items()},
+            activation=dict(zip(layers, means, strict=True)),
             outgoing={name: layer.outgoing_magnitudes().double().cpu() for name, layer in layers.items()},
             incoming={name: layer.incoming_norms().double().cpu() for name, layer in layers.items()},
-            batches=calls,
+            batches={name: int(count) for name, count in zip(layers, calls, strict=True)},
             skipped=dict(self.graph.skipped),
         )
 
-    def _measured(self, all_ranks: bool) -> tuple[dict[str, Tensor], dict[str, int], dict[str, int]]:
-        """Of each layer: sums [units], float64 on the CPU, over how many elements, and in how many passes."""
-        parts: list[Tensor] = []
-        for own in self._sums.values():
-            counts = [sum(sums.elements for sums in own), max(sums.kept_calls for sums in own)]
-            total = torch.stack([sums.total() for sums in own]).sum(0)
-            parts += [total, torch.tensor(counts, dtype=total.dtype, device="cpu").to(total.device)]
-        device = parts[0].device  # layers may be on several devices
-        flat = torch.cat([part.to(device) for part in parts])
+    def _check_started(self) -> None:
+        if not self._sums:
+            raise RuntimeError('nothing was measured; call start(), or use "with UnitActivity(model) as activity"')
+
+    def _check_seen(self, elements: Sequence[float]) -> None:
+        """``elements``: how many activations of each unit of each layer were summed."""
+        if missing := [name for name, count in zip(self._sums, elements, strict=True) if not count]:
+            raise RuntimeError(
+                f"no forward pass through {', '.join(missing)} was seen since start() or clear(), or of empty batches "
+                "only; run the model in between. Hooks are not called on a model that torch.compile compiled before "
+                "start(), on replicas of DataParallel and in replays of CUDA graphs"
+            )
+
+    def _elements(self) -> list[int]:
+        """Of each layer, over how many activations of each unit the sums go."""
+        return [sum(sums.elements for sums in own) for own in self._sums.values()]
+
+    def _summed(self, all_ranks: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums [U], over how many activations of each unit [L], in how many passes [L]: float64, on the first device.
+
+        float32 where a device has no float64.
+        """
+        devices = [layer.module.weight.device for layer in self.graph.layers.values()]
+        totals = [
+            _added([sums.total(device) for sums in own])
+            for own, device in zip(self._sums.values(), devices, strict=True)
+        ]
+        device = totals[0].device  # layers may be on several devices
+        calls = [max(sums.kept_calls for sums in own) for own in self._sums.values()]
+        counts = to_device((*self._elements(), *calls), totals[0].dtype, device)
+        flat = torch.cat([*(total.to(device, counts.dtype) for total in totals), counts])
         if all_ranks:
             dist.all_reduce(flat)
-        found = flat.double().cpu().split([len(part) for part in parts])
-        totals, counts_found = found[::2], found[1::2]
-        names = list(self._sums)
-        return (
-            dict(zip(names, totals, strict=True)),
-            {name: int(count[0]) for name, count in zip(names, counts_found, strict=True)},
-            {name: int(count[1]) for name, count in zip(names, counts_found, strict=True)},
-        )
+        layers = len(totals)
+        summed, elements, passes = flat.split([len(flat) - 2 * layers, layers, layers])
+        return summed, elements, passes
+
+    def _layers_of_units(self, device: torch.device) -> Tensor:
+        """int64 [U], the place of each unit's layer."""
+        if self._layer_of_unit is None or self._layer_of_unit.device != device:
+            layers = tuple(i for i, size in enumerate(self.layer_sizes) for _ in range(size))
+            self._layer_of_unit = to_device(layers, torch.int64, device)
+        return self._layer_of_unit
+
+
+def _has_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _added(places: Sequence[Tensor]) -> Tensor:
+    return places[0] if len(places) == 1 else torch.stack([*places]).sum(0)
 
 
 def _modules_of(layer: UnitLayer) -> list[nn.Module]:

@@ -59,14 +59,15 @@ class UnitSums:
         """How many activations of each unit are in the sums."""
         return sum(self._counts)
 
-    def total(self) -> Tensor:
-        """[units], on the device; zeros on that of the weights where nothing was seen."""
+    def clear(self) -> None:
+        """Forget what was seen."""
+        self.calls, self._counts = 0, [0] * len(self._counts)
+
+    def total(self, device: torch.device) -> Tensor:
+        """[units], where the activations were; zeros on ``device`` where nothing was ever seen."""
         if self._sums is None:
-            parameter = next(self._place.module.parameters(), None)
-            return torch.zeros(
-                self._units, dtype=torch.float32, device="cpu" if parameter is None else parameter.device
-            )
-        return self._sums.sum(0)
+            return torch.zeros(self._units, dtype=_sum_dtype(device), device=device)
+        return self._sums[: self.kept_calls].sum(0)
 
     @torch.no_grad()
     @torch.inference_mode(False)  # the sums outlive the mode of the pass
@@ -94,14 +95,12 @@ class UnitSums:
     def _keep(self, sums: Tensor, count: int) -> None:
         rows = 1 if self._batches is None else self._batches
         if self._sums is None:
-            # float64 is exact enough for any number of batches; not every device has it.
-            dtype = torch.float32 if sums.device.type == "mps" else torch.float64
-            self._sums = torch.zeros(rows, self._units, dtype=dtype, device=sums.device)
+            self._sums = torch.empty(rows, self._units, dtype=_sum_dtype(sums.device), device=sums.device)
             self._counts = [0] * rows
         elif self._sums.device != sums.device:  # the model was moved
             self._sums = self._sums.to(sums.device)
         row = self.calls % rows
-        if self._batches is None:
+        if self._batches is None and self.calls:
             self._sums[row] += sums
             self._counts[row] += count
         else:
@@ -111,6 +110,11 @@ class UnitSums:
 
     def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
         return _Nothing, ()
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    """float64 is exact enough for any number of batches; not every device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class _Nothing:
