@@ -6,6 +6,7 @@ triton, or where that is missing to native, CPU tensors to native; what neither 
 environment variable WE_KERNELS_BACKEND force one.
 """
 
+from .adamw import unit_adamw_
 from .asynchronous import (
     asynchronous_sgd_,
     restore_unselected_,
@@ -62,6 +63,7 @@ __all__ = [
     "select_filters",
     "send_",
     "to_device",
+    "unit_adamw_",
     "unselected_buffer",
     "use_backend",
     "weight_entropy",

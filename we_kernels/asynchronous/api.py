@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from ..bank import FilterBank
-from ..checks import check_count, check_number, check_rates, check_vector, is_integer
-from ..runtime.layout import DTYPES, MAX_DIMS, aligned
-from ..runtime.memory import strides_are_disjoint
+from ..checks import check_count, check_rates, check_vector, is_integer
+from ..runtime.layout import aligned
+from ..runtime.parameters import Shapes, check_finite, check_lengths, check_lr_tensor, check_parameters
 from ..runtime.view import BankView
-from ..runtime.weights import check_address, have_addresses
 from . import operators
 from .rule import SgdRule, SgdTensors
-
-_FIELDS = ("shape", "dtype", "device", "layout")
 
 
 @torch.no_grad()
@@ -138,43 +133,20 @@ def asynchronous_sgd_(
         TypeError, ValueError: an argument of the wrong kind, size, dtype, device or range; nothing is changed.
     """
     params, grads, dims = list(params), list(grads), _check_dims(filter_dims)
-    momentum, dampening = _check_finite(momentum, "momentum"), _check_finite(dampening, "dampening")
-    weight_decay = _check_finite(weight_decay, "weight_decay")
+    momentum, dampening = check_finite(momentum, "momentum"), check_finite(dampening, "dampening")
+    weight_decay = check_finite(weight_decay, "weight_decay")
     if nesterov and (momentum <= 0 or dampening != 0):
         raise ValueError("nesterov needs momentum above 0 and dampening 0")
     buffers = [] if momentum == 0 else list(momentum_buffers or ())
     firsts = [first_step] * len(params) if isinstance(first_step, bool) else list(first_step)
-    _check_lengths(len(params), grads=grads, filter_dims=dims, first_step=firsts)
+    check_lengths(len(params), grads=grads, filter_dims=dims, first_step=firsts)
     if momentum != 0:
-        _check_lengths(len(params), momentum_buffers=buffers)
+        check_lengths(len(params), momentum_buffers=buffers)
     if not params:
         return
-    keys = _keys(params, "params")
-    shapes, dtypes, devices, layouts = zip(*keys, strict=True)
-    device = params[0].device
-    for i, (other, layout) in enumerate(zip(devices, layouts, strict=True)):
-        if layout != torch.strided:
-            raise TypeError(f"params[{i}] must be a dense tensor, got layout {layout}")
-        if other != device:
-            raise ValueError(f"params[{i}] must be on {device}, like params[0], got {other}")
-    _check_like(grads, "grads", keys)
-    if buffers:
-        _check_like(buffers, "momentum_buffers", keys)
-    # Caches cannot be traced.
-    count, overlapping = (_count_filters, _overlapping) if torch.compiler.is_compiling() else (_counted, _found)
-    filters = count(shapes, dtypes, tuple(dims))
-    for tensors, name in ((params, "params"), (buffers, "momentum_buffers")):
-        for i in overlapping(shapes[: len(tensors)], tuple(map(Tensor.stride, tensors))):
-            raise ValueError(f"{name}[{i}] overlaps itself (an expanded view?); pass its contiguous() copy")
-    for i in overlapping(shapes, tuple(map(Tensor.stride, grads))):
-        grads[i] = grads[i].contiguous()
-    if not torch.compiler.is_compiling():
-        if len(set(map(id, params))) != len(params):
-            raise ValueError("params holds a tensor twice; give every parameter once")
-        for tensors, name in ((params, "params"), (grads, "grads"), (buffers, "momentum_buffers")):
-            if not have_addresses(tensors):
-                for i, tensor in enumerate(tensors):
-                    check_address(tensor, f"{name}[{i}]")
+    shapes, device = check_parameters(params, grads, {"momentum_buffers": buffers})
+    count = _count_filters if torch.compiler.is_compiling() else _counted  # caches cannot be traced
+    filters = count(shapes, tuple(dims))
     check_vector(selected, "selected", filters, torch.bool, device)
     lr_tensor = _check_lr(lr, device)
 
@@ -203,32 +175,14 @@ def _buffer_size(bank: FilterBank) -> int:
     return sum(aligned(weight.numel() * weight.element_size()) for weight in bank.weights)
 
 
-def _check_finite(value: float, name: str) -> float:
-    number = check_number(value, name)
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}")
-    return number
-
-
 def _check_lr(lr: float | Tensor, device: torch.device) -> Tensor:
     """float64 [1] on ``device``."""
     if not isinstance(lr, Tensor):
-        return torch.full((1,), _check_finite(lr, "lr"), dtype=torch.float64, device=device)
-    if lr.numel() != 1 or not lr.is_floating_point():
-        raise ValueError(
-            f"lr must be a number or a floating-point tensor of one element, got {lr.dtype} {tuple(lr.shape)}"
-        )
+        return torch.full((1,), check_finite(lr, "lr"), dtype=torch.float64, device=device)
+    check_lr_tensor(lr, device)
     if lr.device.type == "cpu" != device.type:
         return torch.full((1,), lr.item(), dtype=torch.float64, device=device)
-    if lr.device != device:
-        raise ValueError(f"lr must be on {device}, like params, or on the CPU, got {lr.device}")
     return lr.double().reshape(1)
-
-
-def _check_lengths(count: int, **lists: Sequence[object]) -> None:
-    for name, values in lists.items():
-        if len(values) != count:
-            raise ValueError(f"{name} must have one entry per parameter ({count}), got {len(values)}")
 
 
 def _check_dims(filter_dims: Sequence[int | None]) -> list[int]:
@@ -241,32 +195,10 @@ def _check_dims(filter_dims: Sequence[int | None]) -> list[int]:
     return [-1 if dim is None else int(dim) for dim in filter_dims]
 
 
-def _keys(tensors: Sequence[Tensor], name: str) -> list[tuple[object, ...]]:
-    """`_FIELDS` of each, in one pass in C: this runs at every step."""
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        i, wrong = next((i, tensor) for i, tensor in enumerate(tensors) if not isinstance(tensor, Tensor))
-        raise TypeError(f"{name}[{i}] must be a tensor, got {type(wrong).__name__}")
-    return list(map(attrgetter(*_FIELDS), tensors))
-
-
-def _check_like(tensors: Sequence[Tensor], name: str, wanted: list[tuple[object, ...]]) -> None:
-    found = _keys(tensors, name)
-    if found == wanted:
-        return
-    for i, (has, needs) in enumerate(zip(found, wanted, strict=True)):
-        for field, a, b in zip(_FIELDS, has, needs, strict=True):
-            if a != b:
-                raise ValueError(f"{name}[{i}] must have {field} {b}, like its parameter, got {a}")
-
-
-def _count_filters(shapes: tuple[torch.Size, ...], dtypes: tuple[torch.dtype, ...], dims: tuple[int, ...]) -> int:
-    """F of the masked parameters; refuses what the kernels cannot take."""
+def _count_filters(shapes: Shapes, dims: tuple[int, ...]) -> int:
+    """F of the masked parameters; refuses filter dimensions that they do not have."""
     filters = 0
-    for i, (shape, dtype, dim) in enumerate(zip(shapes, dtypes, dims, strict=True)):
-        if dtype not in DTYPES:
-            raise TypeError(f"params[{i}] must be float32, float64, float16 or bfloat16, got {dtype}")
-        if len(shape) > MAX_DIMS:
-            raise ValueError(f"params[{i}] must have at most {MAX_DIMS} dimensions, got {len(shape)}")
+    for i, (shape, dim) in enumerate(zip(shapes, dims, strict=True)):
         if dim >= len(shape):
             raise ValueError(f"filter_dims[{i}] must be None or below {len(shape)}, got {dim}")
         if dim >= 0 and shape[dim] > 0 and 0 in shape:
@@ -275,13 +207,4 @@ def _count_filters(shapes: tuple[torch.Size, ...], dtypes: tuple[torch.dtype, ..
     return filters
 
 
-def _overlapping(shapes: tuple[torch.Size, ...], strides: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    """The tensors of which two elements may share an address."""
-    return tuple(
-        i
-        for i, (shape, step) in enumerate(zip(shapes, strides, strict=True))
-        if 0 not in shape and not strides_are_disjoint(shape, step)
-    )
-
-
-_counted, _found = lru_cache(maxsize=256)(_count_filters), lru_cache(maxsize=256)(_overlapping)
+_counted = lru_cache(maxsize=256)(_count_filters)
