@@ -17,6 +17,7 @@ from .measures import (
     filter_overlap,
     measure_overlap,
 )
+from .reactivation import UnitAdamW
 
 __all__ = [
     "AsynchronousSGD",
@@ -34,6 +35,7 @@ __all__ = [
     "ProjectionReport",
     "StagedSigmoid",
     "UnitActivity",
+    "UnitAdamW",
     "WeightEvolution",
     "__version__",
     "compact_like",

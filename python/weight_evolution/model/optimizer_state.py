@@ -21,6 +21,7 @@ CHOICES = ("keep", "fill", "reset")
 _MOMENTS = {"exp_avg", "momentum_buffer", "grad_avg", "prev"}
 _MAGNITUDES = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf", "variance", "step_size"}
 _AVERAGES = {"ax"}  # ASGD's average of the weight, which training does not read
+_COUNTERS = {"step", "row_reset", "column_reset"}  # UnitAdamW's, of a vector as many as it has elements
 # What does not start at zero: Adagrad's sum, Rprop's step size.
 _INITIAL = {"sum": "initial_accumulator_value", "step_size": "lr"}
 
@@ -144,7 +145,7 @@ def _entries(optimizer: Optimizer) -> list[_Entry]:
             for parameter in group["params"]:
                 state = one.state.get(parameter)
                 for key, value in state.items() if isinstance(state, dict) else ():
-                    if _is_per_element(value, parameter) and key != "step":
+                    if _is_per_element(value, parameter) and key not in _COUNTERS:
                         found[id(value)] = _Entry(key, parameter, group, value)
     return list(found.values())
 

@@ -1,0 +1,315 @@
+"""`UnitAdamW`: torch.optim.AdamW and Adam in which the rows and columns of a weight have their own ages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+import we_kernels as wk
+from we_kernels.checks import check_integer, check_vector
+
+_RESETS = ("row_reset", "column_reset")
+
+
+class UnitResets(NamedTuple):
+    """When the rows and columns of a parameter were reset; changed in place by who resets them.
+
+    A row or column counts from the step whose number stands here: it is of age 1 in the step after. 0 is never.
+    """
+
+    rows: Tensor
+    """float32 [D0] on the parameter's device."""
+    columns: Tensor
+    """float32 [groups * D1], there, too; column ``(r // (D0 / groups)) * D1 + c`` is that of element (r, c)."""
+    step: Tensor
+    """The parameter's steps so far, one element; on the CPU unless the optimizer is capturable."""
+
+
+class UnitAdamW(Adam):
+    """AdamW whose bias correction counts, element by element, from the last reset of the element's row or column.
+
+    A drop-in for torch.optim.AdamW: the same arguments and state, and the same bits as with ``foreach=True`` on a CPU
+    while nothing was reset; with ``decoupled_weight_decay=False`` and ``weight_decay=0`` for torch.optim.Adam. One
+    kernel updates all parameters of a group and device.
+
+    Under Adam a unit that is made anew in the middle of training takes its first steps with a second moment of 0 and
+    the corrections of a late step: several times too large. `reset_units_` gives its weights a fresh state and age 0,
+    so that they move from then on as under a fresh optimizer.
+
+    ``state_dict()`` is AdamW's; parameters of which something was reset have two more vectors, "row_reset" and
+    "column_reset". It loads those of torch.optim.Adam and AdamW, with their options, and those load its own.
+
+    Sources: Kingma and Ba, "Adam" (arXiv 1412.6980); Loshchilov and Hutter (arXiv 1711.05101) for the decay.
+
+    Args:
+        params, lr, betas, eps, weight_decay, amsgrad, maximize: as in torch.optim.AdamW; betas are numbers.
+        decoupled_weight_decay: False is Adam's weight decay, which is added to the gradient.
+        capturable: keep the step counters on the parameters' devices, so that a CUDA graph can hold the step; works on
+            a CPU, too. The corrections are then computed in float64 on the device.
+
+    Raises:
+        TypeError, ValueError: name the argument or parameter and say what to do.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = True,
+        capturable: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            capturable=capturable,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in AdamW.
+
+        Raises:
+            TypeError, ValueError: a parameter or an option is not supported; no group is added.
+        """
+        super().add_param_group(param_group)
+        try:
+            _check_group(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; returns what the closure returns.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or a graph is being captured without ``capturable``.
+            ValueError: a gradient or a moment is not of its parameter's dtype or on its device.
+                Nothing is changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        # All are looked at before the first parameter moves.
+        for group, params in groups:
+            self._check_ready(group, params)
+        for group, params in groups:
+            by_place: dict[tuple[torch.device, bool], list[Tensor]] = {}
+            for param in params:
+                on_host = self._start(param, group)["step"].device.type == "cpu" and not group["capturable"]
+                by_place.setdefault((param.device, on_host), []).append(param)
+            for (_, on_host), part in by_place.items():
+                self._update(group, part, on_host)
+        return loss
+
+    @torch.no_grad()
+    def reset_units_(
+        self, parameter: Tensor, rows: Tensor | None = None, columns: Tensor | None = None, groups: int = 1
+    ) -> None:
+        """Give rows and columns of a parameter a fresh state: moments 0, and age 1 in the next step.
+
+        The parameter itself is not touched, and the device is not waited for. A parameter that has not moved yet has a
+        fresh state already.
+
+        Args:
+            parameter: one of the optimizer's, seen as [D0, D1, ...]; one of a single dimension as [D0, 1].
+            rows: bool [D0] on the parameter's device: the outputs that are new.
+            columns: bool [groups * D1], likewise: the inputs. Element (r, c) belongs to column
+                ``(r // (D0 / groups)) * D1 + c``: of a convolution of so many groups, all of its input channels.
+            groups: divides D0; always the same for a parameter.
+
+        Raises:
+            TypeError, ValueError: name the argument; nothing is changed.
+        """
+        d0, d1 = self._geometry(parameter, groups)
+        for mask, name, size in ((rows, "rows", d0), (columns, "columns", groups * d1)):
+            if mask is not None:
+                check_vector(mask, name, size, torch.bool, parameter.device)
+        state = self.state.get(parameter)
+        if not state:
+            return
+        fresh = torch.zeros((groups, d0 // groups, d1), dtype=torch.bool, device=parameter.device)
+        if rows is not None:
+            self._resets(state, "row_reset", d0, parameter).masked_fill_(rows, _scalar(state["step"]))
+            fresh |= rows.view(groups, -1, 1)
+        if columns is not None:
+            self._resets(state, "column_reset", groups * d1, parameter).masked_fill_(columns, _scalar(state["step"]))
+            fresh |= columns.view(groups, 1, d1)
+        shape = (d0, d1, *[1] * (parameter.dim() - 2))[: parameter.dim()]
+        for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            if key in state:
+                state[key].masked_fill_(fresh.view(shape), 0)
+
+    @torch.no_grad()
+    def unit_resets(self, parameter: Tensor, groups: int = 1) -> UnitResets | None:
+        """The vectors behind `reset_units_`, made if need be, for who resets units in a kernel of its own.
+
+        Who writes there sets the moments of these elements to 0, too (`reset_units_` says which belong to what).
+        None for a parameter that has not moved yet: it has nothing to reset.
+
+        Raises:
+            TypeError, ValueError: as in `reset_units_`.
+        """
+        d0, d1 = self._geometry(parameter, groups)
+        state = self.state.get(parameter)
+        if not state:
+            return None
+        rows = self._resets(state, "row_reset", d0, parameter)
+        columns = self._resets(state, "column_reset", groups * d1, parameter)
+        return UnitResets(rows, columns, state["step"])
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` of this, of torch.optim.AdamW or Adam was taken."""
+        final: dict[str, Any] = {}
+        # After the hooks of others: what is loaded in the end.
+        hook = self.register_load_state_dict_pre_hook(lambda _, state: final.update(state))
+        try:
+            super().load_state_dict(dict(state_dict))
+        finally:
+            hook.remove()
+        # PyTorch has cast all but "step" to the parameter's dtype: bfloat16 counts to 256.
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        numbers = chain.from_iterable(group["params"] for group in final["param_groups"])
+        for param, number in zip(params, numbers, strict=True):
+            for key in _RESETS:
+                value = final["state"].get(number, {}).get(key)
+                if value is not None:
+                    self.state[param][key] = value.to(device=param.device, dtype=torch.float32)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        defaults = state.get("defaults") or self.defaults
+        for group in state["param_groups"]:
+            # Of before PyTorch 2.6, when a group did not say which of the two it was.
+            group.setdefault("decoupled_weight_decay", defaults["decoupled_weight_decay"])
+            group.update(foreach=None, fused=None, differentiable=False)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+
+    def _check_ready(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """What would stop a step half way."""
+        capturable = group["capturable"] or torch.compiler.is_compiling()
+        if not capturable and any(map(wk.is_capturing, {param.device for param in params})):
+            raise RuntimeError("a graph that holds the step of UnitAdamW needs capturable=True")
+        for param in params:
+            grad, state = param.grad, self.state.get(param)
+            assert grad is not None
+            if grad.is_sparse:
+                raise RuntimeError(
+                    "UnitAdamW does not support sparse gradients; give those parameters an optimizer of their own "
+                    "(torch.optim.SparseAdam)"
+                )
+            own = param.dtype, param.device
+            if (grad.dtype, grad.device) != own:
+                raise ValueError(
+                    f"the gradient of a parameter of shape {tuple(param.shape)} is {grad.dtype} on {grad.device}, the "
+                    f"parameter {param.dtype} on {param.device}: they must be alike"
+                )
+            if state and (state["exp_avg"].dtype, state["exp_avg"].device) != own:
+                raise ValueError(
+                    f"the state of a parameter of shape {tuple(param.shape)} is {state['exp_avg'].dtype} on "
+                    f"{state['exp_avg'].device}, the parameter {param.dtype} on {param.device}; after moving or "
+                    "casting the model call optimizer.load_state_dict(optimizer.state_dict())"
+                )
+
+    def _start(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The state of a parameter, as AdamW makes it at the first step."""
+        state: dict[str, Any] = self.state[param]
+        if not state:
+            device = param.device if group["capturable"] else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        if group["amsgrad"] and "max_exp_avg_sq" not in state:
+            state["max_exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        if group["capturable"] and (state["step"].device, state["step"].dtype) != (param.device, torch.float32):
+            state["step"] = state["step"].to(param.device, torch.float32)
+        return state
+
+    def _update(self, group: dict[str, Any], params: list[Tensor], on_host: bool) -> None:
+        states = [self.state[param] for param in params]
+        counters = [state["step"] for state in states]
+        steps = [counter.item() + 1 for counter in counters] if on_host else counters
+        if not on_host:
+            torch._foreach_add_(counters, 1)
+        columns = [state.get("column_reset") for state in states]
+        wk.unit_adamw_(
+            params,
+            [param.grad for param in params if param.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else None,
+            [state.get("row_reset") for state in states],
+            columns,
+            list(map(_groups_of, params, columns)),
+            steps,
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+            amsgrad=group["amsgrad"],
+            maximize=group["maximize"],
+        )
+        if on_host:
+            torch._foreach_add_(counters, torch.tensor(1.0, device="cpu"), alpha=1.0)
+
+    def _geometry(self, parameter: Tensor, groups: int) -> tuple[int, int]:
+        """D0 and D1 of one of the optimizer's parameters."""
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"parameter must be a tensor, got {type(parameter).__name__}")
+        if not any(parameter is each for group in self.param_groups for each in group["params"]):
+            raise ValueError(f"parameter, of shape {tuple(parameter.shape)}, is not among the optimizer's")
+        d0, d1 = (*parameter.shape, 1, 1)[:2]
+        if check_integer(groups, "groups") < 1 or d0 % groups != 0:
+            raise ValueError(f"groups must be a positive divisor of {d0}, the parameter's rows, got {groups}")
+        known = self.state[parameter].get("column_reset") if parameter in self.state else None
+        if known is not None and known.numel() != groups * d1:
+            raise ValueError(
+                f"groups must be {_groups_of(parameter, known)}, as in earlier resets of the parameter, got {groups}"
+            )
+        return d0, d1
+
+    @staticmethod
+    def _resets(state: dict[str, Any], key: str, size: int, parameter: Tensor) -> Tensor:
+        if key not in state:
+            state[key] = torch.zeros(size, dtype=torch.float32, device=parameter.device)
+        found: Tensor = state[key]
+        return found
+
+
+def _scalar(step: Tensor) -> Tensor:
+    return step.reshape(())
+
+
+def _groups_of(param: Tensor, column_reset: Tensor | None) -> int:
+    d1 = param.shape[1] if param.dim() > 1 else 1
+    return column_reset.numel() // d1 if column_reset is not None and d1 else 1
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    if group["differentiable"]:
+        raise ValueError("differentiable=True is not supported; use torch.optim.AdamW")
+    if any(isinstance(beta, Tensor) for beta in group["betas"]):
+        raise TypeError("betas must be numbers, not tensors")
+    for i, param in enumerate(group["params"]):
+        if param.dtype not in wk.DTYPES:
+            raise TypeError(f"params[{i}] must be float32, float64, float16 or bfloat16, got {param.dtype}")
+        if param.layout != torch.strided or param.dim() > wk.MAX_DIMS:
+            raise TypeError(f"params[{i}] must be a dense tensor of at most {wk.MAX_DIMS} dimensions")
