@@ -26,11 +26,12 @@ TENSORS = {
     "variance": ((9,), 1, 7, None, "one", "keep"),
     "first moment": ((9, 7, 3, 3), 1, 7, 0, "zero", "zero"),
     "second moment": ((9, 7, 3, 3), 1, 7, 0, "mean", "mean"),
+    "given": ((4, 6, 2), 2, 3, 7, "given", "given"),
     "row steps": ((9,), 1, 7, None, "given", "keep"),
     "column steps": ((7,), 1, 0, None, "given", "keep"),
     "gaps": ((7, 4), 1, -3, None, "draw", "keep"),
 }
-GIVEN = (17.0, 2.0**24)
+GIVEN = (0.25, 17.0, 2.0**24)
 
 
 def make_cases(dtype, formats="contiguous"):

@@ -17,7 +17,7 @@ from .measures import (
     filter_overlap,
     measure_overlap,
 )
-from .reactivation import UnitAdamW
+from .reactivation import ReactivationReport, UnitAdamW, UnitReactivation
 
 __all__ = [
     "AsynchronousSGD",
@@ -33,9 +33,11 @@ __all__ = [
     "NonFiniteWeightError",
     "OverlapReport",
     "ProjectionReport",
+    "ReactivationReport",
     "StagedSigmoid",
     "UnitActivity",
     "UnitAdamW",
+    "UnitReactivation",
     "WeightEvolution",
     "__version__",
     "compact_like",

@@ -39,7 +39,7 @@ def test_nothing_is_written_when_nothing_is_revived(backend):
     plan = make_plan(torch.float32)
     before = [item.tensor.clone() for item in plan.items]
     plan.items[0].tensor[0, 0, 0, 0] = before[0][0, 0, 0, 0] = -math.nan
-    wk.reactivate_(plan, torch.zeros(UNITS, dtype=torch.bool), seed=0, step=0, given=[3.0, 4.0])
+    wk.reactivate_(plan, torch.zeros(UNITS, dtype=torch.bool), seed=0, step=0, given=[3.0, 4.0, 5.0])
     for item, was in zip(plan.items, before, strict=True):
         assert torch.equal(item.tensor.view(torch.int32), was.view(torch.int32))
 
@@ -131,7 +131,7 @@ def test_opcheck(backend):
     plan = make_plan(torch.float32)
     view = plan.view()
     revived = torch.arange(UNITS) % 3 == 0
-    given, step = torch.tensor([3.0, 4.0]), torch.tensor([5])
+    given, step = torch.tensor([3.0, 4.0, 5.0]), torch.tensor([5])
     opcheck(torch.ops.we_kernels.reactivate_.default, (*view, revived, given, True, None, 3, step))
     parents = torch.full((6,), -1, dtype=torch.int32)
     opcheck(torch.ops.we_kernels.dormant_units.default, (torch.rand(6), [2, 4], parents, 0.1))
@@ -184,7 +184,7 @@ def test_bad_calls_change_nothing(backend):
     plan = make_plan(torch.float32)
     before = [item.tensor.clone() for item in plan.items]
     revived = torch.ones(UNITS, dtype=torch.bool)
-    good = {"revived": revived, "seed": 0, "step": 0, "given": [1.0, 2.0]}
+    good = {"revived": revived, "seed": 0, "step": 0, "given": [1.0, 2.0, 3.0]}
     for options, message in (
         ({"revived": revived[1:]}, "revived must have shape"),
         ({"revived": revived.float()}, "revived must be torch.bool"),
@@ -195,7 +195,7 @@ def test_bad_calls_change_nothing(backend):
         ({"scale": "mean"}, "scale must be"),
         ({"scale": torch.ones(3)}, "scale must have shape"),
         ({"given": [1.0]}, "given must have one number"),
-        ({"given": torch.ones(2).double()}, "given must be torch.float32"),
+        ({"given": torch.ones(3).double()}, "given must be torch.float32"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             wk.reactivate_(plan, **(good | options))

@@ -70,7 +70,7 @@ def reactivate_(
     - "draw": random weights, uniform in +- 1 / sqrt(D1 * K) as PyTorch initialises convolutions and Linears, scaled;
     - "mean": the mean of the tensor's finite elements that are not written; of all finite ones if none is left;
     - "mean or one": the same, but 1 if none is left;
-    - "given": this tensor's number in ``given``.
+    - "given": this tensor's number in ``given``, for its rows and columns.
 
     Where a row and a column that are both written meet, "zero" goes before all, and then the row's value before the
     column's. All else keeps its bits. Random numbers are Philox4x32-10 of ``seed``, ``step``, the position of the

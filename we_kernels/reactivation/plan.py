@@ -142,9 +142,8 @@ class UnitPlan:
                     raise ValueError(f'{name} has no {axis} of units, so that their value must be "keep"')
                 continue
             _check_table(table, f"{axis} of {name}", size, self.units)
-        for value in ("draw", "given"):
-            if values == (value, value):
-                raise ValueError(f'{name} can have "{value}" for its rows or its columns, not for both')
+        if values == ("draw", "draw"):
+            raise ValueError(f'{name} can have "draw" for its rows or its columns, not for both')
 
 
 def _check_table(table: Tensor, name: str, size: int, units: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -93,6 +93,33 @@ class UnitActivity:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    @property
+    def measuring(self) -> bool:
+        """Whether forward passes are measured now."""
+        return bool(self._handles)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured since `start` or `clear`: layer name -> one dict of plain numbers for each place.
+
+        Waits for the device.
+        """
+        return {name: [sums.state_dict() for sums in own] for name, own in self._sums.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with a measurement, after `start`.
+
+        Raises:
+            ValueError: the state is of other layers. Nothing is changed.
+            RuntimeError: it was not started.
+        """
+        self._check_started()
+        if {name: len(sums) for name, sums in state.items()} != {name: len(sums) for name, sums in self._sums.items()}:
+            raise ValueError("state['activity'] is of another model: its layers or places are others")
+        for name, places in self._sums.items():
+            device = self.graph.layers[name].module.weight.device
+            for sums, saved in zip(places, state[name], strict=True):
+                sums.load_state_dict(saved, device)
 
     def clear(self) -> None:
         """Forget what was measured; the measurement goes on if it does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -62,6 +63,22 @@ class UnitSums:
     def clear(self) -> None:
         """Forget what was seen."""
         self.calls, self._counts = 0, [0] * len(self._counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen, as plain numbers; waits for the device."""
+        sums = [] if self._sums is None else self._sums[: self.kept_calls].tolist()
+        return {"sums": sums, "counts": self._counts[: len(sums)], "calls": self.calls}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from there, with the sums on ``device``."""
+        if not state["sums"]:
+            self.clear()
+            return
+        rows = 1 if self._batches is None else self._batches
+        self._sums = torch.zeros(rows, self._units, dtype=_sum_dtype(device), device=device)
+        self._sums[: len(state["sums"])] = torch.tensor(state["sums"], dtype=self._sums.dtype)
+        self._counts = [*state["counts"], *[0] * (rows - len(state["counts"]))]
+        self.calls = state["calls"]
 
     def total(self, device: torch.device) -> Tensor:
         """[units], where the activations were; zeros on ``device`` where nothing was ever seen."""

@@ -92,24 +92,52 @@ class _Entry(NamedTuple):
     value: Tensor
 
 
+class StateTensor(NamedTuple):
+    """Moments of a parameter, like it, and what those of overwritten elements become."""
+
+    parameter: Tensor
+    value: Tensor
+    initial: float | None
+    """None: the mean of the tensor's other elements."""
+
+
+def moments_of(state: OptimizerState, parameters: Sequence[Tensor]) -> list[StateTensor]:
+    """Moments of parameters by torch.optim's names, for a step that writes them itself; none with "keep"."""
+    wanted = set(map(id, parameters)) if state.choice != "keep" else set()
+    found = []
+    for entry in _entries(state.optimizer):
+        if id(entry.parameter) in wanted and entry.key in _MOMENTS | _MAGNITUDES:
+            initial = 0.0 if entry.key in _MOMENTS else float(_initial(entry)) if state.choice == "reset" else None
+            found.append(StateTensor(entry.parameter, entry.value, initial))
+    return found
+
+
 class StateUpdate:
     """Treats the optimizer state of replaced elements as `OptimizerState` says.
 
     Takes a copy of the parameters that have such state when made, so make it before the step and call `apply_` after.
     Neither waits for the device.
 
+    Args:
+        state: the optimizer, and what is to become of its state.
+        parameters: those that the step may change.
+        moments: False: all but what `moments_of` finds.
+
     Raises:
         ValueError: the optimizer has none of the parameters.
     """
 
-    def __init__(self, state: OptimizerState, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, state: OptimizerState, parameters: Sequence[Tensor], *, moments: bool = True) -> None:
         state.check_trains(parameters)
         self._choice = state.choice
         wanted = set(map(id, parameters))
+        left_out = set() if moments else _MOMENTS | _MAGNITUDES
         self._entries = [
             entry
             for entry in _entries(state.optimizer)
-            if id(entry.parameter) in wanted and (state.choice != "keep" or not _is_known(entry.key))
+            if id(entry.parameter) in wanted
+            and (state.choice != "keep" or not _is_known(entry.key))
+            and entry.key not in left_out
         ]
         self._before = {entry.parameter: entry.parameter.detach().clone() for entry in self._entries}
 
@@ -185,9 +213,15 @@ def _filling(entry: _Entry, changed: Tensor) -> Tensor:
     return mean if entry.key in _MAGNITUDES else torch.where((value >= 0).all(), mean, 0)
 
 
+def _initial(entry: _Entry) -> float | Tensor:
+    """What a fresh parameter has; a tensor where the optimizer keeps its learning rate on the device."""
+    initial: float | Tensor = entry.group.get(_INITIAL.get(entry.key, ""), 0.0)
+    return initial
+
+
 def _fresh(entry: _Entry) -> Tensor:
-    initial = entry.group.get(_INITIAL.get(entry.key, ""), 0.0)
-    if isinstance(initial, Tensor):  # a learning rate that the optimizer keeps on the device
+    initial = _initial(entry)
+    if isinstance(initial, Tensor):
         return initial.to(entry.value)
     # Not as_tensor: copying a number to a GPU waits for it.
     return entry.value.new_full((), initial)

@@ -40,6 +40,8 @@ class Flow:
     """By the node of the layer that reads."""
     read: dict[fx.Node, fx.Node] = field(default_factory=dict)
     """Of each node in `outgoing`, what it reads."""
+    depthwise: list[OutgoingWeights] = field(default_factory=list)
+    """Where the units are in the input of the depthwise convolutions that they pass through."""
 
 
 class UnitFlows:
@@ -126,6 +128,8 @@ class UnitFlows:
             return False
         else:
             after, nonlinear = self._through_module(node, module, span)
+            if isinstance(module, _ConvNd):
+                flow.depthwise.append(OutgoingWeights(self.names[node], module, span.offset, span.block))
         flow.spans[node] = after
         if nonlinear or source in flow.nonlinear:
             flow.nonlinear.add(node)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
@@ -56,6 +57,8 @@ class UnitLayer:
     """Behind the first nonlinearity on each way; without one, what the next layer reads."""
     outgoing: tuple[OutgoingWeights, ...]
     """All weights that read the units."""
+    depthwise: tuple[OutgoingWeights, ...] = ()
+    """Where the units are in the depthwise convolutions between the two."""
 
     @property
     def units(self) -> int:
@@ -75,11 +78,13 @@ class UnitLayer:
         """L1 norm of each unit's incoming weights, without its bias: float32 or float64 [units]."""
         return incoming_norms(self.module)
 
+    def outgoing_norms(self) -> Tensor:
+        """L1 norm of each unit's outgoing weights: float32 or float64 [units]."""
+        return torch.stack([reader.norms(self.units) for reader in self.outgoing]).sum(0)
+
     def outgoing_magnitudes(self) -> Tensor:
         """Mean magnitude of each unit's outgoing weights: float32 or float64 [units]."""
-        total = sum(reader.norms(self.units) for reader in self.outgoing)
-        assert isinstance(total, Tensor)
-        return total / sum(reader.elements for reader in self.outgoing)
+        return self.outgoing_norms() / sum(reader.elements for reader in self.outgoing)
 
 
 @dataclass
@@ -197,7 +202,7 @@ def _unit_layer(name: str, module: Layer, flows: UnitFlows) -> UnitLayer:
         raise NotUnderstoodError(f"{norm} behind it has a weight {flows.tied[norm]}")
     places = _activation_places(flow, flows)
     norm_module = None if norm is None else flows.modules[norm]
-    return UnitLayer(name, module, norm, norm_module, places, tuple(flow.outgoing.values()))
+    return UnitLayer(name, module, norm, norm_module, places, tuple(flow.outgoing.values()), tuple(flow.depthwise))
 
 
 def _activation_places(flow: Flow, flows: UnitFlows) -> tuple[ActivationPlace, ...]:

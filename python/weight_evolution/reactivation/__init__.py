@@ -1,5 +1,7 @@
-"""Units that have stopped firing, made anew: an optimizer in which what is new has its own age."""
+"""Unit reactivation: units that no longer fire start anew."""
 
+from .method import UnitReactivation
+from .report import ReactivationReport
 from .unit_adamw import UnitAdamW, UnitResets
 
-__all__ = ["UnitAdamW", "UnitResets"]
+__all__ = ["ReactivationReport", "UnitAdamW", "UnitReactivation", "UnitResets"]

@@ -1,0 +1,228 @@
+"""The tensors of a network that belong to its units, as a `UnitPlan`."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import Optimizer
+
+import we_kernels as wk
+
+from ..model.optimizer_state import OptimizerState, moments_of
+from ..model.unit_graph import UnitGraph, UnitLayer
+from ..model.unit_weights import Layer, OutgoingWeights, input_count, unit_count
+from ..model.wrapped_optimizers import parameters_of
+from .unit_adamw import UnitAdamW
+
+
+@dataclass
+class _Place:
+    """A tensor of a module, and the units of its rows and columns."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+    groups: int = 1
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    row_value: str = "keep"
+    column_value: str = "keep"
+
+    @property
+    def tensor(self) -> Tensor:
+        """As it is now."""
+        found: Tensor = getattr(self.module, self.attribute)
+        return found
+
+    def item(self) -> wk.UnitTensor:
+        """For a plan."""
+        return wk.UnitTensor(
+            self.tensor, self.rows, self.columns, self.groups, self.row_value, self.column_value, self.name
+        )
+
+
+class NetworkUnits:
+    """All units of a graph, numbered layer after layer.
+
+    Args:
+        graph: the units.
+        scale: how new units are scaled; "initial" leaves BatchNorm scales 1, others take the mean of the living.
+        outgoing: "zero" or "keep".
+    """
+
+    def __init__(self, graph: UnitGraph, scale: str, outgoing: str) -> None:
+        self.layers = graph.layers
+        self.sizes = [layer.units for layer in self.layers.values()]
+        self.starts = [0, *accumulate(self.sizes)][:-1]
+        self._places: dict[tuple[str, str], _Place] = {}
+        for layer, units in zip(self.layers.values(), self._numbers(), strict=True):
+            self._add_incoming(layer, units, scale)
+            for reader in layer.outgoing if outgoing == "zero" else ():
+                self._add_outgoing(reader, units)
+        self._plan: wk.UnitPlan | None = None
+        self._planned: list[int] = []
+
+    @cached_property
+    def parents(self) -> Tensor | None:
+        """int32 [U]: of a depthwise convolution's units those that they read; None without any."""
+        found = torch.full((sum(self.sizes),), -1, dtype=torch.int32)
+        numbers = dict(zip(self.layers, self._numbers(), strict=True))
+        for name, layer in self.layers.items():
+            for reader in layer.depthwise:
+                if reader.name in numbers:
+                    own = _by_channel(reader, numbers[name])
+                    found[numbers[reader.name]] = own.repeat_interleave(unit_count(reader.module) // len(own)).int()
+        return found if bool((found >= 0).any()) else None
+
+    def reasons_against(self, optimizer: Optimizer) -> dict[str, str]:
+        """Layer name -> why its units cannot take part: the optimizer does not train a weight of theirs."""
+        trained = set(map(id, parameters_of(optimizer)))
+        found = {}
+        for name, layer in self.layers.items():
+            modules = [(name, layer.module), *((reader.name, reader.module) for reader in layer.outgoing)]
+            for owner, module in modules:
+                weight = module.weight
+                if not weight.requires_grad or id(weight) not in trained:
+                    state = "is not trained by the optimizer" if weight.requires_grad else "is frozen"
+                    found[name] = f"the weight of {owner} {state}"
+                    break
+        return found
+
+    def mask_without(self, names: Container[str]) -> Tensor:
+        """bool [U]: units of the other layers."""
+        return torch.tensor([name not in names for name in self.layers]).repeat_interleave(torch.tensor(self.sizes))
+
+    def plan(self, state: OptimizerState) -> tuple[wk.UnitPlan, Sequence[float] | Tensor]:
+        """The plan for the tensors as they are now, and the numbers for what is given."""
+        items = [place.item() for place in self._places.values()]
+        given: list[float | Tensor] = []
+        for item, number in self._state(state):
+            items.append(item)
+            given += [] if number is None else [number]
+        identities = [id(item.tensor) for item in items]
+        if self._plan is None or identities != self._planned:
+            self._plan, self._planned = wk.UnitPlan(items, sum(self.sizes)), identities
+        numbers = [number for number in given if not isinstance(number, Tensor)]
+        if len(numbers) == len(given):
+            return self._plan, numbers
+        # Steps that the optimizer counts on the device.
+        device = self._plan.device
+        parts = [n.to(device) if isinstance(n, Tensor) else torch.full((), n, device=device) for n in given]
+        return self._plan, torch.stack([part.float().reshape(()) for part in parts])
+
+    def incoming_norms(self) -> Tensor:
+        """float32 [U]: the L1 norm of each unit's incoming weights."""
+        return torch.cat([layer.incoming_norms().float() for layer in self.layers.values()])
+
+    def outgoing_norms(self) -> Tensor:
+        """float32 [U]: the L1 norm of each unit's outgoing weights."""
+        return torch.cat([layer.outgoing_norms().float() for layer in self.layers.values()])
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy has other tensors.
+        return {**self.__dict__, "_plan": None, "_planned": []}
+
+    @property
+    def drawn(self) -> list[tuple[int, str]]:
+        """For each layer, which item of the plan its weights are, and "rows" or "columns"."""
+        keys = list(self._places)
+        return [(keys.index((name, "weight")), _incoming_axis(layer.module)) for name, layer in self.layers.items()]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All that a step may change, without running statistics."""
+        return [place.tensor for place in self._places.values() if isinstance(place.tensor, nn.Parameter)]
+
+    def _numbers(self) -> list[Tensor]:
+        return list(torch.arange(sum(self.sizes)).split(self.sizes))
+
+    def _place(self, name: str, module: nn.Module, attribute: str) -> _Place:
+        key = name, attribute
+        if key not in self._places:
+            groups = module.groups if isinstance(module, _ConvNd) and attribute == "weight" else 1
+            self._places[key] = _Place(f"{name}.{attribute}" if name else attribute, module, attribute, groups)
+        return self._places[key]
+
+    def _add_incoming(self, layer: UnitLayer, units: Tensor, scale: str) -> None:
+        place = self._place(layer.name, layer.module, "weight")
+        if _incoming_axis(layer.module) == "rows":
+            place.rows, place.row_value = units, "draw"
+        else:
+            place.columns, place.column_value = units, "draw"
+        if layer.bias is not None:
+            self._add_vector(layer.name, layer.module, "bias", units, "zero")
+        if isinstance(layer.norm, _BatchNorm):
+            scale_value = "one" if scale == "initial" else "mean or one"
+            values = {"weight": scale_value, "bias": "zero", "running_mean": "zero", "running_var": "one"}
+            for attribute, value in values.items():
+                if getattr(layer.norm, attribute) is not None:
+                    self._add_vector(layer.norm_name or "", layer.norm, attribute, units, value)
+
+    def _add_vector(self, name: str, module: nn.Module, attribute: str, units: Tensor, value: str) -> None:
+        place = self._place(name, module, attribute)
+        place.rows, place.row_value = units, value
+
+    def _add_outgoing(self, reader: OutgoingWeights, units: Tensor) -> None:
+        place = self._place(reader.name, reader.module, "weight")
+        channels = _by_channel(reader, units)
+        if _incoming_axis(reader.module) == "columns":
+            place.rows, place.row_value = _merged(place.rows, channels), "zero"
+        else:
+            place.columns, place.column_value = _merged(place.columns, channels), "zero"
+
+    def _state(self, state: OptimizerState) -> Iterator[tuple[wk.UnitTensor, float | Tensor | None]]:
+        """Of the optimizer: each tensor, and the number that it is given."""
+        places = {id(place.tensor): place for place in self._places.values()}
+        own_age = isinstance(state.optimizer, UnitAdamW) and state.choice != "keep"
+        for moment in moments_of(state, self.parameters):
+            place = places[id(moment.parameter)]
+            initial = 0.0 if own_age else moment.initial
+            value = "mean" if initial is None else "zero" if initial == 0 else "given"
+            yield _like(place, moment.value, value), initial if value == "given" else None
+        if own_age:
+            assert isinstance(state.optimizer, UnitAdamW)
+            for place in places.values():
+                yield from _ages(place, state.optimizer)
+
+
+def _ages(place: _Place, optimizer: UnitAdamW) -> Iterator[tuple[wk.UnitTensor, float | Tensor]]:
+    """What counts when the rows and columns of a parameter were last reset."""
+    resets = optimizer.unit_resets(place.tensor, place.groups) if place.tensor in optimizer.state else None
+    if resets is None:
+        return
+    step = float(resets.step) if resets.step.device.type == "cpu" else resets.step
+    vectors = (resets.rows, place.rows, place.row_value), (resets.columns, place.columns, place.column_value)
+    for vector, units, value in vectors:
+        if units is not None and value != "keep":
+            yield wk.UnitTensor(vector, units, row_value="given", name=f"age of {place.name}"), step
+
+
+def _like(place: _Place, tensor: Tensor, value: str) -> wk.UnitTensor:
+    """Another tensor of a place's shape, with one value for all that is written."""
+    row, column = ("keep" if own == "keep" else value for own in (place.row_value, place.column_value))
+    return wk.UnitTensor(
+        tensor, place.rows, place.columns, place.groups, row, column, f"optimizer state of {place.name}"
+    )
+
+
+def _incoming_axis(layer: Layer) -> str:
+    return "columns" if isinstance(layer, _ConvNd) and layer.transposed else "rows"
+
+
+def _by_channel(reader: OutgoingWeights, units: Tensor) -> Tensor:
+    """The unit of each input of a layer; -1 for none of these."""
+    channels = torch.full((input_count(reader.module),), -1)
+    own = units.repeat_interleave(reader.block)
+    channels[reader.offset : reader.offset + len(own)] = own
+    return channels
+
+
+def _merged(before: Tensor | None, channels: Tensor) -> Tensor:
+    return channels if before is None else torch.where(channels >= 0, channels, before)

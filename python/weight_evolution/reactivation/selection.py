@@ -1,0 +1,123 @@
+"""Which units start anew: dormant ones, or a share of the least useful."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import we_kernels as wk
+
+from .network_units import NetworkUnits
+from .options import ReactivationOptions
+
+
+class DormantUnits:
+    """Those of which the score is at most a threshold.
+
+    Source: Sokar et al., "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", ICML 2023.
+    """
+
+    def __init__(self, units: NetworkUnits, options: ReactivationOptions) -> None:
+        self._units, self._threshold, self._by_norm = units, options.threshold, options.importance == "l1"
+        self._parents = units.parents
+
+    def select(self, activations: Tensor | None) -> Tensor:
+        """bool [U] on the device of the activations, or of the weights for scores by norm."""
+        scored = self._units.incoming_norms() if self._by_norm or activations is None else activations
+        if self._parents is not None:
+            self._parents = self._parents.to(scored.device)
+        return wk.dormant_units(scored, self._units.sizes, self._threshold, parents=self._parents)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is remembered."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing is remembered."""
+
+
+class LeastUseful:
+    """A share of the units that are old enough, those of the least utility; all on the device, nothing waits.
+
+    Source: Dohare et al., "Loss of plasticity in deep continual learning", Nature 632 (2024), Algorithm 1.
+    """
+
+    def __init__(self, units: NetworkUnits, options: ReactivationOptions) -> None:
+        assert options.replacement_rate is not None
+        self._units, self._options, self._rate = units, options, options.replacement_rate
+        self._ancestors = _ancestors(units.parents)
+        count, layers = sum(units.sizes), len(units.sizes)
+        self._utility, self._age = torch.zeros(count), torch.zeros(count)
+        self._pending = torch.zeros(layers, dtype=torch.float64)
+        self._layer = torch.arange(layers).repeat_interleave(torch.tensor(units.sizes))
+        self._start = torch.tensor(units.starts)[self._layer]
+
+    def select(self, activations: Tensor | None) -> Tensor:
+        """bool [U]; counts as a step of every unit's age."""
+        assert activations is not None
+        if activations.device != self._utility.device:
+            self._move(activations.device)
+        self._age += 1
+        useful = activations * self._units.outgoing_norms()
+        if self._options.utility == "adaptation":
+            useful = useful / self._units.incoming_norms()
+        decay = self._options.decay
+        self._utility.lerp_(useful, 1 - decay)
+        corrected = self._utility / (1 - decay**self._age)
+        mature = self._age > self._options.maturity
+        self._pending += torch.zeros_like(self._pending).index_add_(0, self._layer, mature.double()) * self._rate
+        due = self._pending.floor()
+        self._pending -= due
+        revived = self._lowest(corrected.where(mature, torch.inf)) < due[self._layer]
+        revived &= mature
+        own = revived
+        for ancestor in self._ancestors:
+            revived = revived | (own[ancestor.clamp(min=0)] & (ancestor >= 0))
+        self._utility.masked_fill_(revived, 0)
+        self._age.masked_fill_(revived, 0)
+        return revived
+
+    def state_dict(self) -> dict[str, Any]:
+        """Utilities, ages, and what is still due; waits for the device."""
+        state = {"utility": self._utility, "age": self._age, "pending": self._pending}
+        return {name: value.tolist() for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: the state has other entries.
+        """
+        own = {"utility": self._utility, "age": self._age, "pending": self._pending}
+        for name, value in own.items():
+            if not isinstance(state.get(name), list) or len(state[name]) != len(value):
+                raise ValueError(f"state['selection'][{name!r}] must be a list of {len(value)} numbers")
+        for name, value in own.items():
+            value.copy_(torch.tensor(state[name]))
+
+    def _lowest(self, values: Tensor) -> Tensor:
+        """int64 [U]: how many of the unit's layer come before it, in ascending order."""
+        by_value = values.argsort(stable=True)
+        order = by_value[self._layer[by_value].argsort(stable=True)]
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        return place - self._start
+
+    def _move(self, device: torch.device) -> None:
+        for name in ("_utility", "_age", "_pending", "_layer", "_start"):
+            setattr(self, name, getattr(self, name).to(device))
+        self._ancestors = [ancestor.to(device) for ancestor in self._ancestors]
+
+
+def _ancestors(parents: Tensor | None) -> list[Tensor]:
+    """int64 [U] each: every unit's parent, the parent's parent, and so on; -1 for none."""
+    found = []
+    generation = parents.long() if parents is not None else None
+    while generation is not None and bool((generation >= 0).any()):
+        found.append(generation)
+        assert parents is not None
+        generation = torch.where(generation >= 0, parents.long()[generation.clamp(min=0)], -1)
+    return found
