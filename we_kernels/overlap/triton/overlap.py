@@ -1,7 +1,6 @@
 """Overlap of filters: rows of length 1 in float32 or float64, then tiles of their products, then the layers' sums."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# ruff: noqa: SIM300  (compile-time constants are named in capitals, and stand on the left)
 
 import triton
 import triton.language as tl
@@ -100,11 +99,8 @@ def unit_rows_kernel(
             value = divide(value, tl.zeros((BLOCK,), ACC) + peak, ACC)
             squares += value * value
             start += BLOCK
-        total = tl.sum(squares, axis=0)
-        if ACC == tl.float64:
-            norm = tl.sqrt(total)
-        else:
-            norm = tl.sqrt_rn(total)
+        # Rounded from float64, a float32 root is the correctly rounded one; sqrt_rn flushes in Triton 3.3.
+        norm = tl.sqrt(tl.sum(squares, axis=0).to(tl.float64)).to(ACC)
         norm = tl.where(norm == 0, 1.0, norm).to(ACC)
 
         start = length * 0

@@ -1,7 +1,6 @@
 """Values of the weights' dtypes, rounded as the reference rounds them."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# ruff: noqa: SIM300  (compile-time constants are named in capitals, and stand on the left)
 
 import triton
 import triton.language as tl
@@ -11,6 +10,9 @@ from ..layout import DTYPES
 TRITON_DTYPES = (tl.float32, tl.float64, tl.float16, tl.bfloat16)
 """In the order of `layout.DTYPES`."""
 assert [str(dtype).removeprefix("torch.") for dtype in DTYPES] == ["float32", "float64", "float16", "bfloat16"]
+
+FLUSHES = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6))
+"""The compiled ``div_rn`` takes subnormals as 0, and returns none (triton-lang/triton#8557)."""
 
 LARGEST_FINITE = tl.constexpr(0x7F7FFFFF)
 """Bits of the largest finite float32."""
@@ -52,9 +54,14 @@ def narrow(x, DTYPE: tl.constexpr):
 
 @triton.jit
 def divide(a, b, DTYPE: tl.constexpr):
-    """Correctly rounded: compiled ``/`` is approximate in float32."""
+    """Correctly rounded: compiled ``/`` is approximate in float32.
+
+    A float32 quotient rounded from float64 is the same one: it is no nearer than 2**-48 to the middle of two values.
+    """
     if DTYPE == tl.float64:
         quotient = a / b
+    elif FLUSHES:
+        quotient = (a.to(tl.float64) / b.to(tl.float64)).to(tl.float32)
     else:
         quotient = tl.div_rn(a, b)
     return quotient
