@@ -156,9 +156,9 @@ def _step(
     maximize,
     DTYPE: tl.constexpr,
 ):
-    ACC: tl.constexpr = tl.float64 if tl.float64 == DTYPE else tl.float32
-    BITS: tl.constexpr = tl.int64 if tl.float64 == DTYPE else tl.int32
-    SIGN: tl.constexpr = 63 if tl.float64 == DTYPE else 31
+    ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
+    BITS: tl.constexpr = tl.int64 if DTYPE == tl.float64 else tl.int32
+    SIGN: tl.constexpr = 63 if DTYPE == tl.float64 else 31
     momentum = tl.load(scalars + 1).to(ACC)
     old = tl.load(p, mask=inside, other=0.0)
     wide = widen(old, DTYPE)
@@ -192,7 +192,7 @@ def _multiply_add(a, b, alpha, DTYPE: tl.constexpr):
 @triton.jit
 def _round(x, DTYPE: tl.constexpr):
     """To the parameters' dtype, to nearest even (the interpreter's own bfloat16 truncates)."""
-    if tl.bfloat16 == DTYPE:
+    if DTYPE == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         bits = tl.where(x == x, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
         rounded = bits.to(tl.int16).to(tl.bfloat16, bitcast=True)

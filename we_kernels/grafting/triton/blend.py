@@ -1,7 +1,6 @@
 """Blend every network with the one before it, all in one pass."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# ruff: noqa: SIM300  (compile-time constants are named in capitals, and stand on the left)
 
 import triton
 import triton.language as tl
