@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.benchmark import Timer
 
 from we_kernels.checks import is_integer
 
@@ -63,6 +62,9 @@ def count_macs(
 
 def measure_latency(model: nn.Module, inputs: tuple[Tensor, ...], *, min_run_time: float = 0.5) -> float:
     """Median seconds of one forward in eval mode, with the threads that torch uses now; waits for the device."""
+    # Here, because it imports PyTorch's tools for C++ extensions, which look for CUDA and may print what they find.
+    from torch.utils.benchmark import Timer
+
     with evaluating(model):
         timer = Timer("model(*inputs)", globals={"model": model, "inputs": inputs}, num_threads=torch.get_num_threads())
         timer.timeit(1)
