@@ -23,7 +23,12 @@ def run_module(module, *arguments, timeout=None, **settings):
     )
 
 
+def run_ranks(processes, module, *arguments):
+    """The finished ``main(*arguments)`` of a module in several processes with one thread each; see `tests.ranks`."""
+    return run_module("tests.ranks", processes, module, *arguments, timeout=240, OMP_NUM_THREADS="1")
+
+
 def torchrun(processes, module, *arguments):
-    """The same in several processes with one thread each, which find each other on loopback."""
+    """The same with torchrun, which imports PyTorch in every process."""
     options = ["--standalone", f"--nproc-per-node={processes}", "-m"]
     return run_module("torch.distributed.run", *options, module, *arguments, timeout=240, OMP_NUM_THREADS="1")

@@ -1,6 +1,5 @@
 """One rank of test_ddp: trains with both forms on its own data, saves its weights and what it drew."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from tests.asynchronous.twins import BATCHES, make_net, snapshot
 from weight_evolution import AsynchronousSGD, AsynchronousUpdate
 
 
-def main(folder: Path) -> None:
+def main(folder: str) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(100 + rank)  # ranks need not share the global generator
@@ -34,9 +33,5 @@ def main(folder: Path) -> None:
             optimizer.step()
         result[form] = {"weights": snapshot(model), "drawn": drawn, "state": source.state_dict()}
     result["sgd"]["state"] = result["sgd"]["state"]["asynchronous"]
-    torch.save(result, folder / f"rank-{rank}.pt")
+    torch.save(result, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

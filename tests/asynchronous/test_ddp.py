@@ -1,14 +1,14 @@
-"""Two gloo processes on loopback, started by torchrun. NCCL needs GPUs and is not tested."""
+"""Two gloo processes on loopback. NCCL needs GPUs and is not tested."""
 
 import torch
 
 from tests.asynchronous.twins import make_net
-from tests.processes import torchrun
+from tests.processes import run_ranks
 from weight_evolution import AsynchronousUpdate
 
 
 def test_all_ranks_draw_the_same_and_stay_equal(tmp_path):
-    done = torchrun(2, "tests.asynchronous.ddp_worker", tmp_path)
+    done = run_ranks(2, "tests.asynchronous.ddp_worker", tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2))
     model = make_net()

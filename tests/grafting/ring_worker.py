@@ -1,7 +1,6 @@
-"""One rank of the cases of test_ring.py; started by torchrun with a folder to write the outcome of each case to."""
+"""One rank of the cases of test_ring.py; started with a folder to write the outcome of each case to."""
 
 import os
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from weight_evolution.grafting import ring
 TIME_OUT = 3.0
 
 
-def main(folder, cases):
+def main(folder, *cases):
     torch.set_num_threads(1)
     ring.CHUNK_BYTES = 600  # several chunks even here
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
@@ -127,7 +126,7 @@ def hangs_in_exchange(rank, group):
 def dies_in_exchange(rank, group):
     """The last rank dies when entropies are known, before it has sent its weights.
 
-    With status 0, as torchrun would end the others at any other; to them it is a connection lost, as by SIGKILL.
+    To the others it is a connection lost, as by SIGKILL.
     """
     model = small(rank)
     grafting = FilterGrafting(model, process_group=group)
@@ -166,6 +165,3 @@ def _unchanged_after(model, step):
 CASES = {case.__name__: case for case in list(globals().values()) if callable(case) and hasattr(case, "__code__")}
 
 LOSING = {"time_out", "hangs_in_exchange", "dies_in_exchange", "dies_before_agreement"}
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])

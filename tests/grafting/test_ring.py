@@ -1,10 +1,10 @@
-"""Over torch.distributed: gloo on loopback, processes started by torchrun. NCCL needs GPUs and is not tested."""
+"""Over torch.distributed: gloo on loopback, forked processes. NCCL needs GPUs and is not tested."""
 
 import pytest
 import torch
 
 from tests.grafting.grafting_networks import assert_equal, clone, small
-from tests.processes import torchrun
+from tests.processes import run_ranks
 from weight_evolution import FilterGrafting
 
 CASES = {
@@ -26,7 +26,7 @@ CASES = {
 
 def run_cases(processes, folder, cases):
     """Outcome of each case and rank, where there is one."""
-    done = torchrun(processes, "tests.grafting.ring_worker", folder, *cases)
+    done = run_ranks(processes, "tests.grafting.ring_worker", folder, *cases)
     outcomes = {
         case: [
             torch.load(path, weights_only=True) if (path := folder / f"{case}-{rank}.pt").exists() else None

@@ -1,6 +1,5 @@
 """One rank of test_replicas: every method under DistributedDataParallel, on data of its own."""
 
-import sys
 import warnings
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from weight_evolution import AsynchronousUpdate, FilterGrafting, LowRankProjecti
 STEPS = 3
 
 
-def main(folder: Path) -> None:
+def main(folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    torch.save({name: case(rank) for name, case in CASES.items()}, folder / f"rank-{rank}.pt")
+    torch.save({name: case(rank) for name, case in CASES.items()}, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -138,6 +137,3 @@ CASES = {
     "without wrapper": without_wrapper,
     "copied": copied,
 }
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

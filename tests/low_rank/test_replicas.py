@@ -1,9 +1,9 @@
-"""Gloo processes on loopback, started by torchrun: replicas of one network stay equal, or the method refuses."""
+"""Gloo processes on loopback: replicas of one network stay equal, or the method refuses."""
 
 import pytest
 import torch
 
-from tests.processes import torchrun
+from tests.processes import run_ranks
 
 TRAINED = [
     "low-rank",
@@ -28,7 +28,7 @@ def outcomes(tmp_path_factory):
     def get(processes):
         if processes not in cache:
             folder = tmp_path_factory.mktemp("replicas")
-            done = torchrun(processes, "tests.low_rank.replicas_worker", folder)
+            done = run_ranks(processes, "tests.low_rank.replicas_worker", folder)
             files = [folder / f"rank-{rank}.pt" for rank in range(processes)]
             cache[processes] = [torch.load(f, weights_only=True) for f in files if f.exists()] or done.stderr
         assert isinstance(cache[processes], list), cache[processes]
