@@ -109,17 +109,15 @@ class Operator:
             choice = self._chosen[key] = self._choose(*key)
         return choice
 
-    def _choose(self, name: str | None, device: str) -> tuple[str, Implementation]:
-        if name and (reason := self._unable(name, device)):
-            raise BackendUnavailableError(f"backend {name!r} cannot work on {device} tensors: {reason}")
-        if name is None:
-            name = next(
-                (each for each in backends.PREFERRED.get(device, ()) if not self._unable(each, device)), "torch"
-            )
-        file = self._file(name, device)
-        if "any" in self._files and backends.forced() != "torch":
-            name, file = "any", self._files["any"]
-        return name, getattr(import_module(f"{self._folder}.{file}"), self._function)
+    def _choose(self, forced: str | None, device: str) -> tuple[str, Implementation]:
+        if forced and (reason := self._unable(forced, device)):
+            raise BackendUnavailableError(f"backend {forced!r} cannot work on {device} tensors: {reason}")
+        if "any" in self._files and forced != "torch":
+            name = "any"
+        else:
+            able = (name for name in backends.PREFERRED.get(device, ()) if not self._unable(name, device))
+            name = forced or next(able, "torch")
+        return name, getattr(import_module(f"{self._folder}.{self._file(name, device)}"), self._function)
 
     def _unable(self, name: str, device: str) -> str | None:
         if reason := backends.unavailable(name, device):

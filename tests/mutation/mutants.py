@@ -166,7 +166,7 @@ MUTANTS = [
     Mutant(_ASYNCHRONOUS + "sgd.py", "self._subsets.check_state(subsets)", "pass", _ASYNCHRONOUS_SGD),
     Mutant(_WK + "asynchronous/reference.py", "expected.round().clamp(min=1)", "expected.round()", _SUBSETS),
     Mutant(_WK + "asynchronous/reference.py", "expected.round()", "(expected + 0.5).floor()", _SUBSETS),
-    Mutant(_WK + "asynchronous/reference.py", "places[kept] = weight[kept]", "places[...] = weight", _SUBSETS),
+    Mutant(_WK + "asynchronous/reference.py", "target[kept] = source[kept]", "target[...] = source", _SUBSETS),
     Mutant(_WK + "asynchronous/reference.py", "if tensors.first_steps[i]:", "if False:", _SUBSETS),
     Mutant(_WK + "asynchronous/api.py", "grads[i] = grads[i].contiguous()", "pass", _SUBSETS_NATIVE),
     Mutant(_CPU + "asynchronous.cpp", "rest == 0.5 && whole % 2 != 0", "rest == 0.5", _SUBSETS_NATIVE),

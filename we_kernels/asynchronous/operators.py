@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ def _fake_selection(sizes: Sequence[int], groups: Sequence[int], rate: Tensor, *
     return rate.new_empty((sum(sizes),), dtype=torch.bool)
 
 
+def _copy(
+    implementation: Callable[..., None], bank: BankView, selected: Tensor, buffer: Tensor, *, restore: bool
+) -> None:
+    implementation(bank, selected, buffer, restore)
+
+
 select_filters = Operator(
     "select_filters(int[] sizes, int[] groups, Tensor rate, int seed, Tensor step, bool replacement) -> Tensor",
     [Segments, Tensor, int, Tensor, bool],
@@ -33,6 +40,8 @@ save_unselected_ = Operator(
     [BankView, Tensor, Tensor],
     _FILES,
     __package__,
+    function="copy_unselected",
+    around=partial(_copy, restore=False),
 )
 
 restore_unselected_ = Operator(
@@ -40,6 +49,8 @@ restore_unselected_ = Operator(
     [BankView, Tensor, Tensor],
     _FILES,
     __package__,
+    function="copy_unselected",
+    around=partial(_copy, restore=True),
 )
 
 asynchronous_sgd_ = Operator(

@@ -29,25 +29,16 @@ def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, re
     return torch.empty_like(row, dtype=torch.bool).index_put_((order,), row < expected.round().clamp(min=1))
 
 
-def save_unselected_(bank: BankView, selected: Tensor, buffer: Tensor) -> None:
-    """Filters that are not selected are copied to their places in ``buffer``."""
-    for weight, places, kept in _unselected(bank, selected, buffer):
-        places[kept] = weight[kept]
-
-
-def restore_unselected_(bank: BankView, selected: Tensor, buffer: Tensor) -> None:
-    """Filters that are not selected are copied back from their places in ``buffer``."""
-    for weight, places, kept in _unselected(bank, selected, buffer):
-        weight[kept] = places[kept]
-
-
-def _unselected(bank: BankView, selected: Tensor, buffer: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    rows = [weight.movedim(dim, 0) for weight, dim in zip(bank.weights, bank.filter_dims, strict=True)]
-    places = [
-        buffer[offset : offset + weight.numel() * weight.element_size()].view(weight.dtype).view(weight.shape)
-        for weight, offset in zip(rows, bank.layout.byte_offsets[:-1], strict=True)
-    ]
-    return list(zip(rows, places, (~selected).split(bank.layout.segments.sizes), strict=True))
+def copy_unselected(bank: BankView, selected: Tensor, buffer: Tensor, restore: bool) -> None:
+    """Filters that are not selected, to their places in ``buffer``; ``restore``: back from there."""
+    unselected = (~selected).split(bank.layout.segments.sizes)
+    offsets = bank.layout.byte_offsets[:-1]
+    for weight, dim, offset, kept in zip(bank.weights, bank.filter_dims, offsets, unselected, strict=True):
+        rows = weight.movedim(dim, 0)
+        end = offset + weight.numel() * weight.element_size()
+        places = buffer[offset:end].view(weight.dtype).view(rows.shape)
+        target, source = (rows, places) if restore else (places, rows)
+        target[kept] = source[kept]
 
 
 def asynchronous_sgd_(tensors: SgdTensors, selected: Tensor, rule: SgdRule) -> None:

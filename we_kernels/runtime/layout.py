@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .transfer import Owner, Place, table_of
+
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Supported weight dtypes; a layer's ``dtype`` is the index here (csrc/layout.h has the same list)."""
 
@@ -89,11 +91,11 @@ class Segments:
 
     def table_on(self, device: torch.device) -> Tensor:
         """`table` on ``device``, copied once."""
-        return _copy_on(self.tables, "table", self.table, device)
+        return _copy_on(self, "table", self.table, device)
 
     def layer_of_filter(self, device: torch.device) -> Tensor:
         """int64 [F]: the layer of each filter."""
-        return _copy_on(self.tables, "layer_of_filter", self._layer_of_filter, device)
+        return _copy_on(self, "layer_of_filter", self._layer_of_filter, device)
 
     @cached_property
     def _layer_of_filter(self) -> Tensor:
@@ -118,12 +120,12 @@ class Layout:
 
     def table_on(self, device: torch.device) -> Tensor:
         """`table` on ``device``, copied once."""
-        return _copy_on(self.tables, "table", self.table, device)
+        return _copy_on(self, "table", self.table, device)
 
     def elements_on(self, device: torch.device, per_filter: bool) -> Tensor:
         """float64 [F] or [L] on ``device``: the elements of every filter or of every tensor, 1 for an empty one."""
         source = self._elements_of_filters if per_filter else self._elements_of_tensors
-        return _copy_on(self.tables, f"elements {per_filter}", source, device)
+        return _copy_on(self, f"elements {per_filter}", source, device)
 
     @cached_property
     def _elements_of_tensors(self) -> Tensor:
@@ -135,7 +137,7 @@ class Layout:
 
     def channels_on(self, device: torch.device) -> Tensor:
         """float64 [F] on ``device``: the number of kernels of every filter."""
-        return _copy_on(self.tables, "channels", self._channels_of_filters, device)
+        return _copy_on(self, "channels", self._channels_of_filters, device)
 
     @cached_property
     def _channels_of_filters(self) -> Tensor:
@@ -168,12 +170,8 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _copy_on(tables: dict[tuple[object, ...], Any], name: str, source: Tensor, device: torch.device) -> Tensor:
-    key = (name, device)
-    if key not in tables:
-        tables[key] = source.to(device)
-    copy: Tensor = tables[key]
-    return copy
+def _copy_on(owner: Owner, name: str, source: Tensor, device: torch.device) -> Tensor:
+    return table_of(owner, name, Place.current(device), lambda: source.to(device))
 
 
 Forms = tuple[tuple[torch.Size, ...], tuple[tuple[int, ...], ...], tuple[torch.dtype, ...]]

@@ -262,20 +262,19 @@ def _parts(
         buffer, first = None, False
         if group["momentum"] != 0:
             buffer = states[param].get("momentum_buffer") if param in states else None
-            first = buffer is None
-            if buffer is None:
+            if first := buffer is None:
                 buffer = torch.empty_like(param)
-        if id(param) not in masked:
-            found.setdefault((1.0, param.device), []).append(_Row(param, buffer, param, grad, buffer, first))
-            continue
-        target, mask, share = masked[id(param)]
-        view, dim = target.view_of(param)
-        buffer_view = None if buffer is None else target.view_of(buffer)[0]
-        if buffer is not None and buffer_view is not None and buffer_view.data_ptr() != buffer.data_ptr():
-            # Loaded from a run with another memory format.
-            buffer = states[param]["momentum_buffer"] = buffer.contiguous()
-            buffer_view = target.view_of(buffer)[0]
-        row = _Row(param, buffer, view, target.view_of(grad)[0], buffer_view, first, target, dim, mask)
+        if id(param) in masked:
+            target, mask, share = masked[id(param)]
+            view, dim = target.view_of(param)
+            buffer_view = None if buffer is None else target.view_of(buffer)[0]
+            if buffer is not None and buffer_view is not None and buffer_view.data_ptr() != buffer.data_ptr():
+                # Loaded from a run with another memory format.
+                buffer = states[param]["momentum_buffer"] = buffer.contiguous()
+                buffer_view = target.view_of(buffer)[0]
+            row = _Row(param, buffer, view, target.view_of(grad)[0], buffer_view, first, target, dim, mask)
+        else:
+            row, share = _Row(param, buffer, param, grad, buffer, first), 1.0
         found.setdefault((share, param.device), []).append(row)
     return [(share, rows) for (share, _), rows in found.items()]
 

@@ -168,9 +168,12 @@ class EvolutionReport:
         Raises:
             ImportError: matplotlib is not installed. ValueError: the report is a preview or was not measured after.
         """
-        from .report_plot import plot_report
+        from .report_plot import Column, plot_columns
 
-        return plot_report(self)
+        before, after, donors = self.importance_before, self.importance_after, self.donors
+        columns = [Column(name, of, before[name], after[name], donors[name] >= 0) for name, of in self.kinds.items()]
+        title = f"Importances by layer, evolution after epoch {self.epoch} ({self.crossover} crossover)"
+        return plot_columns(columns, {kind: self.thresholds[kind] for kind in self.rates}, title)
 
     def _has_low(self, importance: Tensor) -> bool:
         """Whether one of a layer's importances is locally inferior; a product of float32, as in the kernels."""

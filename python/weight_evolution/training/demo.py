@@ -16,6 +16,7 @@ from we_kernels import __version__
 
 from .config import TrainingConfig
 from .data import Dataset, load_data
+from .demo_run import Run
 from .errors import UserError
 from .inferior import count_inferior_filters
 from .logs import to_json, write_log, write_text
@@ -46,31 +47,6 @@ class DemoOptions:
     batch_size: int = 32
     lr: float = 0.1
     weight_decay: float = 0.01
-
-
-@dataclass(frozen=True)
-class Run:
-    """One trained network."""
-
-    method: str
-    seed: int
-    history: list[dict[str, float]]
-    importances: dict[str, Tensor]
-    """Of the conv filters at the end."""
-
-    def last(self, column: str) -> float:
-        """A value of the last epoch."""
-        return self.history[-1][column]
-
-    @property
-    def evolution_seconds(self) -> list[float]:
-        """Of each evolution."""
-        return [row["evolution_seconds"] for row in self.history if "evolution_seconds" in row]
-
-    @property
-    def train_seconds(self) -> float:
-        """Of all epochs, without evolution and measuring."""
-        return sum(row["train_seconds"] for row in self.history)
 
 
 def run_demo(options: DemoOptions, device: torch.device, quiet: bool = False) -> str:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .demo_run import Run
 from .inferior import PUBLISHED_LOCAL_RATIO
 from .overlap_plot import COLOURS, MARKERS
-
-if TYPE_CHECKING:
-    from .demo import Run
 
 _SMALLEST = 1e-3
 """Importances below this share of the layer's largest are drawn here."""

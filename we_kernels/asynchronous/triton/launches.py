@@ -58,17 +58,8 @@ def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, re
     return selected
 
 
-def save_unselected_(bank: BankView, selected: Tensor, buffer: Tensor) -> None:
-    """Filters that are not selected are copied to their places in ``buffer``."""
-    _copy(bank, selected, buffer, restore=False)
-
-
-def restore_unselected_(bank: BankView, selected: Tensor, buffer: Tensor) -> None:
-    """Filters that are not selected are copied back from their places in ``buffer``."""
-    _copy(bank, selected, buffer, restore=True)
-
-
-def _copy(bank: BankView, selected: Tensor, buffer: Tensor, restore: bool) -> None:
+def copy_unselected(bank: BankView, selected: Tensor, buffer: Tensor, restore: bool) -> None:
+    """Filters that are not selected, to their places in ``buffer``; ``restore``: back from there."""
     layout, place = bank.layout, bank.place
     start = buffer.data_ptr()
     places = upload(tuple(start + offset for offset in layout.byte_offsets[:-1]), torch.int64, place)
