@@ -17,6 +17,10 @@ def test_slow(): pass
 
 def test_plain(): pass
 
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("number", range(6))
+def test_sampled(number): pass
+
 @pytest.mark.parametrize("layout", range(5))
 @pytest.mark.parametrize("dtype", ["single", "double"])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -41,23 +45,23 @@ def run(pytester, monkeypatch):
 
 def test_a_plain_run_takes_a_sample(run):
     found = run(False)
-    assert found[0] == "test_file.py::test_plain"
+    assert found[:3] == [f"test_file.py::test_{test}" for test in ("plain", "sampled[0]", "sampled[5]")]
     assert sum("[torch" in test for test in found) == 10
     sample = [test for test in found if "[triton" in test]
-    assert len(sample) == len(found) - 11 == tiers.CASES
+    assert len(sample) == len(found) - 13 == tiers.CASES
     assert {test.split("-")[1] for test in sample} == {"single", "double"}
     assert len({test.split("-")[2] for test in sample}) == tiers.CASES
 
 
 def test_a_file_that_the_interpreter_runs_is_sampled_whatever_the_backend(run):
-    assert len(run(False, file="test_interpreted.py")) == 1 + tiers.CASES
+    assert len(run(False, file="test_interpreted.py")) == 1 + 2 * tiers.CASES
 
 
 @pytest.mark.parametrize(
     ("gpu", "arguments", "number"),
     [
-        (False, ["--all"], 22),
-        (True, [], 22),
+        (False, ["--all"], 28),
+        (True, [], 28),
         (False, ["-k", "triton"], 10),
         (False, ["-m", "slow"], 1),
         (False, ["test_file.py::test_slow"], 1),

@@ -1,8 +1,8 @@
 """The two tiers of the tests: what a plain run leaves out, for ``--all`` to run.
 
-A plain run leaves out the tests marked ``slow`` and most cases of what Triton's interpreter runs, which takes a
-hundred times as long as the other backends. Nothing is left out with ``--all``, of what is named (a test's id, ``-k``,
-``-m``), and where there is a GPU.
+A plain run leaves out the tests marked ``slow``, most cases of what Triton's interpreter runs, which takes a hundred
+times as long as the other backends, and most cases of a test marked ``sampled``. Nothing is left out with ``--all``, of
+what is named (a test's id, ``-k``, ``-m``), and where there is a GPU.
 """
 
 import torch
@@ -25,17 +25,25 @@ def deselects(config):
 def left_out(items):
     """The items that a plain run leaves out.
 
-    Of each function that the interpreter runs some items stay, the same in every run; see `spread`.
+    Of each function that is sampled some items stay, the same in every run; see `spread`.
     """
     out = [item for item in items if item.get_closest_marker("slow")]
     functions = {}
     for item in items:
-        if item not in out and is_interpreted(item):
-            functions.setdefault((item.path, item.originalname), []).append(item)
-    for (path, _), function in functions.items():
-        kept = spread([parameters(item) for item in function], INTERPRETED.get(path.name, CASES))
+        if item not in out and (most := most_of(item)):
+            functions.setdefault((item.path, item.originalname, most), []).append(item)
+    for (_, _, most), function in functions.items():
+        kept = spread([parameters(item) for item in function], most)
         out += [item for place, item in enumerate(function) if place not in kept]
     return out
+
+
+def most_of(item):
+    """How many items of its function a plain run takes; None: all."""
+    if is_interpreted(item):
+        return INTERPRETED.get(item.path.name, CASES)
+    marker = item.get_closest_marker("sampled")
+    return marker.args[0] if marker else None
 
 
 def is_interpreted(item):

@@ -32,6 +32,7 @@ def finished(process, folder):
     return folder.with_suffix(".txt").read_text()
 
 
+@pytest.mark.slow  # the second stage runs all of its phases, too
 def test_dry_run_of_the_first_stage(tmp_path):
     process = start(tmp_path / "out", "first", "--dry-run")
     output = finished(process, tmp_path / "out")

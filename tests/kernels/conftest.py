@@ -1,8 +1,34 @@
-"""Outputs and scratch memory of the kernels are poisoned before they run."""
+"""Outputs and scratch memory of the kernels are poisoned before they run; how much of a check a backend takes."""
+
+from functools import partial
 
 import pytest
+from hypothesis import HealthCheck, settings
+from torch.library import opcheck as check_operator
+
+from tests import tiers
 
 
 @pytest.fixture(autouse=True)
 def poison(poisoned):
     """For all tests of this folder."""
+
+
+@pytest.fixture
+def examples(backend, request):
+    """Hypothesis's settings. In a plain run a quarter: the interpreter takes about a second per example."""
+    plain = tiers.deselects(request.config)
+    return settings(
+        max_examples=(3 if plain else 8) if backend == "triton" else (30 if plain else 120),
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        derandomize=True,
+    )
+
+
+@pytest.fixture
+def opcheck(backend):
+    """`torch.library.opcheck`; all of it for one backend, as only these two parts look at what another one does."""
+    if backend == "torch":
+        return check_operator
+    return partial(check_operator, test_utils=("test_schema", "test_faketensor"))

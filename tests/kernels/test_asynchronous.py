@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.library import opcheck
 from torch.optim.sgd import sgd as functional_sgd
 
 import we_kernels as wk
@@ -438,7 +437,7 @@ def sgd_arguments(momentum=0.9):
     return (params, grads, buffers, [0, -1, 1], [False] * 3, selected, lr, momentum, 0.0, 0.1, False, False)
 
 
-def test_opcheck(backend):
+def test_opcheck(opcheck):
     ops = torch.ops.we_kernels
     rate, step = torch.tensor([0.5], dtype=torch.float64), torch.tensor([3])
     for replacement in (False, True):

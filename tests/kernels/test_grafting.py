@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch.library import opcheck
 
 import we_kernels as wk
 from tests.banks import DTYPES, FORMATS, cases, place, random_values
@@ -294,7 +293,7 @@ def tensors(seed=0):
     ]
 
 
-def test_opcheck(backend):
+def test_opcheck(backend, opcheck):
     ops, dims = torch.ops.we_kernels, [0, 1, 0]
     for per_filter, size in ((False, 3),) if backend == "triton" else ((False, 3), (True, 27)):
         opcheck(ops.weight_entropy.default, (tensors(), dims, [0] * 3, 10, per_filter))
@@ -540,17 +539,8 @@ def test_networks_may_interleave_in_memory(backend):
     assert torch.equal(banks[1].weights[0], expected[1][0])
 
 
-def examples(backend):
-    return settings(
-        max_examples=3 if backend == "triton" else 100,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-        derandomize=True,
-    )
-
-
-def test_any_bank(backend):
-    @examples(backend)
+def test_any_bank(backend, examples):
+    @examples
     @given(st.lists(cases(), min_size=1, max_size=5), st.integers(1, 40), st.booleans(), st.integers(0, 2**16))
     def check(made, bins, per_filter, seed):
         per = "filter" if per_filter else "tensor"

@@ -410,6 +410,7 @@ def test_a_poor_basis_is_not_believed(ways):
     assert ways["iterate"] == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(60, 150), (48, 50)])
 def test_whatever_a_warm_start_accepts_is_as_accurate(shape, dtype, ways):

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch.library import opcheck
 
 import we_kernels as wk
 
@@ -27,7 +26,7 @@ def evolve_arguments():
 
 
 @pytest.mark.parametrize("starved", [True, False])
-def test_opcheck(backend, starved):
+def test_opcheck(backend, opcheck, starved):
     starvation = torch.zeros(2, dtype=torch.int32) if starved else None
     importance = torch.rand(27)
     donor = torch.full((27,), -1, dtype=torch.int32)

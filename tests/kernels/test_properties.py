@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import we_kernels as wk
@@ -17,16 +17,6 @@ fractions = st.one_of(st.sampled_from((0.0, 0.1, 0.5, 1.0)), st.floats(0, 1))
 ratios = st.one_of(st.none(), fractions)
 
 
-def examples(backend):
-    # The interpreter takes about a second per example.
-    return settings(
-        max_examples=8 if backend == "triton" else 120,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-        derandomize=True,
-    )
-
-
 def bank_of(tensors: list[Case], groups: int = 1) -> wk.FilterBank:
     return wk.FilterBank(
         [case.weight for case in tensors],
@@ -35,8 +25,8 @@ def bank_of(tensors: list[Case], groups: int = 1) -> wk.FilterBank:
     )
 
 
-def test_importance(backend):
-    @examples(backend)
+def test_importance(backend, examples):
+    @examples
     @given(banks)
     def check(tensors):
         bank = bank_of(tensors)
@@ -50,8 +40,8 @@ def test_importance(backend):
     check()
 
 
-def test_matching(backend):
-    @examples(backend)
+def test_matching(backend, examples):
+    @examples
     @given(banks, fractions, fractions, ratios, st.sampled_from((None, 0.5, 1.0, 2.0, 3.5)), st.integers(1, 2))
     def check(tensors, rate, second_rate, ratio, limit, groups):
         bank = bank_of(tensors, groups)
@@ -73,8 +63,8 @@ def test_matching(backend):
 
 
 @pytest.mark.parametrize("rule", ["paper", "released"])
-def test_crossover(backend, rule):
-    @examples(backend)
+def test_crossover(backend, examples, rule):
+    @examples
     @given(banks, fractions)
     def check(tensors, rate):
         expected = copy.deepcopy(tensors)
@@ -89,8 +79,8 @@ def test_crossover(backend, rule):
     check()
 
 
-def test_evolution_is_the_three_operators_in_one(backend):
-    @examples(backend)
+def test_evolution_is_the_three_operators_in_one(backend, examples):
+    @examples
     @given(banks, fractions, st.sampled_from(("paper", "released")), st.sampled_from((1.0, 2.5)))
     def check(tensors, rate, rule, limit):
         expected = copy.deepcopy(tensors)
