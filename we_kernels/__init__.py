@@ -1,11 +1,12 @@
 """Kernels over many weight tensors at once: filter importance, matching, crossover, entropies, blends; each with a
-reference.
+reference. `channel_activity` is about activations.
 
 Three backends compute the same: ``torch`` (the reference), ``native`` (C++/CUDA) and ``triton``. CUDA tensors go to
 triton, or where that is missing to native, CPU tensors to native; what neither can do, to torch. `use_backend` or the
 environment variable WE_KERNELS_BACKEND force one.
 """
 
+from .activity import add_channel_activity_, channel_activity
 from .adamw import unit_adamw_
 from .asynchronous import (
     asynchronous_sgd_,
@@ -44,10 +45,12 @@ __all__ = [
     "UnitPlan",
     "UnitTensor",
     "__version__",
+    "add_channel_activity_",
     "asynchronous_sgd_",
     "backend_of",
     "blend_",
     "blend_ring_",
+    "channel_activity",
     "crossover_",
     "dormant_units",
     "evolve_",

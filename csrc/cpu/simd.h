@@ -37,8 +37,30 @@ struct Blend {
   bool alike;  // the layers have equal strides, too
 };
 
-// The loops over weights, compiled once per instruction set. All sets give the same bits: sums have a fixed order
-// and no multiply and add is contracted.
+// An activation as columns, which geometry.py of we_kernels' activity explains. The positions of each column are the
+// channels and kernel sizes of `positions`, which has their strides and the dtype, too; nothing else of it counts.
+struct Activation {
+  Layer positions;
+  std::int64_t columns;
+  std::int64_t column_stride;
+  std::int64_t run;
+  std::int64_t channels;
+};
+
+inline constexpr std::int64_t kPartColumns = 512;
+
+// The columns first_column, ..., first_column + columns - 1 (at most kPartColumns), and of each of them `count` items
+// from item `first` on: positions, or runs of `run_length` of them where columns do not lie closer together.
+struct ActivationPart {
+  std::int64_t first_column;
+  std::int64_t columns;
+  std::int64_t first;
+  std::int64_t count;
+  std::int64_t run_length;  // 0: items are positions
+};
+
+// The loops over weights and activations, compiled once per instruction set. All sets give the same bits: sums have a
+// fixed order and no multiply and add is contracted.
 struct Kernels {
   const char* name;
   // Computes importance[i] of the filters first + i, 0 <= i < count.
@@ -55,6 +77,8 @@ struct Kernels {
   void (*count_bins)(const Layer& layer, const void* weight, std::int64_t first, std::int64_t count, const Range& range,
                      int bins, std::int64_t* counts);
   void (*blend)(const Blend& blend, std::int64_t first, std::int64_t count);
+  // Sets sums[i] to the sum of magnitudes of the part's i-th column.
+  void (*magnitudes)(const Activation& activation, const void* values, const ActivationPart& part, double* sums);
 };
 
 extern const Kernels kBaseline;

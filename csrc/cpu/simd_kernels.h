@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/simd.h"
+#include "cpu/simd_activity.h"
 #include "cpu/simd_bins.h"
 #include "cpu/simd_blend.h"
 #include "cpu/simd_crossover.h"
@@ -62,6 +63,11 @@ void blend(const Blend& blend, std::int64_t first, std::int64_t count) {
   with_type(blend.layers[0], nullptr, [&](auto* type) { blend_filters(blend, type, first, count); });
 }
 
+void magnitudes(const Activation& activation, const void* values, const ActivationPart& part, double* sums) {
+  with_type(activation.positions, const_cast<void*>(values),
+            [&](const auto* typed) { part_magnitudes(activation, typed, part, sums); });
+}
+
 }  // namespace
 
 constinit const Kernels WE_SIMD_KERNELS = {
@@ -73,6 +79,7 @@ constinit const Kernels WE_SIMD_KERNELS = {
     .range = range,
     .count_bins = count_bins,
     .blend = blend,
+    .magnitudes = magnitudes,
 };
 
 }  // namespace we::cpu

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,8 +86,25 @@ TYPES = {
     "networks": "i32",
     "written": "i32",
     "parts": "i32",
+    "activation": "*DTYPE",
+    "part_sums": "*fp64",
+    "column_stride": "i32",
+    "positions": "i32",
+    "part_size": "i32",
+    "size1": "i32",
+    "size2": "i32",
+    "size3": "i32",
+    "stride0": "i32",
+    "stride1": "i32",
+    "stride2": "i32",
+    "stride3": "i32",
+    "unit_sums": "*DTYPE",
+    "channels": "i32",
+    "run": "i32",
+    "times": "i32",
+    "overwrite": "i32",
 }
-"""Of the kernels' run-time parameters, by name."""
+"""Of the kernels' run-time parameters, by name; ``*DTYPE``: elements of the constant of that name."""
 
 MAY_CONTRACT = ("overlap", "sgd")
 """Matrix products: multiply and add is what their instructions do. SGD: PyTorch's kernels contract, too."""
@@ -100,6 +118,8 @@ MOST = {"importance": (3100, 16), "matching": (3700, 72), "crossover": (4000, 1)
 SHORT_NAMES = {
     torch.float32: "fp32",
     torch.float64: "fp64",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
     torch.int32: "i32",
     torch.int64: "i64",
     torch.uint8: "u8",
@@ -145,6 +165,7 @@ def type_of(argument):
 
 
 def kernels():
+    from we_kernels.activity.triton import activity
     from we_kernels.asynchronous.triton import select, sgd, snapshot
     from we_kernels.evolution.triton import crossover, importance, matching, rank
     from we_kernels.grafting.triton import bins, blend
@@ -166,17 +187,25 @@ def kernels():
         bins.bins_kernel,
         bins.filter_bins_kernel,
         blend.blend_kernel,
+        activity.activity_parts_kernel,
+        activity.activity_sums_kernel,
     ]
     return {kernel.__name__: kernel for kernel in found}
 
 
-def signature(name):
-    """Types of a kernel's run-time arguments, in order."""
-    return [TYPES[parameter] for parameter in kernels()[name].arg_names if parameter in TYPES]
+def signature(name, dtype=None):
+    """Types of a kernel's run-time arguments, in order; ``dtype``: its constant DTYPE."""
+    types = _types_of(kernels()[name], dtype)
+    return [of for of in types.values() if of != "constexpr"]
+
+
+def _types_of(kernel, dtype):
+    return {name: TYPES.get(name, "constexpr").replace("DTYPE", str(dtype)) for name in kernel.arg_names}
 
 
 def variants():
     """Every specialisation that the operators launch."""
+    from we_kernels.activity.triton import launches as activity
     from we_kernels.asynchronous.triton import launches as asynchronous
     from we_kernels.asynchronous.triton import select, sgd
     from we_kernels.evolution.triton import crossover, launches, rank, threshold
@@ -217,6 +246,12 @@ def variants():
         constants = {"ACC": dtype, "TILE": overlap.OVERLAP_TILE, "DEPTH": overlap.OVERLAP_DEPTH}
         yield Variant(kernel["overlap_kernel"], constants, {"num_warps": 8, "maxnreg": None})
     yield Variant(kernel["overlap_mean_kernel"], {"BLOCK": 256}, plain)
+    for dtype, inner, nest in product(TRITON_DTYPES, (True, False), (1, 2, 4)):
+        columns, positions = activity.TILES[inner]
+        constants = {"DTYPE": dtype, "INNER": inner, "NEST": nest, "COLUMNS": columns, "POSITIONS": positions}
+        yield Variant(kernel["activity_parts_kernel"], constants, plain)
+    for dtype in TRITON_DTYPES[:2]:
+        yield Variant(kernel["activity_sums_kernel"], {"DTYPE": dtype, "BLOCK": activity.SUMS_BLOCK}, plain)
     for replacement in (False, True):
         constants = {"ROWS": asynchronous.SELECT_ROWS, "KEYS": asynchronous.SELECT_KEYS, "REPLACEMENT": replacement}
         yield Variant(kernel["select_kernel"], constants, {"num_warps": 4, "maxnreg": select.MAX_REGISTERS})
@@ -245,7 +280,7 @@ def compile_for(variant, capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types = {name: TYPES.get(name, "constexpr") for name in variant.kernel.arg_names}
+    types = _types_of(variant.kernel, variant.constants.get("DTYPE"))
     source = ASTSource(fn=variant.kernel, signature=types, constexprs=variant.constants)
     options = {"enable_fp_fusion": False, **variant.options}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

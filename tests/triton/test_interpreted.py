@@ -374,7 +374,7 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
             constants = constants | {"LAYERS": steps.STARVATION_TILE}
         assert aot_table.key(name, constants) in listed
         types = [aot_table.type_of(argument) for argument in arguments]
-        assert types == aot_table.signature(name), name
+        assert types == aot_table.signature(name, constants.get("DTYPE")), name
     assert {name for name, *_ in launches} == {name for name, _ in listed}
 
 

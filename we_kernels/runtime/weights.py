@@ -21,18 +21,29 @@ def check_weight(weight: Tensor, name: str) -> None:
         TypeError: it is no tensor, or not of a supported dtype, layout or device, or a tensor of another kind.
         ValueError: its shape, strides or address cannot be taken.
     """
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(weight).__name__}")
-    if not torch.compiler.is_compiling() and (kind := _kind(weight)):
-        raise TypeError(f"{name} {kind}")
-    if weight.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {weight.dtype}")
-    if not 1 <= weight.dim() <= MAX_DIMS:
-        raise ValueError(f"{name} must have 1 to {MAX_DIMS} dimensions, got {weight.dim()}")
+    check_readable(weight, name, MAX_DIMS)
     if not strides_are_disjoint(weight.shape, weight.stride()):
         raise ValueError(f"{name} overlaps itself (an expanded view?); pass its contiguous() copy")
+
+
+def check_readable(tensor: Tensor, name: str, most_dims: int | None = None) -> None:
+    """Refuses what the kernels cannot read by its address; elements may share one.
+
+    Raises:
+        TypeError: it is no tensor, or not of a supported dtype, layout or device, or a tensor of another kind.
+        ValueError: its shape or address cannot be taken.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not torch.compiler.is_compiling() and (kind := _kind(tensor)):
+        raise TypeError(f"{name} {kind}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {tensor.dtype}")
+    if tensor.dim() < 1 or (most_dims and tensor.dim() > most_dims):
+        wanted = f"1 to {most_dims} dimensions" if most_dims else "at least one dimension"
+        raise ValueError(f"{name} must have {wanted}, got {tensor.dim()}")
     if not torch.compiler.is_compiling():
-        check_address(weight, name)
+        check_address(tensor, name)
 
 
 def _kind(weight: Tensor) -> str | None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from ..model.unit_graph import ActivationPlace
+import we_kernels as wk
 
-_PLAIN_DTYPES = (torch.float32, torch.float64)
+from ..model.unit_graph import ActivationPlace
 
 
 class UnitSums:
@@ -100,30 +100,23 @@ class UnitSums:
                 f"{self._place.name} has {values.shape[span.axis]} features where {span.size} were expected: the model "
                 "was changed; make a new UnitActivity"
             )
-        axis = values.dim() + span.axis
-        others = [dim for dim in range(values.dim()) if dim != axis]
-        # One pass, whatever the memory format: abs() would write a copy.
-        dtype = values.dtype if values.dtype in _PLAIN_DTYPES else torch.float32
-        sums = torch.linalg.vector_norm(values, 1, others, dtype=dtype) if others else values.abs().to(dtype)
-        block = span.block * factor
-        own = sums[span.offset * factor : span.offset * factor + self._units * block]
-        self._keep(torch.unflatten(own, 0, (self._units, block)).sum(1), values.numel() // sums.numel() * block)
+        row, first = self._row(values.device)
+        units = (span.axis, span.offset * factor, span.block * factor)
+        (_add_by_kernel if _has_kernel(values) else _add_by_torch)(row, values, *units, overwrite=first)
+        number = self.calls % len(self._counts)
+        count = values.numel() // values.shape[span.axis] * span.block * factor
+        self._counts[number] = count + (0 if first else self._counts[number])
+        self.calls += 1
 
-    def _keep(self, sums: Tensor, count: int) -> None:
+    def _row(self, device: torch.device) -> tuple[Tensor, bool]:
+        """Where this call's sums go, and whether they are the first ones there."""
         rows = 1 if self._batches is None else self._batches
         if self._sums is None:
-            self._sums = torch.empty(rows, self._units, dtype=_sum_dtype(sums.device), device=sums.device)
+            self._sums = torch.empty(rows, self._units, dtype=_sum_dtype(device), device=device)
             self._counts = [0] * rows
-        elif self._sums.device != sums.device:  # the model was moved
-            self._sums = self._sums.to(sums.device)
-        row = self.calls % rows
-        if self._batches is None and self.calls:
-            self._sums[row] += sums
-            self._counts[row] += count
-        else:
-            self._sums[row] = sums
-            self._counts[row] = count
-        self.calls += 1
+        elif self._sums.device != device:  # the model was moved
+            self._sums = self._sums.to(device)
+        return self._sums[self.calls % rows], self._batches is not None or self.calls == 0
 
     def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
         return _Nothing, ()
@@ -132,6 +125,31 @@ class UnitSums:
 def _sum_dtype(device: torch.device) -> torch.dtype:
     """float64 is exact enough for any number of batches; not every device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _has_kernel(values: Tensor) -> bool:
+    return (
+        type(values) is Tensor
+        and values.dtype in wk.DTYPES
+        and values.device.type in ("cpu", "cuda")
+        and values.layout == torch.strided
+        and not values.is_neg()
+    )
+
+
+def _add_by_kernel(row: Tensor, values: Tensor, dim: int, offset: int, block: int, *, overwrite: bool) -> None:
+    wk.add_channel_activity_(row, values, dim, offset=offset, block=block, overwrite=overwrite)
+
+
+def _add_by_torch(row: Tensor, values: Tensor, axis: int, offset: int, block: int, *, overwrite: bool) -> None:
+    others = [dim for dim in range(values.dim()) if dim != values.dim() + axis]
+    dtype = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float32
+    sums = torch.linalg.vector_norm(values, 1, others, dtype=dtype) if others else values.abs().to(dtype)
+    own = sums[offset : offset + len(row) * block].unflatten(0, (len(row), block)).sum(1)
+    if overwrite:
+        row.copy_(own)
+    else:
+        row.add_(own)
 
 
 class _Nothing:
