@@ -51,6 +51,37 @@ def check_overlap_of(device, cases, backend):
     assert_same_bits(moved, cases)
 
 
+ACTIVATIONS = (
+    ((3, 5, 7, 9), 1),
+    ((9, 6, 2, 3), 1),
+    ((2, 3, 4, 5, 6), 1),
+    ((11, 70), -1),
+    ((7, 65, 33, 2), 1),
+    ((6,), 0),
+)
+"""Shapes, and the dimension of the channels."""
+
+
+def check_activity(device, dtypes, memory_format, backend="triton"):
+    """Sums, of all channels and of pairs of them, and means; a value that is not finite spoils its channel alone."""
+    for i, (shape, dim) in enumerate(ACTIVATIONS):
+        case = place(random_values(shape, dtypes[i % len(dtypes)], i), memory_format, dim)
+        channels = shape[dim]
+        case.weight.movedim(dim, 0)[channels - 1].view(-1)[-1:].fill_(math.nan if i % 2 else -math.inf)
+        (moved,), found = on([case], device), []
+        for name, activation in (("torch", case.weight), (backend, moved.weight)):
+            sums = torch.full((channels // 2,), 0.5, dtype=torch.float64, device=activation.device)
+            narrow = sums.float()
+            with wk.use_backend(name):
+                wk.add_channel_activity_(sums, activation, dim, offset=channels % 2, block=2)
+                wk.add_channel_activity_(narrow, activation, dim, overwrite=True)
+                found.append([sums.cpu(), narrow.cpu(), wk.channel_activity(activation, dim).cpu()])
+        for wanted, ours in zip(*found, strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=4e-6, atol=0, equal_nan=True)
+        assert found[0][2][:-1].isfinite().all()
+        assert_same_bits([moved], [case])
+
+
 SELECTIONS = tuple(
     (rate, seed, step, replacement)
     for rate, seed, step in ((0.0, 0, 0), (0.37, 2**40 + 5, 2**33 + 9), (0.5, 2**63 - 1, 2**63 - 1), (1.0, 1, 2**31))

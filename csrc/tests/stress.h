@@ -215,6 +215,7 @@ void require_the_same(F&& result, bool change_level, const char* what) {
 void stress_evolution(Generator& generator, bool change_level);
 void stress_grafting(Generator& generator, bool change_level);
 void stress_asynchronous(Generator& generator, bool change_level);
+void stress_activity(Generator& generator, bool change_level);
 void stress_races(Generator& generator, bool change_level);
 
 }  // namespace we::cpu

@@ -52,6 +52,13 @@ def overlap(weights):
     return [*wk.filter_overlap(wk.FilterBank(weights))]
 
 
+def measure_activity(weights):
+    sums = [torch.zeros(weight.shape[0], dtype=torch.float32, device="cpu") for weight in weights]
+    for own, weight in zip(sums, weights, strict=True):
+        wk.add_channel_activity_(own, weight, 0)
+    return [*sums, *(wk.channel_activity(weight, 0) for weight in weights)]
+
+
 def update_asynchronously(weights):
     bank = wk.FilterBank(weights)
     selected = wk.select_filters(bank, 0.5, seed=1, step=2)
@@ -86,7 +93,17 @@ def nothing(weights):
     ]
 
 
-CALLS = [evolve, evolve_with_a_nan, step_by_step, graft, overlap, update_asynchronously, project, nothing]
+CALLS = [
+    evolve,
+    evolve_with_a_nan,
+    step_by_step,
+    graft,
+    overlap,
+    measure_activity,
+    update_asynchronously,
+    project,
+    nothing,
+]
 
 
 @pytest.fixture(params=[*DTYPES[1:], "meta"], ids=str)

@@ -321,3 +321,41 @@ def test_asynchronous_sgd_refuses_tables_that_differ(native):
         )
     for call in calls:
         call.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"values": 0}, "activation: it has no memory"),
+        ({"values": 6}, "activation: it is misaligned"),
+        ({"values": 2**64 - 64}, "activation: it ends past all memory"),
+        ({"dtype": 4}, "dtype is not in"),
+        ({"dtype": -1}, "dtype is not in"),
+        ({"columns": 0}, "a size is not positive"),
+        ({"column_stride": -1}, "a stride is negative"),
+        ({"run": 0}, "run or channels is not positive"),
+        ({"channels": 0}, "run or channels is not positive"),
+        ({"run": 2**62, "channels": 4}, "columns are not a multiple"),
+        ({"channels": 4}, "columns are not a multiple"),
+        ({"channels": 7}, "columns are not a multiple"),
+        ({"sizes": [1, 1, 0, 3]}, "a size is not positive"),
+        ({"sizes": [2**62, 1, 1, 3]}, "too many elements"),
+        ({"strides": [0, 0, -18, 6]}, "a stride is negative"),
+        ({"strides": [0, 0, 2**61, 6]}, "a stride is too large"),
+        ({"sums": 0}, "sums is null"),
+        ({"sums": 4}, "sums is misaligned"),
+        ({"num_sums": 4}, "sums has 4 elements, not 3"),
+        ({"num_sums": -1}, "sums has a negative size"),
+        ({"threads": 0}, "threads must be positive"),
+    ],
+)
+def test_add_activity_checks(native, changes, message):
+    activation, sums = torch.full((2, 3, 6), -2.0), torch.full((3,), -7.0).double()
+    a = {"values": activation.data_ptr(), "dtype": 0, "columns": 6, "column_stride": 1, "run": 1, "channels": 3}
+    a |= {"sizes": [1, 1, 2, 3], "strides": [0, 0, 18, 6], "sums": sums.data_ptr(), "num_sums": 3, "wide": True}
+    a |= {"overwrite": True, "threads": 1}
+    with pytest.raises(ValueError, match=message):
+        native.add_activity(*(a | changes).values())
+    assert sums.tolist() == [-7.0] * 3
+    native.add_activity(*a.values())
+    assert sums.tolist() == [24.0] * 3

@@ -69,6 +69,39 @@ def test_importance(native, dtype, memory_format):
     assert all(case.guards_intact() for case in cases)
 
 
+ACTIVATIONS = [
+    (3, 5, 70, 90),
+    (9, 130, 3, 5),
+    (40, 7, 6, 6),
+    (33, 1200),
+    (70, 3, 9),
+    (2, 3, 4, 50, 60),
+    (3, 2, 200, 600),
+    (700, 33),
+]
+"""Runs and rows, short and long, some of several parts."""
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_activity(native, dtype, memory_format):
+    cases = [place(random_values(shape, dtype, seed), memory_format) for seed, shape in enumerate(ACTIVATIONS)]
+
+    def work():
+        sums = [torch.ones(case.weight.shape[1], dtype=torch.float64) for case in cases]
+        for own, case in zip(sums, cases, strict=True):
+            wk.add_channel_activity_(own, case.weight)
+        return sums
+
+    results = on_every_level(native, work)
+    for found in results:
+        assert all(torch.equal(a, b) for a, b in zip(found, results[0], strict=True))
+    for found, case in zip(results[0], cases, strict=True):
+        wanted = 1 + case.weight.double().abs().transpose(0, 1).flatten(1).sum(1)
+        torch.testing.assert_close(found, wanted, rtol=1e-12 if dtype == torch.float64 else 1e-6, atol=0)
+    assert all(case.guards_intact() for case in cases)
+
+
 @pytest.mark.sampled(40)
 @pytest.mark.parametrize("flavour", ["normal", "ties", "zeros", "tiny"])
 @pytest.mark.parametrize("rule", ["paper", "released"])

@@ -43,6 +43,8 @@ def run_methods(device):
 
     methods.check_overlap(device, matrix.DTYPES[2:], "shifted")
     methods.check_overlap_of_many_filters(device)
+    for memory_format in ("shifted", "channels_last"):
+        methods.check_activity(device, matrix.DTYPES, memory_format)
     for selection in methods.SELECTIONS[2:4]:
         methods.check_selection(device, *selection)
     methods.check_snapshot(device, matrix.DTYPES, "sliced")

@@ -9,7 +9,9 @@ from itertools import cycle
 import pytest
 import torch
 
+import we_kernels as wk
 from tests import matrix, methods
+from tests.waiting import no_waiting
 
 pytest.importorskip("triton")
 if torch.cuda.is_available() == (os.environ.get("TRITON_INTERPRET") == "1"):
@@ -27,6 +29,25 @@ def test_overlap(mix):
 
 def test_overlap_of_many_filters():
     methods.check_overlap_of_many_filters(DEVICE)
+
+
+@mixes
+def test_activity(mix):
+    methods.check_activity(DEVICE, *mix)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="there are no graphs")
+def test_activity_in_a_graph():
+    activation, sums = torch.randn(4, 6, 8, 8, device=DEVICE), torch.zeros(6, dtype=torch.float64, device=DEVICE)
+    with no_waiting():
+        wk.add_channel_activity_(sums, activation)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        wk.add_channel_activity_(sums, activation)
+    before = sums.clone()
+    activation.mul_(2)
+    graph.replay()
+    torch.testing.assert_close(sums, 3 * before)
 
 
 @pytest.mark.parametrize("selection", methods.SELECTIONS, ids=str)

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from itertools import product
 
 import pytest
 import torch
@@ -367,6 +368,11 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
             wk.weight_entropy(bank, per=per)
             wk.weight_entropy(wk.FilterBank(weights[:1]), 256, per=per)
             wk.blend_(bank, other, torch.rand(size), per=per)
+        for shape, dtype in product(((3, 5, 7, 9), (3, 70), (3, 5, 7, 9, 2)), matrix.DTYPES):
+            for memory_format in ("contiguous", "channels_last", "sliced", "transposed"):
+                activation = place(torch.randn(shape).to(dtype), memory_format).weight
+                wk.add_channel_activity_(torch.zeros(shape[1], dtype=torch.float32), activation)
+                wk.channel_activity(activation)
     elsewhere = ("select_kernel", "snapshot_kernel", "sgd_kernel")  # test_asynchronous_interpreted.py
     listed = {variant.key() for variant in aot_table.variants() if variant.kernel.__name__ not in elsewhere}
     for name, arguments, constants in launches:
