@@ -7,4 +7,5 @@ void bind_activity(pybind11::module_& module);
 void bind_asynchronous(pybind11::module_& module);
 void bind_evolution(pybind11::module_& module);
 void bind_grafting(pybind11::module_& module);
+void bind_reactivation(pybind11::module_& module);
 void bind_cuda(pybind11::module_& module);

@@ -30,6 +30,7 @@ PYBIND11_MODULE(_native, module) {
   bind_asynchronous(module);
   bind_evolution(module);
   bind_grafting(module);
+  bind_reactivation(module);
   module.def("compiler", &compiler, "Returns the name and version of the C++ compiler.");
   module.def("simd", [] { return kernels().name; }, "Returns the name of the instruction set in use.");
   module.def(

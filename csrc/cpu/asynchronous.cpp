@@ -6,30 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "cpu/philox.h"
 #include "cpu/tasks.h"
 
 namespace we::cpu {
 namespace {
 
 constexpr std::int64_t kAlignment = 64;
-
-// The first number of Philox4x32-10 (Salmon et al. 2011).
-std::uint32_t philox(std::uint32_t row, std::uint32_t layer, std::uint64_t step, std::uint64_t seed) {
-  std::uint32_t c0 = row, c1 = layer;
-  std::uint32_t c2 = static_cast<std::uint32_t>(step), c3 = static_cast<std::uint32_t>(step >> 32);
-  std::uint32_t k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t a = std::uint64_t{0xD2511F53} * c0;
-    const std::uint64_t b = std::uint64_t{0xCD9E8D57} * c2;
-    c0 = static_cast<std::uint32_t>(b >> 32) ^ c1 ^ k0;
-    c1 = static_cast<std::uint32_t>(b);
-    c2 = static_cast<std::uint32_t>(a >> 32) ^ c3 ^ k1;
-    c3 = static_cast<std::uint32_t>(a);
-    k0 += 0x9E3779B9;
-    k1 += 0xBB67AE85;
-  }
-  return c0;
-}
 
 // Rounds to the nearest integer, halves to even.
 std::int64_t round_even(double x) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpu/simd_sgd_rule.h"
+#include "cpu/units.h"
 #include "layout.h"
 #include "rule.h"
 
@@ -79,6 +80,12 @@ struct Kernels {
   void (*blend)(const Blend& blend, std::int64_t first, std::int64_t count);
   // Sets sums[i] to the sum of magnitudes of the part's i-th column.
   void (*magnitudes)(const Activation& activation, const void* values, const ActivationPart& part, double* sums);
+  // Sums the rows first, ..., first + count - 1 of a tensor of units.
+  void (*sum_rows)(const RowSums& sums, std::int64_t first, std::int64_t count);
+  // Returns the sum of the magnitudes that elements first, ..., first + count - 1 draw, in units of bound * 2^-23.
+  std::int64_t (*drawn_norm)(const Draws& draws, std::uint32_t first, std::int64_t count);
+  // Writes to these rows what they and the columns become.
+  void (*write_rows)(const UnitWrites& writes, std::int64_t first, std::int64_t count);
 };
 
 extern const Kernels kBaseline;

@@ -8,6 +8,7 @@
 #include "cpu/simd_crossover.h"
 #include "cpu/simd_importance.h"
 #include "cpu/simd_sgd.h"
+#include "cpu/simd_units.h"
 
 namespace we::cpu {
 namespace {
@@ -68,6 +69,17 @@ void magnitudes(const Activation& activation, const void* values, const Activati
             [&](const auto* typed) { part_magnitudes(activation, typed, part, sums); });
 }
 
+void sum_rows(const RowSums& sums, std::int64_t first, std::int64_t count) {
+  with_type(*sums.layer, const_cast<void*>(sums.tensor), [&](const auto* typed) {
+    if (sums.magnitudes) sum_rows<true>(sums, typed, first, count);
+    else sum_rows<false>(sums, typed, first, count);
+  });
+}
+
+void write_rows(const UnitWrites& writes, std::int64_t first, std::int64_t count) {
+  with_type(*writes.layer, writes.tensor, [&](auto* typed) { write_rows(writes, typed, first, count); });
+}
+
 }  // namespace
 
 constinit const Kernels WE_SIMD_KERNELS = {
@@ -80,6 +92,9 @@ constinit const Kernels WE_SIMD_KERNELS = {
     .count_bins = count_bins,
     .blend = blend,
     .magnitudes = magnitudes,
+    .sum_rows = sum_rows,
+    .drawn_norm = drawn_norm,
+    .write_rows = write_rows,
 };
 
 }  // namespace we::cpu

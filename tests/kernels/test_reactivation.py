@@ -75,6 +75,20 @@ def test_step_on_the_device(backend):
     assert torch.equal(*weights)
 
 
+@pytest.mark.parametrize("scale", ["initial", "targets"])
+def test_the_default_dtype_does_not_matter(backend, scale):
+    weights = [torch.zeros(3, 500) for _ in range(2)]
+    targets, revived = torch.full((3,), 0.7), torch.ones(3, dtype=torch.bool)
+    try:
+        for weight, dtype in zip(weights, (torch.float32, torch.float64), strict=True):
+            plan = wk.UnitPlan([wk.UnitTensor(weight, rows=torch.arange(3), row_value="draw")], 3)
+            torch.set_default_dtype(dtype)
+            wk.reactivate_(plan, revived, seed=5, step=1, scale=targets if scale == "targets" else scale)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(*weights)
+
+
 def test_means_leave_out_what_is_not_finite_and_what_is_written(backend):
     state = torch.tensor([[1.0, 100.0], [3.0, math.inf], [50.0, 60.0], [5.0, math.nan]])
     units = torch.tensor([-1, -1, 0, -1])

@@ -170,7 +170,7 @@ MUTANTS = [
     Mutant(_WK + "asynchronous/reference.py", "if tensors.first_steps[i]:", "if False:", _SUBSETS),
     Mutant(_WK + "asynchronous/api.py", "grads[i] = grads[i].contiguous()", "pass", _SUBSETS_NATIVE),
     Mutant(_CPU + "asynchronous.cpp", "rest == 0.5 && whole % 2 != 0", "rest == 0.5", _SUBSETS_NATIVE),
-    Mutant(_CPU + "asynchronous.cpp", "k1 += 0xBB67AE85;", "", _SUBSETS_NATIVE),
+    Mutant(_CPU + "philox.h", "k1 += 0xBB67AE85;", "", _SUBSETS_NATIVE),
     Mutant(_CPU + "simd_sgd.h", "at < body ? body - at", "true ? body - at", _SUBSETS_NATIVE),
     Mutant(_CPU + "simd_sgd.h", "share(scalar<T>(1 - rule.dampening))", "share(scalar<T>(1))", _SUBSETS_NATIVE),
     Mutant(_CPU + "simd_sgd.h", "if (selected[first + row] == 0) continue;", "", _SUBSETS_NATIVE),

@@ -118,5 +118,7 @@ def _draw(x: Tensor, axis: _Axis, revived: Tensor, number: int, rule: DrawRule) 
         target = (total / alive.sum()).expand_as(drawn)  # NaN where none is alive
     else:
         return fresh
-    scale = torch.where((target > 0) & target.isfinite() & (drawn > 0), target / (drawn * (bound * 2.0**-23)), 1.0)
+    scale = torch.where(
+        (target > 0) & target.isfinite() & (drawn > 0), target / (drawn.double() * (bound * 2.0**-23)), 1.0
+    )
     return fresh * scale.float()[axis.place]
