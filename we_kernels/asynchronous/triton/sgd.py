@@ -8,7 +8,7 @@ import triton.language as tl
 from ...runtime.layout import Layer
 from ...runtime.triton.fields import CHANNEL_STRIDE, FILTER_STRIDE, KERNEL0, KERNEL1, KERNEL2, kernel_offsets
 from ...runtime.triton.launch import kernel
-from ...runtime.triton.values import widen
+from ...runtime.triton.values import round_to, widen
 
 BLOCK = 1024
 """Elements that one program takes."""
@@ -171,31 +171,19 @@ def _step(
         moment = update
         if is_fresh == 0:
             before = widen(tl.load(m, mask=inside, other=0.0), DTYPE)
-            shrunk = widen(_round(before * momentum, DTYPE), DTYPE)
+            shrunk = widen(round_to(before * momentum, DTYPE), DTYPE)
             moment = _multiply_add(shrunk, update, tl.load(scalars + 2).to(ACC), DTYPE)
-        tl.store(m, _round(moment, DTYPE), mask=inside)
+        tl.store(m, round_to(moment, DTYPE), mask=inside)
         if nesterov != 0:
             update = _multiply_add(update, moment, momentum, DTYPE)
         else:
             update = moment
     # The whole block is stored if any of it moves, so that vectors stay whole; what stays gets the bits it had.
     if tl.sum(moves.to(tl.int32), axis=0) > 0:
-        new = _round(_multiply_add(wide, update, -tl.load(lr).to(ACC), DTYPE), DTYPE)
+        new = round_to(_multiply_add(wide, update, -tl.load(lr).to(ACC), DTYPE), DTYPE)
         tl.store(p, tl.where(moves, new, old), mask=inside)
 
 
 @triton.jit
 def _multiply_add(a, b, alpha, DTYPE: tl.constexpr):
-    return widen(_round(tl.fma(tl.broadcast_to(alpha, b.shape), b, a), DTYPE), DTYPE)
-
-
-@triton.jit
-def _round(x, DTYPE: tl.constexpr):
-    """To the parameters' dtype, to nearest even (the interpreter's own bfloat16 truncates)."""
-    if DTYPE == tl.bfloat16:
-        bits = x.to(tl.int32, bitcast=True)
-        bits = tl.where(x == x, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
-        rounded = bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
-    else:
-        rounded = x.to(DTYPE)
-    return rounded
+    return widen(round_to(tl.fma(tl.broadcast_to(alpha, b.shape), b, a), DTYPE), DTYPE)

@@ -53,6 +53,18 @@ def narrow(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def round_to(x, DTYPE: tl.constexpr):
+    """`narrow`, for NaNs and infinities, too."""
+    if DTYPE == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = tl.where(x == x, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, 0x7FC0)
+        rounded = bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        rounded = x.to(DTYPE)
+    return rounded
+
+
+@triton.jit
 def divide(a, b, DTYPE: tl.constexpr):
     """Correctly rounded: compiled ``/`` is approximate in float32.
 
