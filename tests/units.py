@@ -8,7 +8,8 @@ import torch
 
 import we_kernels as wk
 from tests.banks import place
-from tests.matrix import EPS
+from tests.matrix import EPS, on
+from tests.methods import assert_same_bits
 
 UNITS = 23
 
@@ -211,3 +212,23 @@ def check_dormant(device, threshold, backend=None):
     with wk.use_backend(backend) if backend else nullcontext():
         found = wk.dormant_units(activity.to(device), sizes, threshold, parents=parents.to(device))
     assert found.tolist() == wanted
+
+
+def check_reactivation_bits(device, dtype, scale, formats, backend, share=0.6):
+    """Those of the reference on the CPU; means, and what has the norm of living units, within a rounding."""
+    cases = make_cases(dtype, formats)
+    moved = on(cases, device)
+    revived = torch.rand(UNITS, generator=torch.Generator().manual_seed(4)) < share
+    for name, placed in (("torch", cases), (backend, moved)):
+        plan = plan_of([case.weight for case in placed])
+        where = plan.device
+        option = targets_of(plan).to(where) if scale == "targets" else scale
+        with wk.use_backend(name):
+            wk.reactivate_(plan, revived.to(where), seed=2**63 - 1, step=2**40 + 3, scale=option, given=GIVEN)
+    for (name, (*_, row, column)), ours, wanted in zip(TENSORS.items(), moved, cases, strict=True):
+        inexact = {"mean", "mean or one"} | ({"draw"} if scale == "layer" else set())
+        if inexact & {row, column}:
+            eps = EPS[ours.weight.dtype]
+            torch.testing.assert_close(ours.weight.cpu(), wanted.weight, rtol=2 * eps, atol=0, msg=name)
+        else:
+            assert_same_bits([ours], [wanted])

@@ -103,6 +103,20 @@ TYPES = {
     "run": "i32",
     "times": "i32",
     "overwrite": "i32",
+    "plans": "*i64",
+    "bounds": "*fp64",
+    "unit_table": "*i32",
+    "revived": "*u8",
+    "given": "*fp32",
+    "targets": "*fp32",
+    "scaling": "i32",
+    "part_counts": "*i64",
+    "drawn_norms": "*i64",
+    "activity": "*fp32",
+    "limits": "*fp64",
+    "dormant": "*u8",
+    "parents": "*i32",
+    "count": "i32",
 }
 """Of the kernels' run-time parameters, by name; ``*DTYPE``: elements of the constant of that name."""
 
@@ -170,6 +184,7 @@ def kernels():
     from we_kernels.evolution.triton import crossover, importance, matching, rank
     from we_kernels.grafting.triton import bins, blend
     from we_kernels.overlap.triton import overlap
+    from we_kernels.reactivation.triton import dormant, sums, write
 
     found = [
         importance.importance_kernel,
@@ -189,6 +204,10 @@ def kernels():
         blend.blend_kernel,
         activity.activity_parts_kernel,
         activity.activity_sums_kernel,
+        dormant.dormant_kernel,
+        dormant.dormant_parents_kernel,
+        sums.unit_sums_kernel,
+        write.write_units_kernel,
     ]
     return {kernel.__name__: kernel for kernel in found}
 
@@ -211,6 +230,7 @@ def variants():
     from we_kernels.evolution.triton import crossover, launches, rank, threshold
     from we_kernels.grafting.triton import bins, blend
     from we_kernels.overlap.triton import overlap
+    from we_kernels.reactivation.triton import dormant, sums, write
     from we_kernels.runtime.triton.values import TRITON_DTYPES
 
     kernel, plain = kernels(), {"num_warps": 4, "maxnreg": None}
@@ -261,6 +281,12 @@ def variants():
         yield Variant(
             kernel["sgd_kernel"], {"DTYPE": dtype, "BLOCK": sgd.BLOCK}, {"num_warps": sgd.WARPS, "maxnreg": None}
         )
+        constants = {"DTYPE": dtype, "BLOCK": sums.BLOCK, "SCAN": sums.SCAN}
+        yield Variant(kernel["unit_sums_kernel"], constants, plain)
+        constants = {"DTYPE": dtype, "BLOCK": write.BLOCK, "PARTS": sums.MOST_PARTS}
+        yield Variant(kernel["write_units_kernel"], constants, plain)
+    for name in ("dormant_kernel", "dormant_parents_kernel"):
+        yield Variant(kernel[name], {"BLOCK": dormant.BLOCK}, plain)
 
 
 def sample(variants):

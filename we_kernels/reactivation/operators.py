@@ -10,7 +10,7 @@ from torch import Tensor
 from ..operator import Operator
 from .rule import DrawRule, UnitTensors
 
-_FILES = {"torch": "reference", "native": "native", "triton": "reference"}
+_FILES = {"torch": "reference", "native": "native", "triton": "triton"}
 
 
 def _fake_units(activity: Tensor, sizes: Sequence[int], parents: Tensor, threshold: float) -> Tensor:

@@ -1,7 +1,6 @@
 """Sums of magnitudes of an activation's columns, part by part, then of the parts. See `geometry.Geometry`."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# ruff: noqa: SIM300  (compile-time constants are named in capitals, and stand on the left)
 
 import triton
 import triton.language as tl

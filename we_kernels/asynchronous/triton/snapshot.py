@@ -43,7 +43,7 @@ def snapshot_kernel(pointers, layers, row_tiles, places, selected, restore, DTYP
     stride = tl.load(tile + TILE_STRIDE)
     kind = tl.load(tile + TILE_KIND)
     chosen = selected + tl.load(tile + TILE_FIRST)
-    size: tl.constexpr = 8 if DTYPE == tl.int64 else (4 if tl.int32 == DTYPE else 2)
+    size: tl.constexpr = 8 if DTYPE == tl.int64 else (4 if DTYPE == tl.int32 else 2)
     vector: tl.constexpr = 16 // size
     aligned = (weight | place | (length * size) | (stride * size)) % 16 == 0
     ways = (weight, place, tile, length, stride, chosen, restore)
