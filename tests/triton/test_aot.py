@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from tests.processes import run_module
+from tests.processes import ROOT, run_module
 
 
 def names_of_compiled(capability, cache, *options):
@@ -51,3 +51,9 @@ def test_narrow_offsets_are_seen():
     assert aot_table.count_narrow_offsets(line.format("i32"), "fp16") == 1
     assert aot_table.count_narrow_offsets(line.format("i64"), "fp16") == 0
     assert aot_table.count_narrow_offsets(line.format("i32"), "bf16") == 0
+
+
+def test_constants_stand_on_the_left():
+    """In Triton 3.3 ``tl.float64 == DTYPE`` is False for every DTYPE."""
+    for path in ROOT.glob("we_kernels/*/triton/*.py"):
+        assert re.findall(r"tl\.\w+ [=!]= [A-Z]+\b", path.read_text()) == [], path

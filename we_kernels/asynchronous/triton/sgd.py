@@ -59,7 +59,7 @@ def sgd_kernel(
     p = param.to(tl.pointer_type(DTYPE))
     g = grad.to(tl.pointer_type(DTYPE))
     m = buffer.to(tl.pointer_type(DTYPE))
-    is_fresh = tl.load(fresh + tensor)
+    rule = (tl.load(fresh + tensor), scalars, lr, decays, has_momentum, nesterov, maximize)
     index = start + tl.arange(0, BLOCK)
     first = tl.load(fields + FIRST)
     chosen = selected + first
@@ -78,13 +78,7 @@ def sgd_kernel(
                 tl.multiple_of(m, 16) + index,
                 inside,
                 moves,
-                is_fresh,
-                scalars,
-                lr,
-                decays,
-                has_momentum,
-                nesterov,
-                maximize,
+                rule,
                 DTYPE,
             )
         else:
@@ -92,21 +86,7 @@ def sgd_kernel(
             moves = inside
             if first >= 0:
                 moves = tl.load(chosen + index // run % filters, mask=inside, other=0) != 0
-            _step(
-                p + index,
-                g + index,
-                m + index,
-                inside,
-                moves,
-                is_fresh,
-                scalars,
-                lr,
-                decays,
-                has_momentum,
-                nesterov,
-                maximize,
-                DTYPE,
-            )
+            _step(p + index, g + index, m + index, inside, moves, rule, DTYPE)
     else:
         inside = index < total
         row = total // filters
@@ -119,13 +99,7 @@ def sgd_kernel(
             m + _offset(fields + BUFFER, index, row),
             inside,
             moves,
-            is_fresh,
-            scalars,
-            lr,
-            decays,
-            has_momentum,
-            nesterov,
-            maximize,
+            rule,
             DTYPE,
         )
 
@@ -141,21 +115,8 @@ def _offset(layer, index, row):
 
 
 @triton.jit
-def _step(
-    p,
-    g,
-    m,
-    inside,
-    moves,
-    is_fresh,
-    scalars,
-    lr,
-    decays,
-    has_momentum,
-    nesterov,
-    maximize,
-    DTYPE: tl.constexpr,
-):
+def _step(p, g, m, inside, moves, rule, DTYPE: tl.constexpr):
+    is_fresh, scalars, lr, decays, has_momentum, nesterov, maximize = rule
     ACC: tl.constexpr = tl.float64 if DTYPE == tl.float64 else tl.float32
     BITS: tl.constexpr = tl.int64 if DTYPE == tl.float64 else tl.int32
     SIGN: tl.constexpr = 63 if DTYPE == tl.float64 else 31
