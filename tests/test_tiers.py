@@ -63,6 +63,7 @@ def test_a_file_that_the_interpreter_runs_is_sampled_whatever_the_backend(run):
         (False, ["--all"], 28),
         (True, [], 28),
         (False, ["-k", "triton"], 10),
+        (False, ["-k", "not triton"], 13),
         (False, ["-m", "slow"], 1),
         (False, ["test_file.py::test_slow"], 1),
     ],

@@ -2,7 +2,7 @@
 
 A plain run leaves out the tests marked ``slow``, most cases of what Triton's interpreter runs, which takes a hundred
 times as long as the other backends, and most cases of a test marked ``sampled``. Nothing is left out with ``--all``, of
-what is named (a test's id, ``-k``, ``-m``), and where there is a GPU.
+what is named (a test's id, ``-k`` and ``-m`` other than "not ..."), and where there is a GPU.
 """
 
 import torch
@@ -18,7 +18,9 @@ What test_gpu_methods.py is for runs on GPUs: here one case shows that a check w
 
 def deselects(config):
     """Whether a run with these options is a plain one."""
-    named = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
+    expressions = (config.option.keyword, config.option.markexpr)
+    named = any(expression and not expression.startswith("not ") for expression in expressions)
+    named = named or any("::" in argument for argument in config.args)
     return not (config.option.all or named or torch.cuda.is_available())
 
 
