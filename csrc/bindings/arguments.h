@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/rounding.h"
 #include "rule.h"
 
 // What Python hands over is checked here: a mistake would be a crash instead of an exception.
@@ -49,6 +50,17 @@ inline Rule rule_of(const std::string& name) {
 inline int check_threads(int threads) {
   if (threads < 1) throw std::invalid_argument("threads must be positive");
   return threads;
+}
+
+inline cpu::Rounding rounding_of(bool fused, const std::vector<std::int64_t>& steps, std::int64_t grain, int threads) {
+  if (steps.size() != kNumDTypes) throw std::invalid_argument("steps must have one entry for each dtype");
+  if (grain < 1) throw std::invalid_argument("grain must be positive");
+  cpu::Rounding rounding{fused, {}, check_threads(threads), grain};
+  for (std::size_t i = 0; i < kNumDTypes; ++i) {
+    if (steps[i] < 0) throw std::invalid_argument("steps must not be negative");
+    rounding.step[i] = steps[i];
+  }
+  return rounding;
 }
 
 }  // namespace we

@@ -44,7 +44,6 @@ void sgd_binding(const std::vector<py::list>& weights, const std::vector<std::ui
                  int threads) {
   const bool has_momentum = momentum != 0;
   if (weights.size() != 3 || tables.size() != 3) throw std::invalid_argument("weights and tables must be three");
-  if (steps.size() != kNumDTypes) throw std::invalid_argument("steps must have one entry for each dtype");
   std::vector<void*> pointers[3];
   for (std::size_t i = 0; i < 3; ++i) pointers[i] = addresses(weights[i]);
   const py::gil_scoped_release unlocked;
@@ -61,15 +60,8 @@ void sgd_binding(const std::vector<py::list>& weights, const std::vector<std::ui
   const auto chosen = array<const std::uint8_t>("selected", selected, num_selected);
   const SgdBanks all{banks[0], banks[1], banks[2], bytes(masked), bytes(first), chosen};
   check_sgd(all);
-  SgdRule rule{array<const double>("lr", lr, 1)[0], momentum, dampening, weight_decay, nesterov, maximize, {}};
-  rule.rounding.fused = fused;
-  for (std::size_t i = 0; i < kNumDTypes; ++i) {
-    if (steps[i] < 0) throw std::invalid_argument("steps must not be negative");
-    rule.rounding.step[i] = steps[i];
-  }
-  if (grain < 1) throw std::invalid_argument("grain must be positive");
-  rule.rounding.threads = check_threads(threads);
-  rule.rounding.grain = grain;
+  const SgdRule rule{array<const double>("lr", lr, 1)[0],      momentum, dampening, weight_decay, nesterov, maximize,
+                     rounding_of(fused, steps, grain, threads)};
   asynchronous_sgd(all, rule, threads);
 }
 

@@ -4,6 +4,7 @@
 
 // Each adds the operators of one source file to the module.
 void bind_activity(pybind11::module_& module);
+void bind_adamw(pybind11::module_& module);
 void bind_asynchronous(pybind11::module_& module);
 void bind_evolution(pybind11::module_& module);
 void bind_grafting(pybind11::module_& module);

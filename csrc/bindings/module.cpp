@@ -27,6 +27,7 @@ std::string compiler() {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Operators on raw addresses; the native backend of we_kernels calls them.";
   bind_activity(module);
+  bind_adamw(module);
   bind_asynchronous(module);
   bind_evolution(module);
   bind_grafting(module);

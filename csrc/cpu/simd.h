@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "cpu/simd_adamw_rule.h"
 #include "cpu/simd_sgd_rule.h"
 #include "cpu/units.h"
 #include "layout.h"
@@ -69,6 +70,8 @@ struct Kernels {
   void (*crossover)(const Layer& layer, void* weight, const Pair* pairs, std::int64_t count, Rule rule);
   // Does a step of SGD for the filters first, ..., first + count - 1 of a layer.
   void (*sgd)(const SgdTensors& tensors, const SgdRule& rule, std::int64_t first, std::int64_t count);
+  // Does a step of Adam for them.
+  void (*adamw)(const AdamwTensors& tensors, const AdamwRule& rule, std::int64_t first, std::int64_t count);
   // Copies those of them that are not selected from the weight to their places in a buffer, or back.
   void (*copy_unselected)(const Layer& layer, void* weight, void* places, const std::uint8_t* selected,
                           std::int64_t first, std::int64_t count, bool restore);

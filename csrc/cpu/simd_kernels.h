@@ -3,6 +3,7 @@
 
 #include "cpu/simd.h"
 #include "cpu/simd_activity.h"
+#include "cpu/simd_adamw.h"
 #include "cpu/simd_bins.h"
 #include "cpu/simd_blend.h"
 #include "cpu/simd_crossover.h"
@@ -40,6 +41,11 @@ void crossover(const Layer& layer, void* weight, const Pair* pairs, std::int64_t
 
 void sgd(const SgdTensors& tensors, const SgdRule& rule, std::int64_t first, std::int64_t count) {
   with_type(*tensors.param_layer, tensors.param, [&](auto* typed) { sgd_filters(tensors, rule, typed, first, count); });
+}
+
+void adamw(const AdamwTensors& tensors, const AdamwRule& rule, std::int64_t first, std::int64_t count) {
+  with_type(*tensors.layers[0], tensors.data[0],
+            [&](const auto* type) { adamw_filters(tensors, rule, type, first, count); });
 }
 
 void copy_unselected(const Layer& layer, void* weight, void* places, const std::uint8_t* selected, std::int64_t first,
@@ -87,6 +93,7 @@ constinit const Kernels WE_SIMD_KERNELS = {
     .importance = importance,
     .crossover = crossover,
     .sgd = sgd,
+    .adamw = adamw,
     .copy_unselected = copy_unselected,
     .range = range,
     .count_bins = count_bins,

@@ -3,54 +3,13 @@
 
 #include <cstdint>
 
+#include "cpu/simd_rounding.h"
 #include "cpu/simd_sgd_rule.h"
 #include "cpu/simd_walk.h"
 #include "layout.h"
 
 namespace we::cpu {
 namespace {
-
-// Returns a + alpha * b, rounded once.
-inline Floats fused(Floats a, Floats b, Floats alpha) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_fmadd_ps((__m512)alpha, (__m512)b, (__m512)a);
-#elif defined(__AVX2__)
-  return (Floats)_mm256_fmadd_ps((__m256)alpha, (__m256)b, (__m256)a);
-#else
-  Floats sum{};
-  for (int i = 0; i < kLanes<float>; ++i) sum[i] = __builtin_fmaf(alpha[i], b[i], a[i]);
-  return sum;
-#endif
-}
-inline Doubles fused(Doubles a, Doubles b, Doubles alpha) {
-#if defined(__AVX512F__)
-  return (Doubles)_mm512_fmadd_pd((__m512d)alpha, (__m512d)b, (__m512d)a);
-#elif defined(__AVX2__)
-  return (Doubles)_mm256_fmadd_pd((__m256d)alpha, (__m256d)b, (__m256d)a);
-#else
-  Doubles sum{};
-  for (int i = 0; i < kLanes<double>; ++i) sum[i] = __builtin_fma(alpha[i], b[i], a[i]);
-  return sum;
-#endif
-}
-
-template <class T>
-constexpr bool kIsNarrow = sizeof(T) == 2;
-
-inline Floats widen_vector(const Half*, Shorts x) { return widen_half(x); }
-inline Floats widen_vector(const BFloat16*, Shorts x) { return widen_bfloat16(x); }
-
-template <class T>
-inline Values<T> rounded(Values<T> x) {
-  if constexpr (kIsNarrow<T>) return widen_vector(static_cast<T*>(nullptr), narrow_any(static_cast<T*>(nullptr), x));
-  else return x;
-}
-
-// What a scalar becomes in an operation on tensors of type T: its value in T.
-template <class T>
-inline Values<T> scalar(double value) {
-  return rounded<T>(all_lanes<Values<T>>(static_cast<typename Number<T>::Acc>(value)));
-}
 
 template <class T>
 struct SgdScalars {
@@ -64,19 +23,6 @@ struct SgdScalars {
   Values<T> share;
   Values<T> minus_lr;
 };
-
-// Returns a + alpha * b; if `once`, the product is not rounded.
-template <class T, bool once>
-inline Values<T> multiply_add(Values<T> a, Values<T> b, Values<T> alpha) {
-  if constexpr (kIsNarrow<T>) {
-    // The product of two numbers of 11 bits is exact.
-    return rounded<T>(a + (once ? alpha * b : rounded<T>(alpha * b)));
-  } else if constexpr (once) {
-    return fused(a, b, alpha);
-  } else {
-    return a + alpha * b;
-  }
-}
 
 template <class T, bool once>
 class SgdStep {
@@ -136,45 +82,22 @@ class SgdLayer {
   SgdLayer(const SgdTensors& tensors, const SgdRule& rule, bool dense)
       : once_(rule, tensors.first),
         twice_(rule, tensors.first),
-        fused_(rule.rounding.fused),
-        step_(rule.rounding.step[tensors.param_layer->dtype]),
+        rounding_(rule.rounding, *tensors.param_layer, dense),
         param_(static_cast<T*>(tensors.param)),
         grad_(static_cast<const T*>(tensors.grad)),
-        buffer_(static_cast<T*>(tensors.buffer)) {
-    const std::int64_t total = tensors.param_layer->filters * elements_of(*tensors.param_layer);
-    std::int64_t parts = total < rule.rounding.grain ? 1 : (total + rule.rounding.grain - 1) / rule.rounding.grain;
-    if (parts > rule.rounding.threads) parts = rule.rounding.threads;
-    part_ = (total + parts - 1) / parts;
-    total_ = total;
-    if (!dense) part_ = 0;
-  }
+        buffer_(static_cast<T*>(tensors.buffer)) {}
 
   // Moves elements at `offset` of a tensor that lies in memory like its gradient and buffer; they go to `out`, if it is
   // not null.
   void run(std::int64_t offset, std::int64_t count, T* out) const {
-    if constexpr (!kIsNarrow<T>) {
-      apply(fused_, offset, count, out);
-    } else {
-      if (part_ == 0 || step_ == 0) return apply(step_ != 0, offset, count, out);
-      while (count > 0) {
-        const std::int64_t at = offset % part_;
-        const std::int64_t start = offset - at;
-        const std::int64_t length = total_ - start < part_ ? total_ - start : part_;
-        const std::int64_t body = length / step_ * step_;
-        const std::int64_t left = at < body ? body - at : length - at;
-        const std::int64_t now = count < left ? count : left;
-        apply(at < body, offset, now, out);
-        offset += now;
-        count -= now;
-        if (out != nullptr) out += now;
-      }
-    }
+    rounding_.each(offset, count, [&](bool once, std::int64_t at, std::int64_t now) {
+      apply(once, at, now, out == nullptr ? nullptr : out + (at - offset));
+    });
   }
 
   // Moves elements that were gathered from tensors of different layouts.
   void run_packed(const T* param, const T* grad, T* buffer, T* out, std::int64_t count) const {
-    const bool once = kIsNarrow<T> ? step_ != 0 : fused_;
-    if (once) once_.run(param, grad, buffer, out, count);
+    if (rounding_.gathered()) once_.run(param, grad, buffer, out, count);
     else twice_.run(param, grad, buffer, out, count);
   }
 
@@ -187,13 +110,10 @@ class SgdLayer {
 
   SgdStep<T, true> once_;
   SgdStep<T, false> twice_;
-  bool fused_;
-  std::int64_t step_;
+  RoundingOf<T> rounding_;
   T* param_;
   const T* grad_;
   T* buffer_;
-  std::int64_t part_;
-  std::int64_t total_;
 };
 
 // Runs of one filter that are shorter than this are computed together with their neighbours, then copied if selected.

@@ -11,7 +11,7 @@ from torch.optim.sgd import sgd as functional_sgd
 import we_kernels as wk
 from tests.banks import DTYPES, FORMATS, place, random_values
 from tests.processes import environment
-from we_kernels.asynchronous import native as asynchronous
+from we_kernels.runtime.torch_rounding import rounding
 
 LEVELS = ("baseline", "avx2", "avx512")
 SHAPES = ((29, 1, 3, 3), (19, 16, 3, 3), (7, 37, 1, 1), (5, 18, 5, 5), (15, 70), (67,), (3, 35, 2, 3, 4), (1, 700))
@@ -148,7 +148,7 @@ def test_as_torch_rounds_on_older_processors(native, capability):
 
 
 def test_what_torch_does_here_is_found_out():
-    fused, steps = asynchronous._rounding()
+    fused, steps = rounding()
     assert steps[:2] == (0, 0)
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert fused

@@ -11,6 +11,6 @@ unit_adamw_ = Operator(
     "Tensor[] device_steps, float lr, Tensor? device_lr, float beta1, float beta2, float eps, float weight_decay, "
     "bool decoupled, bool maximize) -> ()",
     [AdamwTensors, AdamwRule],
-    {"torch": "reference"},
+    {"torch": "reference", "native": "native", "triton": "triton"},
     __package__,
 )

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-from ..runtime.layout import DTYPES, Segments, forms_of, layout_of
+from ..runtime.layout import Segments, forms_of, layout_of
 from ..runtime.native import module
+from ..runtime.torch_rounding import GRAIN, rounding
 from ..runtime.view import BankView
 from .rule import SgdRule, SgdTensors
-
-GRAIN = 32768
-"""PyTorch's CPU kernels cut tensors of at least so many elements into parts, for several threads."""
-
-_PROBE = 255
 
 
 def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, replacement: bool) -> Tensor:
@@ -54,7 +48,7 @@ def asynchronous_sgd_(tensors: SgdTensors, selected: Tensor, rule: SgdRule) -> N
     dims = tuple(max(dim, 0) for dim in tensors.filter_dims)
     lists = tensors.params, tensors.grads, tensors.momentum_buffers
     tables = [layout_of(forms_of(each), dims).table if each else None for each in lists]
-    fused, steps = _rounding()
+    fused, steps = rounding()
     module.asynchronous_sgd(
         [list(map(Tensor.data_ptr, each)) for each in lists],
         [0 if table is None else table.data_ptr() for table in tables],
@@ -74,21 +68,3 @@ def asynchronous_sgd_(tensors: SgdTensors, selected: Tensor, rule: SgdRule) -> N
         GRAIN,
         torch.get_num_threads(),
     )
-
-
-@lru_cache(maxsize=1)
-def _rounding() -> tuple[bool, tuple[int, ...]]:
-    """How PyTorch rounds ``a + alpha * b`` on this processor: fused in float32 and float64; and csrc's `Rounding.step`.
-
-    ATen's loops contract it where the processor can. In float16 and bfloat16 their vector bodies round once, the
-    elements that are left over the product, too.
-    """
-    fused = bool(_residue(torch.float32, 2.0**-12).all())
-    steps = [_PROBE + 1 - int(_residue(dtype, torch.finfo(dtype).eps).count_nonzero()) for dtype in DTYPES[2:]]
-    return fused, (0, 0, *(step if step <= _PROBE else 0 for step in steps))
-
-
-def _residue(dtype: torch.dtype, eps: float) -> Tensor:
-    """What is left of (1 + eps)^2 - (1 + 2 eps): eps^2, or 0 if the square was rounded."""
-    start = torch.full((_PROBE,), -(1 + 2 * eps), dtype=dtype, device="cpu")
-    return start.add_(torch.full((_PROBE,), 1 + eps, dtype=dtype, device="cpu"), alpha=1 + eps)

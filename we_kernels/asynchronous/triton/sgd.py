@@ -8,7 +8,7 @@ import triton.language as tl
 from ...runtime.layout import Layer
 from ...runtime.triton.fields import CHANNEL_STRIDE, FILTER_STRIDE, KERNEL0, KERNEL1, KERNEL2, kernel_offsets
 from ...runtime.triton.launch import kernel
-from ...runtime.triton.values import round_to, widen
+from ...runtime.triton.values import multiply_add, round_to, widen
 
 BLOCK = 1024
 """Elements that one program takes."""
@@ -127,24 +127,19 @@ def _step(p, g, m, inside, moves, rule, DTYPE: tl.constexpr):
     # By the bits: in Triton 3.6 minus is 0 - x, which loses the sign of zero.
     update = (update.to(BITS, bitcast=True) ^ (maximize.to(BITS) << SIGN)).to(ACC, bitcast=True)
     if decays != 0:
-        update = _multiply_add(update, wide, tl.load(scalars).to(ACC), DTYPE)
+        update = multiply_add(update, wide, tl.load(scalars).to(ACC), DTYPE)
     if has_momentum != 0:
         moment = update
         if is_fresh == 0:
             before = widen(tl.load(m, mask=inside, other=0.0), DTYPE)
             shrunk = widen(round_to(before * momentum, DTYPE), DTYPE)
-            moment = _multiply_add(shrunk, update, tl.load(scalars + 2).to(ACC), DTYPE)
+            moment = multiply_add(shrunk, update, tl.load(scalars + 2).to(ACC), DTYPE)
         tl.store(m, round_to(moment, DTYPE), mask=inside)
         if nesterov != 0:
-            update = _multiply_add(update, moment, momentum, DTYPE)
+            update = multiply_add(update, moment, momentum, DTYPE)
         else:
             update = moment
     # The whole block is stored if any of it moves, so that vectors stay whole; what stays gets the bits it had.
     if tl.sum(moves.to(tl.int32), axis=0) > 0:
-        new = round_to(_multiply_add(wide, update, -tl.load(lr).to(ACC), DTYPE), DTYPE)
+        new = round_to(multiply_add(wide, update, -tl.load(lr).to(ACC), DTYPE), DTYPE)
         tl.store(p, tl.where(moves, new, old), mask=inside)
-
-
-@triton.jit
-def _multiply_add(a, b, alpha, DTYPE: tl.constexpr):
-    return widen(round_to(tl.fma(tl.broadcast_to(alpha, b.shape), b, a), DTYPE), DTYPE)

@@ -77,3 +77,9 @@ def divide(a, b, DTYPE: tl.constexpr):
     else:
         quotient = tl.div_rn(a, b)
     return quotient
+
+
+@triton.jit
+def multiply_add(a, b, alpha, DTYPE: tl.constexpr):
+    """a + alpha * b as PyTorch's foreach kernels on CUDA: fused, then rounded to the dtype."""
+    return widen(round_to(tl.fma(tl.broadcast_to(alpha, b.shape), b, a), DTYPE), DTYPE)
