@@ -71,6 +71,26 @@ TYPES = {
     "fresh": "*i32",
     "scalars": "*fp64",
     "lr": "*fp64",
+    "fields": "*i64",
+    "row_resets": "*i64",
+    "column_resets": "*i64",
+    "counters": "*i64",
+    "known": "*fp64",
+    "counted": "i32",
+    "on_device": "i32",
+    "logarithms": "*fp64",
+    "corrections": "*u8",
+    "corrections_in_all": "i32",
+    "means": "*i64",
+    "squares": "*i64",
+    "maxima": "*i64",
+    "parameter_layers": "*i64",
+    "grad_layers": "*i64",
+    "mean_layers": "*i64",
+    "square_layers": "*i64",
+    "maximum_layers": "*i64",
+    "decay": "i32",
+    "has_maxima": "i32",
     "decays": "i32",
     "has_momentum": "i32",
     "nesterov": "i32",
@@ -120,10 +140,11 @@ TYPES = {
 }
 """Of the kernels' run-time parameters, by name; ``*DTYPE``: elements of the constant of that name."""
 
-MAY_CONTRACT = ("overlap", "sgd")
-"""Matrix products: multiply and add is what their instructions do. SGD: PyTorch's kernels contract, too."""
+MAY_CONTRACT = ("overlap", "sgd", "adamw", "correction")
+"""Matrix products: multiply and add is what their instructions do. SGD and Adam: PyTorch's kernels contract, too, and so
+does the exponential function."""
 
-VECTORS = ("importance", "snapshot", "sgd", "crossover", "match_and_cross")
+VECTORS = ("importance", "snapshot", "sgd", "adamw", "crossover", "match_and_cross")
 """Read their weights 16 bytes at a time where they lie so."""
 
 MOST = {"importance": (3100, 16), "matching": (3700, 72), "crossover": (4000, 1), "match_and_cross": (4000, 2)}
@@ -180,6 +201,7 @@ def type_of(argument):
 
 def kernels():
     from we_kernels.activity.triton import activity
+    from we_kernels.adamw.triton import adamw
     from we_kernels.asynchronous.triton import select, sgd, snapshot
     from we_kernels.evolution.triton import crossover, importance, matching, rank
     from we_kernels.grafting.triton import bins, blend
@@ -198,6 +220,8 @@ def kernels():
         select.select_kernel,
         snapshot.snapshot_kernel,
         sgd.sgd_kernel,
+        adamw.correction_kernel,
+        adamw.adamw_kernel,
         bins.range_kernel,
         bins.bins_kernel,
         bins.filter_bins_kernel,
@@ -225,6 +249,7 @@ def _types_of(kernel, dtype):
 def variants():
     """Every specialisation that the operators launch."""
     from we_kernels.activity.triton import launches as activity
+    from we_kernels.adamw.triton import adamw
     from we_kernels.asynchronous.triton import launches as asynchronous
     from we_kernels.asynchronous.triton import select, sgd
     from we_kernels.evolution.triton import crossover, launches, rank, threshold
@@ -281,12 +306,16 @@ def variants():
         yield Variant(
             kernel["sgd_kernel"], {"DTYPE": dtype, "BLOCK": sgd.BLOCK}, {"num_warps": sgd.WARPS, "maxnreg": None}
         )
+        constants, options = {"DTYPE": dtype, "BLOCK": adamw.BLOCK}, {"num_warps": adamw.WARPS, "maxnreg": None}
+        yield Variant(kernel["adamw_kernel"], constants, options)
         constants = {"DTYPE": dtype, "BLOCK": sums.BLOCK, "SCAN": sums.SCAN}
         yield Variant(kernel["unit_sums_kernel"], constants, plain)
         constants = {"DTYPE": dtype, "BLOCK": write.BLOCK, "PARTS": sums.MOST_PARTS}
         yield Variant(kernel["write_units_kernel"], constants, plain)
     for name in ("dormant_kernel", "dormant_parents_kernel"):
         yield Variant(kernel[name], {"BLOCK": dormant.BLOCK}, plain)
+    for dtype in TRITON_DTYPES[:2]:
+        yield Variant(kernel["correction_kernel"], {"ACC": dtype, "ENTRIES": adamw.ENTRIES}, plain)
 
 
 def sample(variants):

@@ -71,12 +71,15 @@ def correction_kernel(
     field = fields + tensor * FIELD_COUNT
     entry = tl.load(tiles + tile + 1) + tl.arange(0, ENTRIES)
     row, column = entry - 1, entry - 1 - tl.load(field + FILTERS).to(tl.int32)
-    count = 1 + tl.load(field + FILTERS) + tl.load(field + COLUMNS)
+    aged = (tl.load(field + KIND) == AGED).to(tl.int64)
+    count = 1 + aged * (tl.load(field + FILTERS) + tl.load(field + COLUMNS))
     rows, columns = tl.load(row_resets + tensor), tl.load(column_resets + tensor)
-    in_rows = (row >= 0) & (column < 0) & (rows != 0)
-    in_columns = (column >= 0) & (entry < count) & (columns != 0)
-    reset = tl.load(rows.to(tl.pointer_type(tl.float32)) + row, mask=in_rows, other=0.0)
-    reset += tl.load(columns.to(tl.pointer_type(tl.float32)) + column, mask=in_columns, other=0.0)
+    reset = tl.zeros((ENTRIES,), tl.float32)
+    if rows != 0:
+        reset += tl.load(rows.to(tl.pointer_type(tl.float32)) + row, mask=(row >= 0) & (column < 0), other=0.0)
+    if columns != 0:
+        inside = (column >= 0) & (entry < count)
+        reset += tl.load(columns.to(tl.pointer_type(tl.float32)) + column, mask=inside, other=0.0)
     if counted != 0:
         step = tl.load(tl.load(counters + tensor).to(tl.pointer_type(tl.float32))).to(tl.float64)
     else:
@@ -88,7 +91,7 @@ def correction_kernel(
     if on_device == 0:
         size = tl.where(age == step, tl.load(known + tensor * 3 + 1), size)
         root = tl.where(age == step, tl.load(known + tensor * 3 + 2), root)
-    place = corrections + tl.load(field + FIRST) + entry
+    place = corrections.to(tl.pointer_type(ACC)) + tl.load(field + FIRST) + entry
     tl.store(place, size.to(ACC), mask=entry < count)
     tl.store(place + corrections_in_all, root.to(ACC), mask=entry < count)
 
@@ -216,7 +219,7 @@ def _corrections(field, tensor, index, inside, known, corrections, corrections_i
         size = tl.zeros(index.shape, ACC) + tl.load(known + tensor * 3 + 1).to(ACC)
         divisor = tl.zeros(index.shape, ACC) + tl.load(known + tensor * 3 + 2).to(ACC)
     else:
-        first = corrections + tl.load(field + FIRST)
+        first = corrections.to(tl.pointer_type(ACC)) + tl.load(field + FIRST)
         size = tl.zeros(index.shape, ACC) + tl.load(first)
         divisor = tl.zeros(index.shape, ACC) + tl.load(first + corrections_in_all)
         if kind == AGED:

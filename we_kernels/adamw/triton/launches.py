@@ -43,7 +43,7 @@ def unit_adamw_(tensors: AdamwTensors, rule: AdamwRule) -> None:
     logarithms = upload((_log(rule.beta1), _log(rule.beta2)), torch.float64, place)
     for part in static.parts:
         acc = torch.float64 if DTYPES[part.dtype] == torch.float64 else torch.float32
-        corrections = torch.empty(2 * max(part.entries, 1), dtype=acc, device=place.device)
+        corrections = torch.empty(2 * part.entries * acc.itemsize, dtype=torch.uint8, device=place.device)
         launch(
             correction_kernel,
             len(part.correction_tiles),
