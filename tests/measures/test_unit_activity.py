@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -212,6 +213,21 @@ def test_dtypes_and_memory_formats(dtype, memory_format):
         )  # measured behind the pooling, which rounds
         torch.testing.assert_close(report.activation[name], plain_mean(values), rtol=rtol, atol=0)
         assert report.activation[name].dtype == torch.float64
+
+
+class Marked(torch.Tensor):
+    """A tensor that is not plain."""
+
+
+def test_activations_that_the_kernels_do_not_take_are_summed_by_torch():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.ReLU(), nn.Linear(4 * 64, 2)).eval()
+    expected = measured(model)
+    for batches in (None, 3):
+        found = measured(model, [x.as_subclass(Marked) for x in BATCHES], batches=batches)
+        torch.testing.assert_close(found.activation["0"], expected.activation["0"], rtol=1e-5, atol=0)
+    with FakeTensorMode(allow_non_fake_inputs=True), UnitActivity(model):
+        model(torch.empty(2, 3, 8, 8))
 
 
 def test_positions_of_the_actual_input_count():

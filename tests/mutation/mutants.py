@@ -42,11 +42,46 @@ _SUBSETS_TRITON = (
     "tests/kernels/test_asynchronous.py tests/triton/test_asynchronous_interpreted.py "
     "-k 'triton and (definition or halves or snapshot or rounds or finite)'"
 )
+_ACTIVITY = "tests/kernels/test_activity.py -k 'not native and not triton'"
+_ACTIVITY_NATIVE = "tests/kernels/test_activity.py tests/native/test_same_bits.py -k 'activity and native'"
+_ACTIVITY_TRITON = "tests/kernels/test_activity.py tests/triton/test_interpreted.py -k 'triton and activ'"
 _BLENDS = "tests/kernels/test_grafting.py -k 'not native and not triton'"
 _NATIVE_BLENDS = "tests/kernels/test_grafting.py -k native"
 _TRITON_BLENDS = "tests/kernels/test_grafting.py -k triton"
 
 MUTANTS = [
+    Mutant(_WK + "activity/reference.py", "sum(1 if dim == 0 else 0", "sum(0 if dim == 0 else 1", _ACTIVITY),
+    Mutant(_WK + "activity/api.py", "narrow(dim, offset,", "narrow(dim, 0,", _ACTIVITY),
+    Mutant(_WK + "activity/api.py", "            sums.zero_()", "            pass", _ACTIVITY),
+    Mutant(
+        _WK + "activity/geometry.py", "merged[-1][1] == size * step", "merged[-1][1] >= size * step", _ACTIVITY_NATIVE
+    ),
+    Mutant(_WK + "activity/geometry.py", "channel_stride == size < NARROW", "channel_stride >= size", _ACTIVITY_NATIVE),
+    Mutant(_CPU + "activity.cpp", "r < activation.run; ++r", "r < 1; ++r", _ACTIVITY_NATIVE),
+    Mutant(
+        _CPU + "simd_activity.h",
+        "Walk walk(activation.positions, part.first)",
+        "Walk walk(activation.positions)",
+        _ACTIVITY_NATIVE,
+    ),
+    Mutant(_CPU + "simd_activity.h", "begin = item % runs * part.run_length", "begin = 0", _ACTIVITY_NATIVE),
+    Mutant(
+        _WK + "activity/triton/activity.py", "outer = outer // sizes[1]", "outer = outer // sizes[0]", _ACTIVITY_TRITON
+    ),
+    Mutant(
+        _WK + "activity/triton/activity.py",
+        "(number // run * channels + channel)",
+        "(number // run + channel)",
+        _ACTIVITY_TRITON,
+    ),
+    Mutant(_WK + "activity/triton/launches.py", "            overwrite = False", "            pass", _ACTIVITY_TRITON),
+    Mutant(_WE + "measures/unit_sums.py", "or self.calls == 0", "", "tests/measures/test_unit_activity.py -k clear"),
+    Mutant(
+        _WE + "measures/unit_activity.py",
+        "            dist.all_reduce(flat)",
+        "            pass",
+        "tests/measures/test_unit_activity.py -k ranks",
+    ),
     Mutant(_REFERENCE + "importance.py", ", layer.channels)", ", 1)", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "below = importance < threshold", "below = importance <= threshold", _KERNELS),
     Mutant(_REFERENCE + "matching.py", "(importance == 0) & torch", "(importance < 0) & torch", _KERNELS),

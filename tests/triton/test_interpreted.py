@@ -15,6 +15,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("the interpreter is off (test_gpu.py runs these cases)", allow_module_level=True)
 pytest.importorskip("triton")
 
+from we_kernels.activity.triton import launches as activity_launches
 from we_kernels.evolution.rule import MatchingRule
 from we_kernels.evolution.triton import crossover, tables
 from we_kernels.evolution.triton import launches as steps
@@ -347,6 +348,18 @@ def test_tables_and_scratch_are_made_once(launches, monkeypatch):
     assert first[1][1][-1].data_ptr() == second[1][1][-1].data_ptr()  # first_match
 
 
+def activations_of_every_kind():
+    """Channels or positions lie closer together; one, two or more dimensions of positions count."""
+    return (
+        torch.randn(2, 70),
+        torch.randn(3, 5, 7, 2).to(memory_format=torch.channels_last)[:, :, ::2],
+        place(torch.randn(2, 2, 2, 2, 70), "sliced").weight.movedim(-1, 1),
+        torch.randn(3, 2).t(),
+        torch.randn(2, 3, 64),
+        place(torch.randn(2, 3, 2, 2, 2), "sliced").weight,
+    )
+
+
 def test_every_launch_is_compiled_ahead_of_time(launches):
     """What is launched, with which constants and argument types, is on the list that aot_table.py compiles."""
     from tests.triton import aot_table
@@ -368,11 +381,9 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
             wk.weight_entropy(bank, per=per)
             wk.weight_entropy(wk.FilterBank(weights[:1]), 256, per=per)
             wk.blend_(bank, other, torch.rand(size), per=per)
-        for shape, dtype in product(((3, 5, 7, 9), (3, 70), (3, 5, 7, 9, 2)), matrix.DTYPES):
-            for memory_format in ("contiguous", "channels_last", "sliced", "transposed"):
-                activation = place(torch.randn(shape).to(dtype), memory_format).weight
-                wk.add_channel_activity_(torch.zeros(shape[1], dtype=torch.float32), activation)
-                wk.channel_activity(activation)
+        for dtype, activation in product(matrix.DTYPES, activations_of_every_kind()):
+            sums = torch.zeros(activation.shape[1], dtype=dtype if dtype in matrix.DTYPES[:2] else torch.float32)
+            wk.add_channel_activity_(sums, activation.to(dtype))
     elsewhere = ("select_kernel", "snapshot_kernel", "sgd_kernel")  # test_asynchronous_interpreted.py
     listed = {variant.key() for variant in aot_table.variants() if variant.kernel.__name__ not in elsewhere}
     for name, arguments, constants in launches:
@@ -400,3 +411,27 @@ def test_overlap_takes_as_many_launches_whatever_the_number_of_layers(launches, 
     with wk.use_backend("triton"):
         wk.filter_overlap(wk.FilterBank([torch.randn(3 + i % 4, 2, 3, 3) for i in range(layers)]))
     assert [name for name, *_ in launches] == ["unit_rows_kernel", "overlap_kernel", "overlap_mean_kernel"]
+
+
+def test_activations_of_too_many_positions_are_taken_in_halves(launches, monkeypatch):
+    activation = torch.randn(4, 5, 7, 3)
+    expected = wk.channel_activity(activation)
+    monkeypatch.setattr(activity_launches, "MOST_POSITIONS", 30)
+    with wk.use_backend("triton"):
+        torch.testing.assert_close(wk.channel_activity(activation), expected, rtol=1e-6, atol=0)
+        sums = torch.full((2,), torch.nan)
+        wk.add_channel_activity_(sums, activation, offset=1, block=2, overwrite=True)
+    torch.testing.assert_close(sums, expected[1:].view(2, 2).sum(1) * 84, rtol=1e-6, atol=0)
+    positions = [arguments[4] for name, arguments, _ in launches if name == "activity_parts_kernel"]
+    assert len(positions) == 4 + 8  # pairs of channels have twice as many
+    assert max(positions) <= 30
+
+
+def test_long_parts_of_activations_are_of_a_bounded_number_of_tiles(launches, monkeypatch):
+    monkeypatch.setattr(activity_launches, "WANTED_PROGRAMS", 1)
+    monkeypatch.setattr(activity_launches, "MOST_TILES", 2)
+    for activation in (torch.randn(1500, 3).t().contiguous().t(), torch.randn(500, 70)):
+        with wk.use_backend("triton"):
+            found = wk.channel_activity(activation)
+        torch.testing.assert_close(found, activation.abs().mean(0), rtol=1e-5, atol=0)
+    assert [arguments[6] for name, arguments, _ in launches if name == "activity_parts_kernel"] == [3, 8]

@@ -10,12 +10,13 @@ from torch import nn
 import we_kernels as wk
 from tests import availability
 from tests.pretend_gpu import Graph, on_gpu, pretend_gpu
-from weight_evolution import NonFiniteWeightError, WeightEvolution
+from weight_evolution import NonFiniteWeightError, UnitActivity, WeightEvolution
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("the interpreter is off (test_gpu.py runs on the GPU itself)", allow_module_level=True)
 pytest.importorskip("triton")
 
+from we_kernels.activity.triton import launches as activity_launches
 from we_kernels.evolution import cuda
 from we_kernels.evolution.triton import launches, tables
 
@@ -350,3 +351,51 @@ def test_everything_runs_on_the_weights_device(gpu):
     report = evolution.step()
     assert {event[2] for event in gpu.events if event[0] == "launch"} == {1}
     assert report.finite
+
+
+PARTS_AND_SUMS = ["activity_parts_kernel", "activity_sums_kernel"]
+
+
+@pytest.fixture
+def activity_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(activity_launches, "launch", gpu.launch)
+    return gpu
+
+
+def test_activity_takes_two_launches_and_no_table(activity_gpu):
+    activation, sums = torch.randn(3, 5, 4, 6, device="cuda"), torch.zeros(5, dtype=torch.float64, device="cuda")
+    for values in (activation, activation.to(memory_format=torch.channels_last), activation.half()):
+        activity_gpu.events.clear()
+        wk.add_channel_activity_(sums, values)
+        assert activity_gpu.launches() == PARTS_AND_SUMS
+        assert activity_gpu.count("wait") == activity_gpu.count("upload") == 0
+
+
+def test_a_graph_adds_the_activity_of_new_activations(activity_gpu):
+    activation, sums = torch.ones(3, 5, 4, device="cuda"), torch.zeros(2, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        wk.add_channel_activity_(sums, activation, offset=1, block=2)
+    assert sums.tolist() == [0, 0]
+    graph.replay()
+    activation.mul_(-2)
+    graph.replay()
+    assert sums.tolist() == [24 + 48] * 2
+
+
+def test_measuring_units_waits_for_nothing_before_the_report(activity_gpu):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(7, 3)
+    with UnitActivity(model) as expected:
+        model(x)
+    on_gpu(model)
+    x = x.to("cuda")
+    with UnitActivity(model) as activity:
+        for _ in range(2):
+            activity_gpu.events.clear()
+            model(x)
+            activity.activations()
+            assert activity_gpu.launches() == PARTS_AND_SUMS * 2
+            assert activity_gpu.count("wait") == 0
+    torch.testing.assert_close(activity.activations().tolist(), expected.activations().tolist())
