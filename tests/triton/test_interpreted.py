@@ -2,7 +2,6 @@
 
 import copy
 import os
-from itertools import product
 
 import pytest
 import torch
@@ -348,15 +347,15 @@ def test_tables_and_scratch_are_made_once(launches, monkeypatch):
     assert first[1][1][-1].data_ptr() == second[1][1][-1].data_ptr()  # first_match
 
 
-def activations_of_every_kind():
+def activations_of_every_kind(dtype):
     """Channels or positions lie closer together; one, two or more dimensions of positions count."""
     return (
-        torch.randn(2, 70),
-        torch.randn(3, 5, 7, 2).to(memory_format=torch.channels_last)[:, :, ::2],
-        place(torch.randn(2, 2, 2, 2, 70), "sliced").weight.movedim(-1, 1),
-        torch.randn(3, 2).t(),
-        torch.randn(2, 3, 64),
-        place(torch.randn(2, 3, 2, 2, 2), "sliced").weight,
+        torch.randn(2, 70).to(dtype),
+        torch.randn(3, 5, 7, 2).to(dtype, memory_format=torch.channels_last)[:, :, ::2],
+        place(torch.randn(2, 2, 2, 2, 70).to(dtype), "sliced").weight.movedim(-1, 1),
+        torch.randn(3, 2).to(dtype).t(),
+        torch.randn(2, 3, 64).to(dtype),
+        place(torch.randn(2, 3, 2, 2, 2).to(dtype), "sliced").weight,
     )
 
 
@@ -381,9 +380,9 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
             wk.weight_entropy(bank, per=per)
             wk.weight_entropy(wk.FilterBank(weights[:1]), 256, per=per)
             wk.blend_(bank, other, torch.rand(size), per=per)
-        for dtype, activation in product(matrix.DTYPES, activations_of_every_kind()):
-            sums = torch.zeros(activation.shape[1], dtype=dtype if dtype in matrix.DTYPES[:2] else torch.float32)
-            wk.add_channel_activity_(sums, activation.to(dtype))
+        for activation in (found for dtype in matrix.DTYPES for found in activations_of_every_kind(dtype)):
+            sums = torch.zeros(activation.shape[1], dtype=torch.promote_types(activation.dtype, torch.float32))
+            wk.add_channel_activity_(sums, activation)
     elsewhere = ("select_kernel", "snapshot_kernel", "sgd_kernel")  # test_asynchronous_interpreted.py
     listed = {variant.key() for variant in aot_table.variants() if variant.kernel.__name__ not in elsewhere}
     for name, arguments, constants in launches:
