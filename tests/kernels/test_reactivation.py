@@ -1,5 +1,6 @@
 """dormant_units and reactivate_: against loops over elements, bad input, what stays as it is."""
 
+import copy
 import math
 
 import pytest
@@ -238,3 +239,12 @@ def test_tensors_that_changed_under_the_plan(backend):
     weight.data = torch.zeros(4, 5)
     with pytest.raises(ValueError, match=r"fc\.weight was resized"):
         wk.reactivate_(plan, torch.tensor([False, True, False]), seed=0, step=0)
+
+
+def test_a_copied_plan_writes_to_its_own_tensors(backend):
+    plan = wk.UnitPlan([wk.UnitTensor(torch.zeros(3, 5), torch.arange(3), row_value="one")], 3)
+    plan.view()
+    copied = copy.deepcopy(plan)
+    wk.reactivate_(copied, torch.ones(3, dtype=torch.bool), seed=0, step=0)
+    assert copied.items[0].tensor.all()
+    assert not plan.items[0].tensor.any()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer
+from ..runtime.layout import forms_of
 from ..runtime.memory import check_overlap
 from ..runtime.weights import check_weight
 from . import rule
@@ -65,7 +66,9 @@ class UnitPlan:
         if len(set(map(id, given))) != len(given):
             raise ValueError("tensors holds a tensor twice; give each once")
         check_overlap(given, [item.name for item in self.items])
-        self._shapes = [item.tensor.shape for item in self.items]
+        self._tensors, self._shapes = given, [item.tensor.shape for item in self.items]
+        self._seen: object = None
+        """What `view` has checked."""
         tables = [table for item in self.items for table in (item.rows, item.columns)]
         filled = [table.to("cpu", torch.int32) for table in tables if table is not None]
         ends = [0, *accumulate(map(len, filled))]
@@ -73,6 +76,11 @@ class UnitPlan:
         places = [-1 if table is None else next(starts) for table in tables]
         self._rows, self._columns = places[::2], places[1::2]
         self._table = torch.cat(filled) if filled else torch.empty(0, dtype=torch.int32, device="cpu")
+        self._options = (
+            [item.groups for item in self.items],
+            [VALUES.index(item.row_value) for item in self.items],
+            [VALUES.index(item.column_value) for item in self.items],
+        )
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +107,20 @@ class UnitPlan:
         Raises:
             TypeError, ValueError: a tensor was resized, freed, moved or converted.
         """
+        if torch.compiler.is_compiling():
+            self._check_all()
+        else:
+            seen = forms_of(self._tensors), tuple(map(Tensor.data_ptr, self._tensors))
+            if seen != self._seen:  # no two devices share addresses
+                self._check_all()
+                self._seen = seen
+        return rule.UnitTensors(self._tensors, self._table, self._rows, self._columns, *self._options)
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy has other addresses.
+        return {**self.__dict__, "_seen": None}
+
+    def _check_all(self) -> None:
         for item, shape in zip(self.items, self._shapes, strict=True):
             check_weight(item.tensor, item.name)
             if item.tensor.shape != shape:
@@ -111,15 +133,6 @@ class UnitPlan:
                 )
         if self._table.device != self.device:
             self._table = self._table.to(self.device)
-        return rule.UnitTensors(
-            [item.tensor for item in self.items],
-            self._table,
-            self._rows,
-            self._columns,
-            [item.groups for item in self.items],
-            [VALUES.index(item.row_value) for item in self.items],
-            [VALUES.index(item.column_value) for item in self.items],
-        )
 
     def _check(self, item: UnitTensor) -> None:
         name, tensor = item.name, item.tensor
