@@ -216,6 +216,7 @@ void stress_evolution(Generator& generator, bool change_level);
 void stress_grafting(Generator& generator, bool change_level);
 void stress_asynchronous(Generator& generator, bool change_level);
 void stress_activity(Generator& generator, bool change_level);
+void stress_reactivation(Generator& generator, bool change_level);
 void stress_races(Generator& generator, bool change_level);
 
 }  // namespace we::cpu

@@ -45,6 +45,7 @@ _SUBSETS_TRITON = (
 _ACTIVITY = "tests/kernels/test_activity.py -k 'not native and not triton'"
 _ACTIVITY_NATIVE = "tests/kernels/test_activity.py tests/native/test_same_bits.py -k 'activity and native'"
 _ACTIVITY_TRITON = "tests/kernels/test_activity.py tests/triton/test_interpreted.py -k 'triton and activ'"
+_UNITS_NATIVE = "tests/kernels/test_reactivation.py tests/native/test_reactivation_bits.py -k native"
 _BLENDS = "tests/kernels/test_grafting.py -k 'not native and not triton'"
 _NATIVE_BLENDS = "tests/kernels/test_grafting.py -k native"
 _TRITON_BLENDS = "tests/kernels/test_grafting.py -k triton"
@@ -222,6 +223,18 @@ MUTANTS = [
         _SUBSETS_TRITON,
     ),
     Mutant(_WK + "asynchronous/triton/sgd.py", "tl.where(moves, new, old)", "new", _SUBSETS_TRITON),
+    Mutant(_CPU + "reactivation.cpp", "alive[i] = anew ? 0 : 1;", "alive[i] = 1;", _UNITS_NATIVE),
+    Mutant(_CPU + "reactivation.cpp", "stream | kStream", "stream", _UNITS_NATIVE),
+    Mutant(_CPU + "reactivation.cpp", "columns_.kind == kZero,", "true,", _UNITS_NATIVE),
+    Mutant(_CPU + "reactivation.cpp", "others_->count() == 0 &&", "false &&", _UNITS_NATIVE),
+    Mutant(_CPU + "reactivation.cpp", "if (rows.hits + columns.hits > 0)", "if (true)", _UNITS_NATIVE),
+    Mutant(_CPU + "reactivation.cpp", "std::isfinite(mean) && ", "", _UNITS_NATIVE),
+    Mutant(_CPU + "reactivation.cpp", "depth < sizes.size()", "depth < 2", _UNITS_NATIVE),
+    Mutant(_CPU + "simd_units.h", "(bits & Form::kInfinity) != Form::kInfinity", "~Bits<T>{}", _UNITS_NATIVE),
+    Mutant(_CPU + "simd_units.h", "keep &= mask(kept + at)", "keep &= ~Bits<T>{}", _UNITS_NATIVE),
+    Mutant(_CPU + "simd_units.h", "(!kMagnitudes && value - value != 0)", "false", _UNITS_NATIVE),
+    Mutant(_CPU + "simd_units.h", "if (!writes.columns_first) continue;", "continue;", _UNITS_NATIVE),
+    Mutant(_CPU + "simd_units.h", "odd = even + 1", "odd = even", _UNITS_NATIVE),
     Mutant(_LOW_RANK + "subspace.py", "root = shift * ", "root = 0 * ", _PROJECTION),
     Mutant(_LOW_RANK + "subspace.py", "(_largest_outside(gram, q, unit, power) + error) / 2", "error / 2", _PROJECTION),
     Mutant(_LOW_RANK + "subspace.py", " & (kept * unit >= least)", "", _PROJECTION),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import we_kernels as wk
 from we_kernels.runtime.layout import Layer
 from we_kernels.runtime.view import BankView
 
@@ -359,3 +360,148 @@ def test_add_activity_checks(native, changes, message):
     assert sums.tolist() == [-7.0] * 3
     native.add_activity(*a.values())
     assert sums.tolist() == [24.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activity": 0}, "activity is null"),
+        ({"activity": 6}, "activity is misaligned"),
+        ({"num_units": -1}, "activity has a negative size"),
+        ({"num_units": 8}, "sizes must be positive and sum to the number of units"),
+        ({"sizes": [4, 6]}, "sizes must be positive and sum to the number of units"),
+        ({"sizes": [4, 0, 5]}, "sizes must be positive and sum to the number of units"),
+        ({"sizes": [2**63 - 1, 2**63 - 1]}, "sizes must be positive and sum to the number of units"),
+        ({"parents": 0}, "parents is null"),
+        ({"parents": 2}, "parents is misaligned"),
+        ({"num_parents": 8}, "parents has 8 elements, not 9"),
+        ({"dormant": 0}, "dormant is null"),
+    ],
+)
+def test_dormant_units_checks(native, changes, message):
+    activity, parents = torch.zeros(9), torch.full((9,), -1, dtype=torch.int32)
+    dormant = torch.full((9,), 77, dtype=torch.uint8)
+    a = {"activity": activity.data_ptr(), "num_units": 9, "sizes": [4, 5], "parents": parents.data_ptr()}
+    a |= {"num_parents": 9, "threshold": 0.1, "dormant": dormant.data_ptr()}
+    if "num_units" in changes:
+        changes = {"num_parents": 0} | changes
+    with pytest.raises(ValueError, match=message):
+        native.dormant_units(*(a | changes).values())
+    assert bool((dormant == 77).all())
+    native.dormant_units(*a.values())
+    assert bool((dormant == 1).all())
+
+
+@pytest.mark.parametrize("parent", [-(2**31), -2, 9, 2**31 - 1, 8])
+def test_parents_that_there_are_not_are_none(native, parent):
+    """Nor does one that is its own parent hang the program."""
+    activity = torch.tensor([0.0, 1, 1, 1, 0, 1, 1, 1, 1])
+    parents = torch.full((9,), parent, dtype=torch.int32)
+    found = wk.dormant_units(activity, [4, 5], 0.1, parents=parents)
+    assert found.tolist() == (activity == 0).tolist()
+
+
+class UnitCall:
+    """Arguments of ``reactivate`` for two tensors: rows that are drawn, and columns in two groups."""
+
+    def __init__(self):
+        self.tensors = [torch.full((4, 3, 3, 3), 7.0), torch.full((6, 2), 7.0).double()]
+        self.table = BankView(self.tensors, [0, 0], ()).layout.table.clone()
+        self.units = torch.arange(8, dtype=torch.int32)
+        self.revived, self.given = torch.ones(8, dtype=torch.bool), torch.ones(1)
+        self.targets, self.step = torch.ones(8), torch.ones(1, dtype=torch.int64)
+
+    def __call__(self, native, **changes):
+        a = {
+            "tensors": [tensor.data_ptr() for tensor in self.tensors],
+            "table": self.table.data_ptr(),
+            "units": self.units.data_ptr(),
+            "num_entries": 8,
+            "rows": [0, -1],
+            "columns": [-1, 4],
+            "groups": [1, 2],
+            "row_values": [3, 0],
+            "column_values": [0, 6],
+            "revived": self.revived.data_ptr(),
+            "num_units": 8,
+            "given": self.given.data_ptr(),
+            "num_given": 1,
+            "scaled": True,
+            "targets": self.targets.data_ptr(),
+            "seed": 1,
+            "step": self.step.data_ptr(),
+            "threads": 1,
+        }
+        native.reactivate(*(a | changes).values())
+
+    def changed(self):
+        return [bool((tensor != 7).any()) for tensor in self.tensors]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tensors": [16]}, "rows, columns, groups and values need one entry a tensor"),
+        ({"tensors": [0, 16]}, "layer 0 of the table: its weight has no memory"),
+        ({"tensors": [16, 20]}, "layer 1 of the table: its weight is misaligned"),
+        ({"table": 0}, "table is null"),
+        ({"units": 0}, "units is null"),
+        ({"units": 2}, "units is misaligned"),
+        ({"num_entries": -1}, "units has a negative size"),
+        ({"num_entries": 7}, "tensor 1: its columns are not among the units"),
+        ({"rows": [5, -1]}, "tensor 0: its rows are not among the units"),
+        ({"rows": [-2, -1]}, "tensor 0: its rows are not among the units"),
+        ({"rows": [-1, -1]}, "tensor 0: its rows have a value, but no units"),
+        ({"rows": [0]}, "rows, columns, groups and values need one entry a tensor"),
+        ({"columns": [-1, 2**63 - 1]}, "tensor 1: its columns are not among the units"),
+        ({"columns": [-1, -1]}, "tensor 1: its columns have a value, but no units"),
+        ({"groups": [1, 4]}, "tensor 1: its groups do not divide its rows"),
+        ({"groups": [0, 2]}, "tensor 0: its groups do not divide its rows"),
+        ({"groups": [1, 3]}, "tensor 1: its columns are not among the units"),
+        ({"row_values": [7, 0]}, "tensor 0: the value of its rows is not in"),
+        ({"column_values": [0, -1]}, "tensor 1: the value of its columns is not in"),
+        ({"columns": [0, 4], "column_values": [3, 6]}, "tensor 0: rows and columns are drawn or given, not both"),
+        ({"revived": 0}, "revived is null"),
+        ({"num_units": -1}, "revived has a negative size"),
+        ({"given": 0}, "given is null"),
+        ({"num_given": 0}, "given has 0 elements, not 1"),
+        ({"num_given": 2}, "given has 2 elements, not 1"),
+        ({"targets": 2}, "targets is misaligned"),
+        ({"step": 0}, "step is null"),
+        ({"step": 4}, "step is misaligned"),
+        ({"threads": 0}, "threads must be positive"),
+    ],
+)
+def test_reactivate_checks(native, changes, message):
+    call = UnitCall()
+    with pytest.raises(ValueError, match=message):
+        call(native, **changes)
+    assert call.changed() == [False, False]
+    call(native)
+    assert call.changed() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("filters", 0, "tensor 0: it has no rows"),
+        ("filters", 2**30, "tensor 0: it has more than 2\\^31 - 1 elements"),
+        ("channel_stride", 1, "layer 0 of the table: elements overlap"),
+    ],
+)
+def test_reactivate_checks_tables(native, field, value, message):
+    call = UnitCall()
+    call.table[0, FIELDS.index(field)] = value
+    if field == "filters":
+        call.table[1, FIELDS.index("first_filter")] = value
+    with pytest.raises(ValueError, match=message):
+        call(native)
+    assert call.changed() == [False, False]
+
+
+@pytest.mark.parametrize("unit", [-(2**31), -2, 8, 2**31 - 1])
+def test_units_that_there_are_not_are_none(native, unit):
+    call = UnitCall()
+    call.units[:4] = unit
+    call(native)
+    assert call.changed() == [False, True]
