@@ -253,6 +253,7 @@ class Graph:
 def pretend_gpu(monkeypatch):
     """A `PretendGpu`, active; two devices, cuda:0 and cuda:1."""
     from we_kernels.evolution.triton import launches
+    from we_kernels.reactivation.triton import launches as reactivation
     from we_kernels.runtime.triton import launch
 
     gpu = PretendGpu()
@@ -282,7 +283,8 @@ def pretend_gpu(monkeypatch):
         yield
         gpu.graph = None
 
-    monkeypatch.setattr(launches, "launch", gpu.launch)
+    for module in (launches, reactivation):
+        monkeypatch.setattr(module, "launch", gpu.launch)
     monkeypatch.setattr(launches, "STARVATION_TILE", 16)  # the interpreter's scans are slow
     availability.pretend(monkeypatch, lambda name, device: None)
     monkeypatch.setattr(torch.cuda, "device", device)

@@ -9,7 +9,12 @@ import torch
 
 CASES = 3
 """Of one test function that the interpreter runs."""
-INTERPRETED = {"test_interpreted.py": CASES, "test_asynchronous_interpreted.py": CASES, "test_gpu_methods.py": 1}
+INTERPRETED = {
+    "test_interpreted.py": CASES,
+    "test_asynchronous_interpreted.py": CASES,
+    "test_reactivation_interpreted.py": CASES,
+    "test_gpu_methods.py": 1,
+}
 """Files that run in the interpreter as a whole, and how many cases of a function; elsewhere ``backend`` says so.
 
 What test_gpu_methods.py is for runs on GPUs: here one case shows that a check works.

@@ -32,13 +32,13 @@ TYPES = {
     "keys": "*i32",
     "candidates": "*i32",
     "larger": "*i32",
+    "counted": "*i32",
     "poisoned": "*i32",
     "finished": "*i32",
     "threshold": "*fp32",
     "segments": "*i64",
     "ratios": "*fp32",
     "groups": "i32",
-    "counted": "*i32",
     "descending": "*i32",
     "programs": "*i32",
     "order": "*i32",
@@ -76,7 +76,7 @@ TYPES = {
     "column_resets": "*i64",
     "counters": "*i64",
     "known": "*fp64",
-    "counted": "i32",
+    "steps_on_device": "i32",
     "on_device": "i32",
     "logarithms": "*fp64",
     "corrections": "*u8",
@@ -141,8 +141,8 @@ TYPES = {
 """Of the kernels' run-time parameters, by name; ``*DTYPE``: elements of the constant of that name."""
 
 MAY_CONTRACT = ("overlap", "sgd", "adamw", "correction")
-"""Matrix products: multiply and add is what their instructions do. SGD and Adam: PyTorch's kernels contract, too, and so
-does the exponential function."""
+"""Matrix products: multiply and add is what their instructions do. SGD and Adam: PyTorch's kernels contract, too; so does
+the exponential function."""
 
 VECTORS = ("importance", "snapshot", "sgd", "adamw", "crossover", "match_and_cross")
 """Read their weights 16 bytes at a time where they lie so."""

@@ -39,7 +39,7 @@ def run_evolution(device):
 
 
 def run_methods(device):
-    from tests import matrix, methods
+    from tests import matrix, methods, units
 
     methods.check_overlap(device, matrix.DTYPES[2:], "shifted")
     methods.check_overlap_of_many_filters(device)
@@ -53,6 +53,9 @@ def run_methods(device):
     methods.check_entropy(device, matrix.DTYPES, "shifted", 10)
     for networks, per in ((2, "tensor"), (3, "filter")):
         methods.check_blend(device, matrix.DTYPES, ("shifted", "sliced"), networks, per)
+    units.check_dormant(device, 0.1, backend="triton")
+    for dtype, scale in zip(matrix.DTYPES[1:], ("layer", "targets", "initial"), strict=True):
+        units.check_reactivation_bits(device, dtype, scale, "sliced", "triton")
 
 
 def run_native(device):

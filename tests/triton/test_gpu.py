@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import we_kernels as wk
-from tests import matrix
+from tests import matrix, units
 from tests.waiting import no_waiting
 from weight_evolution import WeightEvolution
 
@@ -125,6 +125,56 @@ def test_graph_replays_with_changed_weights_and_rate(rule):
         assert counters[0].tolist() == counters[1].tolist()
         assert all(torch.equal(a.weight, b.weight) for a, b in zip(captured, eager, strict=True))
         assert int((found.donor >= 0).sum()) > 5
+
+
+def units_on_gpu():
+    return units.plan_of([case.weight for case in matrix.on(units.make_cases(torch.float32), DEVICE)])
+
+
+def test_reactivation_in_a_graph_is_that_without():
+    captured, eager = units_on_gpu(), units_on_gpu()
+    activity = torch.zeros(units.UNITS, device=DEVICE)
+    step, given = torch.zeros(1, dtype=torch.int64, device=DEVICE), torch.tensor(units.GIVEN, device=DEVICE)
+
+    def revive(plan):
+        wk.reactivate_(
+            plan, wk.dormant_units(activity, [units.UNITS], 0.1), seed=2**50 + 1, step=step, scale="layer", given=given
+        )
+
+    for plan in (captured, eager):
+        revive(plan)
+    with no_waiting():
+        revive(captured)
+    revive(eager)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        revive(captured)
+    for number in range(1, 4):
+        step.fill_(2**40 + number)
+        activity.copy_(torch.arange(units.UNITS) % (number + 1))
+        before = captured.items[0].tensor.clone()
+        graph.replay()
+        revive(eager)
+        assert not torch.equal(captured.items[0].tensor, before)
+        for ours, wanted in zip(captured.items, eager.items, strict=True):
+            assert torch.equal(ours.tensor, wanted.tensor), (number, ours.name)
+
+
+def test_reactivation_in_a_graph_before_the_first_call_is_refused():
+    weight = torch.ones(3, 41, device=DEVICE)
+    plan = wk.UnitPlan([wk.UnitTensor(weight, torch.arange(3), row_value="one")], 3)
+    plan.view()  # sends its table
+    revived, step = torch.ones(3, dtype=torch.bool, device=DEVICE), torch.zeros(1, dtype=torch.int64, device=DEVICE)
+
+    def capture():
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            revived.logical_and_(revived)  # an empty graph would warn
+            wk.reactivate_(plan, revived, seed=0, step=step)
+
+    with pytest.raises(RuntimeError, match="before capturing"):
+        capture()
+    wk.reactivate_(plan, revived, seed=0, step=step)
+    assert weight.eq(1).all()
 
 
 def test_capture_before_the_first_call_is_refused():

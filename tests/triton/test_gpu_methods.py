@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import we_kernels as wk
-from tests import matrix, methods
+from tests import matrix, methods, units
+from tests.banks import FORMATS
 from tests.waiting import no_waiting
 
 pytest.importorskip("triton")
@@ -96,3 +97,26 @@ def test_blend(pair, per):
 @pytest.mark.parametrize("networks", [3, 5])
 def test_ring_of_several_networks(networks):
     methods.check_blend(DEVICE, matrix.DTYPES, ("contiguous",), networks, "filter")
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.025, 0.1, 3.0])
+def test_dormant_units(threshold):
+    units.check_dormant(DEVICE, threshold, backend="triton")
+
+
+@pytest.mark.parametrize("scale", ["layer", "initial", "targets"])
+@pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
+def test_reactivation(dtype, scale):
+    units.check_reactivation(DEVICE, dtype, scale, backend="triton")
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_reactivation_of_none_and_all(share):
+    units.check_reactivation(DEVICE, torch.float32, "layer", share=share, backend="triton")
+
+
+@pytest.mark.parametrize("scale", ["targets", "initial", "layer"])
+@pytest.mark.parametrize("formats", FORMATS)
+@pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
+def test_reactivation_has_the_bits_of_the_reference(dtype, formats, scale):
+    units.check_reactivation_bits(DEVICE, dtype, scale, formats, "triton")

@@ -334,6 +334,68 @@ def test_a_graph_sets_no_memory_to_zero(gpu, monkeypatch):
     assert same(values(models[1]), values(models[0]))
 
 
+def pretended_plan(layers):
+    """Small layers behind each other with their second moments, of which units of all but the first are revived."""
+    items = []
+    for i in range(layers):
+        rows = 3 * i + torch.arange(3)
+        for values in (("draw", "zero"), ("mean", "mean"), ("given", "keep")):
+            tensor = torch.rand(3, 3, 2)
+            tensor._pretended = 0
+            items.append(wk.UnitTensor(tensor, rows, rows - 3 if i else None, 1, values[0], values[1] if i else "keep"))
+    return wk.UnitPlan(items, 3 * layers)
+
+
+def test_a_reactivation_is_three_launches_and_waits_for_nothing(gpu):
+    seen = {}
+    for layers in (1, 3):
+        plan, given = pretended_plan(layers), torch.ones(layers, device="cuda")
+        step = torch.zeros(1, dtype=torch.int64, device="cuda")
+        activity = torch.arange(3 * layers, device="cuda").remainder(3).float()
+        for _ in range(2):
+            gpu.events.clear()
+            dormant = wk.dormant_units(activity, [3] * layers, 0.1)
+            wk.reactivate_(plan, dormant, seed=1, step=step, given=given)
+        seen[layers] = [event for event in gpu.events if event[0] != "operator"]
+        assert gpu.launches() == ["dormant_kernel", "unit_sums_kernel", "write_units_kernel"]
+        assert gpu.count("wait") == gpu.count("upload") == gpu.count("download") == 0
+    assert seen[1] == seen[3]
+
+
+def test_a_reactivation_in_a_graph_revives_who_is_dormant_at_the_replay(gpu):
+    plan = pretended_plan(2)
+    given, step = torch.ones(2, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    activity = torch.ones(6, device="cuda")
+
+    def revive():
+        wk.reactivate_(plan, wk.dormant_units(activity, [3, 3], 0.1), seed=1, step=step, given=given)
+
+    revive()
+    with torch.cuda.graph(graph := torch.cuda.CUDAGraph()):
+        revive()
+    with torch._C.DisableTorchFunction():
+        before = [item.tensor.clone() for item in plan.items]
+        graph.replay()
+        assert all(torch.equal(item.tensor, was) for item, was in zip(plan.items, before, strict=True))
+        activity[4] = 0.0
+        graph.replay()
+        drawn, moments, steps = (item.tensor for item in plan.items[3:])
+        assert [i for i in range(3) if not torch.equal(drawn[i], before[3][i])] == [1]
+        assert steps[1].eq(1).all()
+        assert torch.equal(moments[1].unique(), moments[1, 0, :1])
+
+
+def test_a_reactivation_in_a_graph_before_the_first_call_is_refused(gpu):
+    weight = torch.ones(3, 17)
+    weight._pretended = 0
+    plan = wk.UnitPlan([wk.UnitTensor(weight, torch.arange(3), row_value="zero")], 3)
+    plan.view()
+    revived, step = torch.ones(3, dtype=torch.bool, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    with torch.cuda.graph(torch.cuda.CUDAGraph()), pytest.raises(RuntimeError, match="before capturing"):
+        wk.reactivate_(plan, revived, seed=0, step=step)
+    assert weight.eq(1).all()
+
+
 def test_a_model_on_several_gpus_is_refused(gpu):
     model = network(3)
     on_gpu(model[:2], 0)

@@ -52,7 +52,7 @@ def correction_kernel(
     column_resets,
     counters,
     known,
-    counted,
+    steps_on_device,
     on_device,
     lr,
     logarithms,
@@ -64,7 +64,7 @@ def correction_kernel(
     """One program per tile (tensor, first entry): step size and the root's divisor of each row and column.
 
     In float64, like Python's numbers, then rounded to ``ACC``. ``known``: step, and both corrections at that age, of
-    each tensor. ``counted``: the steps are on the device instead; ``on_device``: they or the learning rate.
+    each tensor. ``steps_on_device``: the steps are on the device instead; ``on_device``: they or the learning rate.
     """
     tile = tl.program_id(0).to(tl.int64) * 2
     tensor = tl.load(tiles + tile)
@@ -80,7 +80,7 @@ def correction_kernel(
     if columns != 0:
         inside = (column >= 0) & (entry < count)
         reset += tl.load(columns.to(tl.pointer_type(tl.float32)) + column, mask=inside, other=0.0)
-    if counted != 0:
+    if steps_on_device != 0:
         step = tl.load(tl.load(counters + tensor).to(tl.pointer_type(tl.float32))).to(tl.float64)
     else:
         step = tl.load(known + tensor * 3)
