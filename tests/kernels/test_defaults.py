@@ -71,6 +71,19 @@ def update_asynchronously(weights):
     return [selected, again, *weights, *momenta]
 
 
+def reactivate(weights):
+    rows = [torch.arange(len(weight), dtype=torch.int32, device="cpu") for weight in weights]
+    values = ("draw", "draw", "mean", "given")
+    plan = wk.UnitPlan(
+        [wk.UnitTensor(*parts, row_value=value) for *parts, value in zip(weights, rows, values, strict=True)], 9
+    )
+    activity = torch.arange(9, dtype=torch.float32, device="cpu")
+    parents = activity.int() - 5
+    dormant = [wk.dormant_units(activity, [4, 5], 0.2), wk.dormant_units(activity, [4, 5], 0.2, parents=parents)]
+    wk.reactivate_(plan, dormant[0], seed=3, step=4, given=[0.1])
+    return [*dormant, *weights]
+
+
 def project(weights):
     bases, matrices = wk.LowRankBases(), [weight for weight in weights if weight.dim() > 1]
     found = [*wk.project_low_rank_(matrices, 2, bases=bases), *wk.project_low_rank_(matrices, 2, bases=bases)]
@@ -101,6 +114,7 @@ CALLS = [
     overlap,
     measure_activity,
     update_asynchronously,
+    reactivate,
     project,
     nothing,
 ]

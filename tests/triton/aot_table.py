@@ -141,8 +141,8 @@ TYPES = {
 """Of the kernels' run-time parameters, by name; ``*DTYPE``: elements of the constant of that name."""
 
 MAY_CONTRACT = ("overlap", "sgd", "adamw", "correction")
-"""Matrix products: multiply and add is what their instructions do. SGD and Adam: PyTorch's kernels contract, too; so does
-the exponential function."""
+"""Matrix products: multiply and add is what their instructions do. SGD and Adam: PyTorch's kernels contract, too.
+So does the exponential function."""
 
 VECTORS = ("importance", "snapshot", "sgd", "adamw", "crossover", "match_and_cross")
 """Read their weights 16 bytes at a time where they lie so."""

@@ -106,7 +106,7 @@ def _draw(x: Tensor, axis: _Axis, revived: Tensor, number: int, rule: DrawRule) 
     element = torch.arange(x.numel(), device=x.device).view(x.shape)
     stream, step = torch.full_like(element, number | STREAM), rule.step.expand(x.shape)
     bits = philox(element, stream, step & LOW, step >> 32 & LOW, rule.seed) >> 8
-    fresh = (bits.double() * 2.0**-23 - 1).float() * torch.tensor(bound, dtype=torch.float32)
+    fresh = (bits.double() * 2.0**-23 - 1).float() * torch.tensor(bound, dtype=torch.float32, device="cpu")
 
     # Integers, so that their sums do not depend on the order.
     drawn = torch.zeros_like(axis.units).scatter_add_(0, axis.place.flatten(), (bits - _HALF).abs().flatten())
