@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.optim.adam import adam as foreach_adam
 from torch.optim.sgd import sgd as foreach_sgd
 
 import we_kernels as wk
@@ -211,6 +212,77 @@ def check_sgd_is_foreach(device, dtype, options, backend="triton"):
         if "momentum" in options:
             for ours, wanted in zip(cases[2], own, strict=True):
                 assert torch.equal(as_bits(ours.weight), as_bits(wanted)), (first, tuple(wanted.shape))
+
+
+ADAMW_OPTIONS = (
+    {"weight_decay": 1e-2},
+    {"weight_decay": 0.1, "decoupled_weight_decay": False, "amsgrad": True, "maximize": True},
+    {"weight_decay": 0.0, "betas": (0.3, 0.5), "eps": 1e-3},
+)
+ADAMW_SHAPES = ((6, 5, 3, 3), (2, 1100), (7,), (4, 6, 3, 3), (0, 4), (130, 9))
+ADAMW_GROUPS = (3, 1, 1, 2, 1, 1)
+
+
+def adamw_cases(dtype, formats):
+    """Parameters, gradients, first and second moments and maxima."""
+    cases = [
+        [place(random_values(shape, dtype, seed + i), form) for i, shape in enumerate(ADAMW_SHAPES)]
+        for seed, form in zip(range(0, 500, 100), (formats[0], formats[1], *[formats[0]] * 3), strict=True)
+    ]
+    for case in cases[3] + cases[4]:
+        case.weight.abs_()
+    return cases
+
+
+def adamw_resets(device):
+    """Of rows, of columns, of both and of neither."""
+    rows, columns = [], []
+    for i, (shape, groups) in enumerate(zip(ADAMW_SHAPES, ADAMW_GROUPS, strict=True)):
+        size = groups * (shape[1] if len(shape) > 1 else 1)
+        rows.append((torch.arange(shape[0]) % 3).float().to(device) if i % 3 != 1 else None)
+        columns.append((torch.arange(size) % 4).float().to(device) if i % 4 == 0 else None)
+    return rows, columns
+
+
+def adamw_step(cases, steps, options, resets=(None, None), lr=0.03):
+    wk.unit_adamw_(*map(weights_of, cases), *resets, ADAMW_GROUPS, steps, **{"lr": lr} | options)
+
+
+def check_adamw(device, dtype, formats, options, backend="triton"):
+    """Within roundings, with ages; steps and learning rate of the host, and on the device."""
+    numbers = [5.0 + i % 2 for i in range(len(ADAMW_SHAPES))]
+    for on_device in (False, True):
+        cases = adamw_cases(dtype, formats)
+        moved = [on(part, device) for part in cases]
+        with wk.use_backend("torch"):
+            adamw_step(cases, numbers, options, adamw_resets("cpu"))
+        steps, lr = numbers, 0.03
+        if on_device:
+            steps = [torch.tensor(number, device=device) for number in numbers]
+            lr = torch.tensor(0.03, dtype=torch.float64, device=device)
+        with wk.use_backend(backend):
+            adamw_step(moved, steps, options, adamw_resets(device), lr)
+        for part, wanted in zip(moved, cases, strict=True):
+            for ours, other in zip(part, wanted, strict=True):
+                found = ours.buffer.cpu()
+                torch.testing.assert_close(found, other.buffer, rtol=8 * EPS[dtype], atol=8 * EPS[dtype])
+                there = found.as_strided(other.weight.shape, other.weight.stride(), other.weight.storage_offset())
+                assert Case(there, 0, found).guards_intact()
+        assert_same_bits(moved[1], cases[1])
+
+
+def check_adamw_is_foreach(device, dtype, options, backend="triton"):
+    """Bit for bit what PyTorch's own step gives on that device, where nothing was reset."""
+    cases = [on(part, device) for part in adamw_cases(dtype, ("contiguous", "contiguous"))]
+    theirs = [on(part, device) for part in cases]
+    settings = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": True, "eps": 1e-8, **options}
+    beta1, beta2 = settings.pop("betas", (0.9, 0.999))
+    counters = [torch.tensor(4.0) for _ in ADAMW_SHAPES]
+    foreach_adam(*map(weights_of, theirs), counters, foreach=True, lr=0.03, beta1=beta1, beta2=beta2, **settings)
+    with wk.use_backend(backend):
+        adamw_step(cases, [5.0] * len(ADAMW_SHAPES), options)
+    for ours, wanted in zip(cases, theirs, strict=True):
+        assert_same_bits(ours, wanted)
 
 
 def check_entropy(device, dtypes, memory_format, bins, flavour="normal", backend="triton"):

@@ -12,6 +12,7 @@ CASES = 3
 INTERPRETED = {
     "test_interpreted.py": CASES,
     "test_asynchronous_interpreted.py": CASES,
+    "test_adamw_interpreted.py": CASES,
     "test_reactivation_interpreted.py": CASES,
     "test_gpu_methods.py": 1,
 }

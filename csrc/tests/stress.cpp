@@ -19,6 +19,7 @@ void run(unsigned seed, int rounds, bool change_level) {
     we::cpu::stress_asynchronous(generator, change_level);
     we::cpu::stress_activity(generator, change_level);
     we::cpu::stress_reactivation(generator, change_level);
+    we::cpu::stress_adamw(generator, change_level);
 #ifndef __SANITIZE_THREAD__  // which would report the races that are meant
     we::cpu::stress_races(generator, change_level);
 #endif

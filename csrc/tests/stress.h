@@ -214,6 +214,7 @@ void require_the_same(F&& result, bool change_level, const char* what) {
 
 void stress_evolution(Generator& generator, bool change_level);
 void stress_grafting(Generator& generator, bool change_level);
+void stress_adamw(Generator& generator, bool change_level);
 void stress_asynchronous(Generator& generator, bool change_level);
 void stress_activity(Generator& generator, bool change_level);
 void stress_reactivation(Generator& generator, bool change_level);

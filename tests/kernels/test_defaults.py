@@ -84,6 +84,14 @@ def reactivate(weights):
     return [*dormant, *weights]
 
 
+def update_by_adamw(weights):
+    states = [[weight / k for weight in weights] for k in (2, 4)]
+    squares = [weight * weight for weight in weights]
+    rows = [torch.ones(len(weight), dtype=torch.float32, device="cpu") for weight in weights[:-1]]
+    wk.unit_adamw_(weights, *states, squares, None, [*rows, None], None, 1, [3] * len(weights), lr=0.1)
+    return [*weights, *states[1], *squares]
+
+
 def project(weights):
     bases, matrices = wk.LowRankBases(), [weight for weight in weights if weight.dim() > 1]
     found = [*wk.project_low_rank_(matrices, 2, bases=bases), *wk.project_low_rank_(matrices, 2, bases=bases)]
@@ -114,6 +122,7 @@ CALLS = [
     overlap,
     measure_activity,
     update_asynchronously,
+    update_by_adamw,
     reactivate,
     project,
     nothing,
@@ -154,7 +163,9 @@ def test_the_default_does_not_matter(backend, call, other_default):
         assert torch.equal(x.view(torch.uint8) if x.dim() else x, y.view(torch.uint8) if y.dim() else y)
 
 
-@pytest.mark.parametrize("call", [evolve, graft, update_asynchronously, project], ids=lambda call: call.__name__)
+@pytest.mark.parametrize(
+    "call", [evolve, graft, update_asynchronously, update_by_adamw, project], ids=lambda call: call.__name__
+)
 def test_inference_tensors_are_taken_in_any_mode(backend, call):
     start = weights()
     expected = call([weight.clone() for weight in start])

@@ -50,6 +50,8 @@ def run_methods(device):
     methods.check_snapshot(device, matrix.DTYPES, "sliced")
     for dtype, formats in methods.PAIRS[1::5]:
         methods.check_sgd(device, dtype, formats, methods.SGD_OPTIONS[1])
+    for dtype, formats in methods.PAIRS[1::5]:
+        methods.check_adamw(device, dtype, formats, methods.ADAMW_OPTIONS[1])
     methods.check_entropy(device, matrix.DTYPES, "shifted", 10)
     for networks, per in ((2, "tensor"), (3, "filter")):
         methods.check_blend(device, matrix.DTYPES, ("shifted", "sliced"), networks, per)

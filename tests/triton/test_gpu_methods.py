@@ -73,6 +73,18 @@ def test_sgd_has_the_bits_of_foreach(dtype, options):
     methods.check_sgd_is_foreach(DEVICE, dtype, options)
 
 
+@pytest.mark.parametrize(("pair", "options"), [*zip(methods.PAIRS, cycle(methods.ADAMW_OPTIONS))][SOME], ids=str)
+def test_adamw(pair, options):
+    methods.check_adamw(DEVICE, *pair, options)
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="PyTorch rounds otherwise on a CPU")
+@pytest.mark.parametrize("options", methods.ADAMW_OPTIONS, ids=len)
+@pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
+def test_adamw_has_the_bits_of_foreach(dtype, options):
+    methods.check_adamw_is_foreach(DEVICE, dtype, options)
+
+
 @mixes
 def test_entropy(mix):
     methods.check_entropy(DEVICE, *mix, 10)

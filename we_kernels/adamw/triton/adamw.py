@@ -64,7 +64,7 @@ def correction_kernel(
     """One program per tile (tensor, first entry): step size and the root's divisor of each row and column.
 
     In float64, like Python's numbers, then rounded to ``ACC``. ``known``: step, and both corrections at that age, of
-    each tensor. ``steps_on_device``: the steps are on the device instead; ``on_device``: they or the learning rate.
+    each tensor. ``steps_on_device``: they are there instead; ``on_device``: they or the learning rate are.
     """
     tile = tl.program_id(0).to(tl.int64) * 2
     tensor = tl.load(tiles + tile)
