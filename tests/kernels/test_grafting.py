@@ -79,6 +79,7 @@ def test_entropy_of_known_histograms(backend):
     assert not found.signbit().any()
 
 
+@pytest.mark.parametrize("backend", ["native", "triton"], indirect=True)
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_entropy_is_the_references(backend, dtype, memory_format):
