@@ -4,6 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
+
+
+def options_of(kind: type[Options], arguments: argparse.Namespace, **others: Any) -> Options:
+    """A dataclass of options: a field that is not among ``others`` is the command line's option of its name."""
+    names = [entry.name for entry in fields(kind) if entry.name not in others]
+    return kind(**{name: getattr(arguments, name) for name in names}, **others)
 
 
 def fraction(text: str) -> float:

@@ -16,7 +16,15 @@ from we_kernels.info import format_info
 from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError
 from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS
 
-from .arguments import fraction, momentum, non_negative_float, non_negative_int, positive_float, positive_int
+from .arguments import (
+    fraction,
+    momentum,
+    non_negative_float,
+    non_negative_int,
+    options_of,
+    positive_float,
+    positive_int,
+)
 from .compacting import compact_checkpoint
 from .config import TrainingConfig
 from .data import DATA, load_data
@@ -191,33 +199,15 @@ def _train(options: argparse.Namespace) -> None:
             f"under torchrun only --method grafting trains, one network on each rank; got {options.method!r}"
         )
     device = own_device(_device(options))
-    config = TrainingConfig(
-        model=options.model,
-        data=options.data,
+    config = options_of(
+        TrainingConfig,
+        options,
         method=method,
         method_options=method_options(method, options),
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        momentum=options.momentum,
         nesterov=not options.no_nesterov and options.momentum > 0,
-        weight_decay=options.weight_decay,
-        lr_schedule=options.lr_schedule,
-        lr_milestones=options.lr_milestones,
-        lr_gamma=options.lr_gamma,
-        warmup_epochs=options.warmup_epochs,
         augment=not options.no_augment,
     )
-    output = OutputOptions(
-        folder=options.output,
-        log=options.log,
-        checkpoint_every=options.checkpoint_every,
-        resume=options.resume,
-        extend=options.extend,
-        overwrite=options.overwrite,
-        tensorboard=options.tensorboard,
-        stop_after=options.stop_after,
-    )
+    output = options_of(OutputOptions, options, folder=options.output)
     dataset = load_data(options.data, options.root, options.download)
     say = (lambda line: None) if options.quiet else _say
     if grafting:
@@ -228,13 +218,11 @@ def _train(options: argparse.Namespace) -> None:
                 print(f"results in {options.output}")
         return
     results = train_seeds(config, seeds, dataset, device, output, say)
-    mean, deviation = results["last_epoch_test_accuracy_mean"], results["last_epoch_test_accuracy_std"]
-    spread = "" if deviation is None else f" +- {deviation:.2f} ({len(seeds)} seeds)"
     best = max(run["best_epoch_test_accuracy"] for run in results["runs"])
     run = results["runs"][0]
     compact = "accuracy_of" in run
     print(
-        f"test accuracy of {'the compact network, ' if compact else ''}the last epoch: {mean:.2f}%{spread}; "
+        f"test accuracy of {'the compact network, ' if compact else ''}the last epoch: {_accuracy(results)}; "
         f"best single epoch, chosen on the test set: {best:.2f}%"
     )
     if compact:
@@ -268,15 +256,16 @@ def _with_teachers(method: str, teachers: Sequence[str] | None) -> str:
     return "+".join([*names, DistillationMethod.name])
 
 
-def _networks_line(results: dict[str, Any]) -> str:
-    def accuracy(of: str) -> str:
-        mean, deviation = results[f"{of}_mean"], results[f"{of}_std"]
-        return f"{mean:.2f}%" + ("" if deviation is None else f" +- {deviation:.2f} ({len(results['runs'])} seeds)")
+def _accuracy(results: dict[str, Any], of: str = "last_epoch_test_accuracy") -> str:
+    mean, deviation = results[f"{of}_mean"], results[f"{of}_std"]
+    return f"{mean:.2f}%" + ("" if deviation is None else f" +- {deviation:.2f} ({len(results['runs'])} seeds)")
 
+
+def _networks_line(results: dict[str, Any]) -> str:
     count = len(results["runs"][0]["networks_last_epoch_test_accuracy"])
     return (
-        f"test accuracy of the last epoch: {accuracy('last_epoch_test_accuracy')}, the first network; "
-        f"{accuracy('best_network_last_epoch_test_accuracy')}, the best of {count}, chosen on the test set"
+        f"test accuracy of the last epoch: {_accuracy(results)}, the first network; "
+        f"{_accuracy(results, 'best_network_last_epoch_test_accuracy')}, the best of {count}, chosen on the test set"
     )
 
 
@@ -296,15 +285,7 @@ def _compact(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    demo = DemoOptions(
-        folder=options.output,
-        seeds=tuple(_seeds(options)),
-        epochs=options.epochs,
-        model=options.model,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-    )
+    demo = options_of(DemoOptions, options, folder=options.output, seeds=tuple(_seeds(options)))
     print(run_demo(demo, _device(options), quiet=options.quiet))
 
 

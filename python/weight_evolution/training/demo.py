@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from we_kernels import __version__
+from weight_evolution.tables import table
 
 from .config import TrainingConfig
 from .data import Dataset, load_data
@@ -102,9 +103,7 @@ def demo_config(options: DemoOptions, method: str) -> TrainingConfig:
 def describe(options: DemoOptions, runs: Sequence[Run], seconds: float, dataset: Dataset, device: torch.device) -> str:
     """The table and what it says."""
     schedule = scaled_schedule("cifar", options.epochs)
-    rows = [
-        ("method", "test accuracy %", "best epoch %", "inferior filters", "ms/evolution", "share of training"),
-    ]
+    rows = [("method", "test accuracy %", "best epoch %", "inferior filters", "ms/evolution", "share of training")]
     for method in METHODS:
         own = [run for run in runs if run.method == method]
         evolutions = [value for run in own for value in run.evolution_seconds]
@@ -119,12 +118,7 @@ def describe(options: DemoOptions, runs: Sequence[Run], seconds: float, dataset:
                 f"{share:.2f}%" if evolutions else "-",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    table.insert(1, "  ".join("-" * width for width in widths))
+    head, *lines = table(rows)
     return "\n".join(
         [
             f"{options.model} on digits ({len(dataset.train_images)} training, {len(dataset.test_images)} test), "
@@ -135,7 +129,9 @@ def describe(options: DemoOptions, runs: Sequence[Run], seconds: float, dataset:
             f"evolution at the published rates (conv 0.2, BatchNorm 0.05, local ratio 0.1); published stages scaled to "
             f"{options.epochs} epochs: milestones {schedule['milestones']}, tau {schedule['tau']:g}",
             "",
-            *table,
+            head,
+            "-" * len(head),
+            *lines,
             "",
             "test accuracy: of the last epoch, mean +- standard deviation over the seeds; best epoch is chosen on the "
             "test images, so it flatters all",

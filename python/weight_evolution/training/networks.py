@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +18,20 @@ from .data import Dataset
 from .errors import UserError
 from .logs import TensorBoardLog, to_json, write_log, write_text
 from .methods import GraftingMethod, method_names
-from .methods.base import wait_for
+from .methods.base import timed
 from .randomness import stream_seed
-from .runs import CHECKPOINT, OutputOptions, epoch_line, make_folder, refuse_to_overwrite, seed_folder, summarize
+from .runs import (
+    CHECKPOINT,
+    OutputOptions,
+    epoch_line,
+    last_epoch,
+    load,
+    make_folder,
+    mean_and_deviation,
+    refuse_to_overwrite,
+    seed_folder,
+    summarize,
+)
 from .trainer import Trainer
 
 PREVIOUS = "previous.pt"
@@ -101,11 +110,7 @@ class Networks:
         for trainer in self.trainers.values():
             trainer.run_epoch()
         if self.epoch < self.config.epochs and self.epoch % self._every == 0:
-            wait_for(self.device)
-            start = time.perf_counter()
-            report = self.grafting.step()
-            wait_for(self.device)
-            seconds = time.perf_counter() - start
+            report, seconds = timed(self.device, self.grafting.step)
             for i, trainer in self.trainers.items():
                 trainer.history[-1] |= {"grafting_seconds": seconds, **GraftingMethod.columns(report, i)}
 
@@ -140,7 +145,7 @@ class Networks:
                 raise UserError(f"the networks' checkpoints are of different epochs: {[sorted(e) for e in epochs]}")
             return
         for i, trainer in self.trainers.items():
-            _load(trainer, states[i][max(common)], folders[i], extend)
+            load(trainer, states[i][max(common)], folders[i], extend)
 
 
 def train_networks(
@@ -207,8 +212,7 @@ def summarize_networks(
     return results | {
         "last_epoch_test_accuracy_of": "first network",
         "best_network_chosen_by": "test accuracy of the last epoch",
-        "best_network_last_epoch_test_accuracy_mean": statistics.fmean(best),
-        "best_network_last_epoch_test_accuracy_std": statistics.stdev(best) if len(best) > 1 else None,
+        **mean_and_deviation("best_network_last_epoch_test_accuracy", best),
     }
 
 
@@ -222,8 +226,7 @@ def _folder(folder: Path, seed: int, network: int) -> Path:
 
 
 def _train(networks: Networks, folders: Mapping[int, Path], output: OutputOptions, say: Callable[[str], None]) -> None:
-    epochs = networks.config.epochs
-    end = epochs if output.stop_after is None else min(epochs, output.stop_after)
+    end = last_epoch(networks.config, output)
     boards = {
         i: TensorBoardLog(folder / "tensorboard", networks.epoch) for i, folder in folders.items() if output.tensorboard
     }
@@ -240,13 +243,6 @@ def _train(networks: Networks, folders: Mapping[int, Path], output: OutputOption
     finally:
         for board in boards.values():
             board.close()
-
-
-def _load(trainer: Trainer, state: Mapping[str, Any], folder: Path, extend: bool) -> None:
-    try:
-        trainer.load_state_dict(state, extend=extend)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
 
 
 def _states(folder: Path, device: torch.device) -> dict[int, dict[str, Any]]:

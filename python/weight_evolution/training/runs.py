@@ -121,10 +121,28 @@ def summarize(
         "device": str(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "last_epoch_test_accuracy_mean": statistics.fmean(last_accuracies),
-        "last_epoch_test_accuracy_std": statistics.stdev(last_accuracies) if len(last_accuracies) > 1 else None,
+        **mean_and_deviation("last_epoch_test_accuracy", last_accuracies),
         "runs": runs,
     }
+
+
+def mean_and_deviation(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Over the seeds, as entries of results.json; one seed has no deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {f"{name}_mean": statistics.fmean(values), f"{name}_std": deviation}
+
+
+def last_epoch(config: TrainingConfig, output: OutputOptions) -> int:
+    """How many epochs there are when this run ends."""
+    return config.epochs if output.stop_after is None else min(config.epochs, output.stop_after)
+
+
+def load(trainer: Trainer, state: Mapping[str, Any], path: Path, extend: bool) -> None:
+    """Resume; raises UserError, with the path, if the state does not fit."""
+    try:
+        trainer.load_state_dict(state, extend=extend)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _resume(trainer: Trainer, path: Path, output: OutputOptions, say: Callable[[str], None]) -> None:
@@ -133,16 +151,12 @@ def _resume(trainer: Trainer, path: Path, output: OutputOptions, say: Callable[[
     if not path.exists():
         say(f"seed {trainer.seed}: no checkpoint at {path}, starting from the first epoch")
         return
-    try:
-        trainer.load_state_dict(read_checkpoint(path, trainer.device), extend=output.extend)
-    except UserError as error:
-        raise UserError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    load(trainer, read_checkpoint(path, trainer.device), path, output.extend)
     say(f"seed {trainer.seed}: resumed after {trainer.epoch} of {trainer.config.epochs} epochs")
 
 
 def _train(trainer: Trainer, folder: Path, output: OutputOptions, say: Callable[[str], None]) -> None:
-    epochs = trainer.config.epochs
-    end = epochs if output.stop_after is None else min(epochs, output.stop_after)
+    end = last_epoch(trainer.config, output)
     board = TensorBoardLog(folder / "tensorboard", trainer.epoch) if output.tensorboard else None
     try:
         while trainer.epoch < end:

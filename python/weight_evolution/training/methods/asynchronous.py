@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +14,10 @@ from torch.optim import Optimizer
 from weight_evolution import AsynchronousUpdate, measure_overlap
 from weight_evolution.asynchronous import PUBLISHED_RATE
 
-from ..arguments import fraction
+from ..arguments import fraction, options_of
 from ..errors import UserError
 from ..overlap_plot import LAYER_OVERLAP, OVERLAP_MAXIMUM, OVERLAP_MEAN, plot_overlap
-from .base import Method, wait_for
+from .base import Method, timed
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,7 @@ class AsynchronousMethod(Method):
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
-        return asdict(
-            Options(
-                rate=arguments.rate,
-                select=arguments.select.replace("-", "_"),
-                replacement=arguments.replacement,
-                rescale=arguments.rescale,
-            )
-        )
+        return asdict(options_of(Options, arguments, select=arguments.select.replace("-", "_")))
 
     @classmethod
     def describe(cls, row: Mapping[str, float]) -> list[str]:
@@ -94,11 +86,9 @@ class AsynchronousMethod(Method):
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
         device = next(self.model.parameters()).device
-        wait_for(device)
-        start = time.perf_counter()
-        overlap = measure_overlap(self.model)
+        overlap, seconds = timed(device, lambda: measure_overlap(self.model))
         columns = {
-            "overlap_seconds": time.perf_counter() - start,
+            "overlap_seconds": seconds,
             OVERLAP_MEAN: overlap.model_mean,
             OVERLAP_MAXIMUM: overlap.model_maximum,
         }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+T = TypeVar("T")
 
 
 class Method:
@@ -90,6 +93,15 @@ class Method:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where `state_dict` was taken."""
+
+
+def timed(device: torch.device, work: Callable[[], T]) -> tuple[T, float]:
+    """What ``work`` returns, and the seconds until the device has done it."""
+    wait_for(device)
+    start = time.perf_counter()
+    result = work()
+    wait_for(device)
+    return result, time.perf_counter() - start
 
 
 def wait_for(device: torch.device) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -15,9 +14,9 @@ from we_kernels import CROSSOVERS
 from weight_evolution import StagedSigmoid, WeightEvolution
 from weight_evolution.evolution import EvolutionOptions, Schedule
 
-from ..arguments import fraction, positive_float, positive_int
+from ..arguments import fraction, options_of, positive_float, positive_int
 from ..errors import UserError
-from .base import Method, wait_for
+from .base import Method, timed
 
 _PUBLISHED = EvolutionOptions()
 _SCHEDULES = {"cifar": (StagedSigmoid.cifar(), 200), "imagenet": (StagedSigmoid.imagenet(), 90)}
@@ -103,34 +102,20 @@ class EvolutionMethod(Method):
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
-        published = _IMAGENET_RATE if arguments.schedule == "imagenet" else None
-        given = {name: getattr(arguments, name) for name in _RATES}
-        rates = {name: published if rate is None else rate for name, rate in given.items()}
-        return asdict(
-            Options(
-                **{name: rate for name, rate in rates.items() if rate is not None},
-                crossover=arguments.crossover,
-                linear_rate=arguments.linear_rate,
-                local_ratio=arguments.local_ratio,
-                starvation_divisor=arguments.starvation_divisor,
-                schedule=_schedule_options(arguments),
-                every=arguments.evolve_every,
-                optimizer_state=arguments.optimizer_state,
-                epochs=arguments.epochs,
-            )
-        )
+        rates = {name: getattr(arguments, name) for name in _RATES}
+        for name in [name for name, rate in rates.items() if rate is None]:
+            rates[name] = _IMAGENET_RATE if arguments.schedule == "imagenet" else getattr(Options, name)
+        schedule = _schedule_options(arguments)
+        return asdict(options_of(Options, arguments, **rates, schedule=schedule, every=arguments.evolve_every))
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
         if (epoch + 1) % self._every:
             return {}
         device = next(self.model.parameters()).device
-        wait_for(device)
-        start = time.perf_counter()
-        report = self.evolution.step(epoch=epoch)
+        report, seconds = timed(device, lambda: self.evolution.step(epoch=epoch))
         if report is None:
             return {}
-        wait_for(device)
-        columns: dict[str, float] = {"evolution_seconds": time.perf_counter() - start}
+        columns: dict[str, float] = {"evolution_seconds": seconds}
         for kind, rate in report.rates.items():
             names = [name for name, of in report.kinds.items() if of == kind]
             columns[f"evolution_rate_{kind}"] = rate
@@ -164,23 +149,13 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
     if missing := [entry.name for entry in fields(Options) if entry.name not in {*options, *later}]:
         raise UserError(f"the options of --method evolution have no {missing[0]!r}")
     try:
-        own = Options(**options)
-        state = "keep" if optimizer is None else own.optimizer_state
-        return WeightEvolution(
-            model,
-            conv_rate=own.conv_rate,
-            norm_scale_rate=own.norm_scale_rate,
-            norm_shift_rate=own.norm_shift_rate,
-            linear_rate=own.linear_rate,
-            local_ratio=own.local_ratio,
-            starvation_divisor=own.starvation_divisor,
-            schedule=make_schedule(own.schedule),
-            crossover=own.crossover,
-            optimizer=optimizer if state != "keep" else None,
-            optimizer_state=state,
-            measure_after=False,
-            epochs=own.epochs,
-        )
+        own = asdict(Options(**options))
+        del own["every"]  # the trainer's
+        own["schedule"] = make_schedule(own["schedule"])
+        if optimizer is None:
+            own["optimizer_state"] = "keep"
+        used = None if own["optimizer_state"] == "keep" else optimizer
+        return WeightEvolution(model, optimizer=used, measure_after=False, **own)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,9 +16,9 @@ from torch.optim import Optimizer
 from weight_evolution import LowRankProjection, NonFiniteWeightError, ProjectionReport
 from weight_evolution.low_rank import PUBLISHED_PRUNE_RATIO
 
-from ..arguments import fraction, positive_int
+from ..arguments import fraction, options_of, positive_int
 from ..errors import UserError
-from .base import Method, wait_for
+from .base import Method, timed
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,13 @@ class LowRankMethod(Method):
         if ratios is None and budget is None:
             ratios = [Options.prune_ratio]
         return asdict(
-            Options(
+            options_of(
+                Options,
+                arguments,
                 prune_ratio=ratios[0] if ratios is not None and len(ratios) == 1 else ratios,
-                mac_budget=budget,
-                linear=arguments.linear,
                 rectify=not arguments.no_rectify,
                 energy_transfer=not arguments.no_energy_transfer,
                 every_iterations=arguments.project_every_iterations,
-                optimizer_state=arguments.optimizer_state,
             )
         )
 
@@ -148,15 +146,15 @@ class LowRankMethod(Method):
         self._iterations, self._projections = state["iterations"], state["projections"]
 
     def _project(self) -> ProjectionReport:
-        device = next(self.model.parameters()).device
-        wait_for(device)
-        start = time.perf_counter()
+        report, seconds = timed(next(self.model.parameters()).device, self._step)
+        self._seconds += seconds
+        return report
+
+    def _step(self) -> ProjectionReport:
         if self._projections == 0 and self._options["mac_budget"] is not None:
             self.projection = make_projection(self.model, self.optimizer, self._options, self._input_size)
         report = self.projection.step()
         self._projections += 1
-        wait_for(device)
-        self._seconds += time.perf_counter() - start
         return report
 
 
