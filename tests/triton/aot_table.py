@@ -150,7 +150,7 @@ MAY_FLUSH = ("correction",)
 VECTORS = ("importance", "snapshot", "sgd", "adamw", "crossover", "match_and_cross")
 """Read their weights 16 bytes at a time where they lie so."""
 
-MOST = {"importance": (3100, 16), "matching": (3700, 72), "crossover": (4000, 1), "match_and_cross": (4000, 2)}
+MOST = {"importance": (3100, 16), "matching": (3700, 72), "crossover": (4000, 2), "match_and_cross": (4300, 2)}
 """Instructions and barriers, in any specialisation (Triton 3.3 has the most): so that a kernel does not grow unseen."""
 
 SHORT_NAMES = {
