@@ -23,7 +23,7 @@ from benchmarks.verify import WrongResultError
 from weight_evolution import AsynchronousSGD, AsynchronousUpdate
 
 REPEATS = {"resnet20": 30, "mobilenetv2": 30, "resnet50": 15}
-FEATURES = {"resnet20": 64, "mobilenetv2": 1280, "resnet50": 2048}
+FEATURES = {"resnet20": 64, "resnet56": 64, "resnet18": 512, "mobilenetv2": 1280, "resnet50": 2048}
 """Of the last layer, a Linear with 1,000 outputs."""
 
 RATE = 0.5

@@ -45,6 +45,18 @@ def resnet_cifar(depth: int, option: str = "A") -> list[Conv]:
     return convs
 
 
+def resnet18() -> list[Conv]:
+    """ResNet-18 for ImageNet. Source: He et al. (arXiv 1512.03385), table 1."""
+    convs, width = [Conv(64, 3, 7)], 64
+    for channels in (64, 128, 256, 512):
+        for _ in range(2):
+            convs += [Conv(channels, width, 3), Conv(channels, channels, 3)]
+            if channels != width:
+                convs.append(Conv(channels, width, 1))
+            width = channels
+    return convs
+
+
 def resnet50() -> list[Conv]:
     """ResNet-50 for ImageNet. Source: He et al. (arXiv 1512.03385), table 1."""
     convs, width = [Conv(64, 3, 7)], 64
@@ -106,6 +118,7 @@ MODELS: dict[str, Callable[[], list[Conv]]] = {
     "resnet56": lambda: resnet_cifar(56),
     "resnet110": lambda: resnet_cifar(110),
     "mobilenetv2": mobilenet_v2,
+    "resnet18": resnet18,
     "resnet50": resnet50,
     "convnext_l": convnext_l,
     "stack_1b": stack_1b,

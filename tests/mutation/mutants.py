@@ -46,6 +46,10 @@ _ACTIVITY = "tests/kernels/test_activity.py -k 'not native and not triton'"
 _ACTIVITY_NATIVE = "tests/kernels/test_activity.py tests/native/test_same_bits.py -k 'activity and native'"
 _ACTIVITY_TRITON = "tests/kernels/test_activity.py tests/triton/test_interpreted.py -k 'triton and activ'"
 _UNITS_NATIVE = "tests/kernels/test_reactivation.py tests/native/test_reactivation_bits.py -k native"
+_ADAMW = "tests/kernels/test_adamw.py -k 'not native and not triton'"
+_ADAMW_NATIVE = "tests/kernels/test_adamw.py -k native"
+_ADAMW_TRITON = "tests/triton/test_adamw_interpreted.py -k 'rounds or vector'"
+_UNIT_ADAMW = "tests/reactivation/test_unit_adamw.py"
 _BLENDS = "tests/kernels/test_grafting.py -k 'not native and not triton'"
 _NATIVE_BLENDS = "tests/kernels/test_grafting.py -k native"
 _TRITON_BLENDS = "tests/kernels/test_grafting.py -k triton"
@@ -200,6 +204,32 @@ MUTANTS = [
     Mutant(_ASYNCHRONOUS + "targets.py", "math.floor(rate * size)", "round(rate * size)", _UPDATE),
     Mutant(_ASYNCHRONOUS + "sgd.py", "else lr / share", "else lr * share", _ASYNCHRONOUS_SGD),
     Mutant(_ASYNCHRONOUS + "sgd.py", "self._subsets.check_state(subsets)", "pass", _ASYNCHRONOUS_SGD),
+    Mutant(_WE + "reactivation/unit_adamw.py", "state[key].masked_fill_(fresh.view(shape), 0)", "pass", _UNIT_ADAMW),
+    Mutant(
+        _WE + "reactivation/unit_adamw.py",
+        "dtype=torch.float32)\n\n    def __setstate__",
+        "dtype=param.dtype)\n\n    def __setstate__",
+        _UNIT_ADAMW,
+    ),
+    Mutant(
+        _WE + "reactivation/unit_adamw.py",
+        "fresh |= columns.view(groups, 1, d1)",
+        "fresh |= columns.view(groups, 1, d1)[:1]",
+        _UNIT_ADAMW,
+    ),
+    Mutant(_WE + "model/optimizer_state.py", '{"step", "row_reset", "column_reset"}', '{"step"}', _UNIT_ADAMW),
+    Mutant(_WK + "adamw/reference.py", "max(step - reset, 1.0)", "step - reset + 1", _ADAMW),
+    Mutant(
+        _WK + "adamw/reference.py", "torch.minimum(of_rows, of_columns)", "torch.maximum(of_rows, of_columns)", _ADAMW
+    ),
+    Mutant(_CPU + "adamw.cpp", "std::pow(rule.beta1, age)", "std::pow(rule.beta2, age)", _ADAMW_NATIVE),
+    Mutant(_CPU + "simd_adamw.h", "if (roots_ != nullptr) roots_(", "if (false) roots_(", _ADAMW_NATIVE),
+    Mutant(_CPU + "simd_adamw.h", "row_.number / per_group_", "0", _ADAMW_NATIVE),
+    Mutant(_CPU + "simd_adamw.h", "eps_(scalar<T>(rule.eps))", "eps_(wide(rule.eps))", _ADAMW_NATIVE),
+    Mutant(
+        _WK + "adamw/triton/adamw.py", "row // tl.load(field + PER_GROUP).to(tl.int32) * channels", "0", _ADAMW_TRITON
+    ),
+    Mutant(_WK + "adamw/triton/adamw.py", "tl.where(from_mean, weight, weight - 1)", "weight", _ADAMW_TRITON),
     Mutant(_WK + "asynchronous/reference.py", "expected.round().clamp(min=1)", "expected.round()", _SUBSETS),
     Mutant(_WK + "asynchronous/reference.py", "expected.round()", "(expected + 0.5).floor()", _SUBSETS),
     Mutant(_WK + "asynchronous/reference.py", "target[kept] = source[kept]", "target[...] = source", _SUBSETS),

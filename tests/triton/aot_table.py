@@ -309,7 +309,8 @@ def variants():
         yield Variant(
             kernel["sgd_kernel"], {"DTYPE": dtype, "BLOCK": sgd.BLOCK}, {"num_warps": sgd.WARPS, "maxnreg": None}
         )
-        constants, options = {"DTYPE": dtype, "BLOCK": adamw.BLOCK}, {"num_warps": adamw.WARPS, "maxnreg": None}
+        constants = {"DTYPE": dtype, "BLOCK": adamw.BLOCK, "STRIP": adamw.STRIP}
+        options = {"num_warps": adamw.WARPS, "maxnreg": None}
         yield Variant(kernel["adamw_kernel"], constants, options)
         constants = {"DTYPE": dtype, "BLOCK": sums.BLOCK, "SCAN": sums.SCAN}
         yield Variant(kernel["unit_sums_kernel"], constants, plain)

@@ -141,6 +141,7 @@ def test_every_launch_is_compiled_ahead_of_time(launches):
 def test_vector_guard_and_many_tiles(monkeypatch):
     """A parameter of full blocks, aligned or not, moves in the same way; corrections fill several tiles, too."""
     monkeypatch.setattr(adamw, "BLOCK", 64)
+    monkeypatch.setattr(adamw, "STRIP", 16)
     monkeypatch.setattr(adamw, "ENTRIES", 8)
     steps._adamw_tables.cache_clear()
     found = []

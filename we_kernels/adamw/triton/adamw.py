@@ -12,6 +12,9 @@ from ...runtime.triton.values import divide, multiply_add, round_to, widen
 BLOCK = 1024
 """Elements that one program takes."""
 
+STRIP = 256
+"""Of them at a time, where they have gaps: a part of BLOCK."""
+
 WARPS = 8
 
 ENTRIES = 256
@@ -120,6 +123,7 @@ def adamw_kernel(
     maximize,
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
+    STRIP: tl.constexpr,
 ):
     """One program per tile (tensor, block of BLOCK elements); rounds like PyTorch's foreach kernels on CUDA.
 
@@ -157,18 +161,21 @@ def adamw_kernel(
         else:
             _step(p + index, g + index, m + index, v + index, x + index, index, index < total, options, DTYPE)
     else:
-        wide = index.to(tl.int64)
-        _step(
-            p + element_offsets(parameter_layers + tensor * WIDTH, wide),
-            g + element_offsets(grad_layers + tensor * WIDTH, wide),
-            m + element_offsets(mean_layers + tensor * WIDTH, wide),
-            v + element_offsets(square_layers + tensor * WIDTH, wide),
-            x + element_offsets(maximum_layers + tensor * WIDTH, wide),
-            index,
-            index < total,
-            options,
-            DTYPE,
-        )
+        # One element per thread at a time: the offsets of five tensors take many registers.
+        for strip in range(0, BLOCK, STRIP):
+            part = start + strip + tl.arange(0, STRIP)
+            wide = part.to(tl.int64)
+            _step(
+                p + element_offsets(parameter_layers + tensor * WIDTH, wide),
+                g + element_offsets(grad_layers + tensor * WIDTH, wide),
+                m + element_offsets(mean_layers + tensor * WIDTH, wide),
+                v + element_offsets(square_layers + tensor * WIDTH, wide),
+                x + element_offsets(maximum_layers + tensor * WIDTH, wide),
+                part,
+                part < total,
+                options,
+                DTYPE,
+            )
 
 
 @triton.jit

@@ -81,6 +81,7 @@ def unit_adamw_(tensors: AdamwTensors, rule: AdamwRule) -> None:
             num_warps=adamw.WARPS,
             DTYPE=TRITON_DTYPES[part.dtype],
             BLOCK=adamw.BLOCK,
+            STRIP=adamw.STRIP,
         )
 
 
