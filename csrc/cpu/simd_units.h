@@ -11,7 +11,6 @@ namespace we::cpu {
 namespace {
 
 typedef std::uint64_t Pairs __attribute__((vector_size(kBytes)));
-typedef float HalfFloats __attribute__((vector_size(kBytes / 2)));
 typedef std::int32_t HalfInts __attribute__((vector_size(kBytes / 2)));
 
 // The products of the lanes' lower halves with a factor below 2^32.
@@ -30,11 +29,9 @@ inline Pairs lower_product(Pairs x, std::uint64_t factor) {
 
 // What elements first, first + 1, ... draw, in units of 2^-23, from -2^23 to 2^23 - 1.
 inline Ints draw_lanes(const Draws& draws, std::uint32_t first) {
-  Pairs even{}, odd{};
-  for (int lane = 0; lane < kBytes / 8; ++lane) {
-    even[lane] = first + static_cast<std::uint32_t>(2 * lane);
-    odd[lane] = first + static_cast<std::uint32_t>(2 * lane + 1);
-  }
+  Pairs lanes{};
+  for (int lane = 0; lane < kBytes / 8; ++lane) lanes[lane] = static_cast<std::uint64_t>(2 * lane);
+  const Pairs even = lanes + std::uint64_t{first}, odd = even + 1;
   const auto numbers = [&](Pairs elements) {
     const Pairs stream = all_lanes<Pairs>(std::uint64_t{draws.stream});
     return philox(elements, stream, all_lanes<Pairs>(draws.step), all_lanes<Pairs>(draws.step >> 32), draws.seed,
@@ -63,15 +60,34 @@ std::int64_t drawn_norm(const Draws& draws, std::uint32_t first, std::int64_t co
   return total;
 }
 
+// The compilers convert vectors in halves.
+inline void widen_lanes(Floats x, Doubles* to) {
+#if defined(__AVX512F__)
+  __m256 halves[2];
+  __builtin_memcpy(halves, &x, sizeof x);
+  for (int half = 0; half < 2; ++half) to[half] = (Doubles)_mm512_maskz_cvtps_pd(0xff, halves[half]);
+#elif defined(__AVX2__)
+  to[0] = (Doubles)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x));
+  to[1] = (Doubles)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x, 1));
+#elif defined(__SSE2__)
+  to[0] = (Doubles)_mm_cvtps_pd((__m128)x);
+  to[1] = (Doubles)_mm_cvtps_pd(_mm_movehl_ps((__m128)x, (__m128)x));
+#else
+  typedef float HalfFloats __attribute__((vector_size(kBytes / 2)));
+  HalfFloats halves[2];
+  __builtin_memcpy(halves, &x, sizeof x);
+  for (int half = 0; half < 2; ++half) to[half] = __builtin_convertvector(halves[half], Doubles);
+#endif
+}
+
 template <class T>
 inline void store_lanes(T* to, Floats x) {
   write(to, narrow_any(to, x));
 }
 inline void store_lanes(double* to, Floats x) {
-  HalfFloats halves[2];
-  __builtin_memcpy(halves, &x, sizeof x);
-  for (int half = 0; half < 2; ++half)
-    write(to + half * kLanes<double>, __builtin_convertvector(halves[half], Doubles));
+  Doubles wide[2];
+  widen_lanes(x, wide);
+  __builtin_memcpy(to, wide, sizeof wide);
 }
 
 template <class T>
@@ -161,10 +177,10 @@ class RowTotal {
   }
 
   static void add_lanes(Doubles* sums, Floats x) {
-    HalfFloats halves[2];
-    __builtin_memcpy(halves, &x, sizeof x);
-    sums[0] += __builtin_convertvector(halves[0], Doubles);
-    sums[1] += __builtin_convertvector(halves[1], Doubles);
+    Doubles wide[2];
+    widen_lanes(x, wide);
+    sums[0] += wide[0];
+    sums[1] += wide[1];
   }
   static void add_lanes(Doubles* sums, Doubles x) { sums[0] += x; }
 
@@ -265,6 +281,7 @@ void write_rows(const UnitWrites& writes, T* tensor, std::int64_t first, std::in
   const std::int64_t elements = elements_of(layer), kernel = elements_of(one_column);
   for (std::int64_t r = first; r < first + count; ++r) {
     T* const at = tensor + r * layer.filter_stride;
+    T* const next = r + 1 < layer.filters ? at + layer.filter_stride : at;
     const auto element = static_cast<std::uint32_t>(r * elements);
     if (writes.rows[r] != 0) {
       row.put(at, writes.row, row_number, writes.draws, element, r);
@@ -273,6 +290,7 @@ void write_rows(const UnitWrites& writes, T* tensor, std::int64_t first, std::in
     const std::int64_t group = r / writes.rows_per_group;
     for (std::int64_t i = writes.starts[group]; i < writes.starts[group + 1]; ++i) {
       const std::int64_t c = writes.columns[i];
+      __builtin_prefetch(next + c * layer.channel_stride, 1);  // on its own, a store waits for its line
       column.put(at + c * layer.channel_stride, writes.column, column_number, writes.draws,
                  element + static_cast<std::uint32_t>(c * kernel), group * layer.channels + c);
     }
