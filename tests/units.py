@@ -228,7 +228,7 @@ def check_reactivation_bits(device, dtype, scale, formats, backend, share=0.6):
     for (name, (*_, row, column)), ours, wanted in zip(TENSORS.items(), moved, cases, strict=True):
         inexact = {"mean", "mean or one"} | ({"draw"} if scale == "layer" else set())
         if inexact & {row, column}:
-            eps = EPS[ours.weight.dtype]
+            eps = max(EPS[ours.weight.dtype], EPS[torch.float32])  # numbers are drawn in float32
             torch.testing.assert_close(ours.weight.cpu(), wanted.weight, rtol=2 * eps, atol=0, msg=name)
         else:
             assert_same_bits([ours], [wanted])

@@ -50,6 +50,9 @@ _ADAMW = "tests/kernels/test_adamw.py -k 'not native and not triton'"
 _ADAMW_NATIVE = "tests/kernels/test_adamw.py -k native"
 _ADAMW_TRITON = "tests/triton/test_adamw_interpreted.py -k 'rounds or vector'"
 _UNIT_ADAMW = "tests/reactivation/test_unit_adamw.py"
+_REVIVED_TRITON = "tests/kernels/test_reactivation.py -k 'triton and (loops and float32 or step_on)'"
+_REVIVED_MEANS_TRITON = "tests/kernels/test_reactivation.py -k 'triton and means'"
+_DORMANT_TRITON = "tests/kernels/test_reactivation.py -k 'triton and (dormant_units or parents)'"
 _BLENDS = "tests/kernels/test_grafting.py -k 'not native and not triton'"
 _NATIVE_BLENDS = "tests/kernels/test_grafting.py -k native"
 _TRITON_BLENDS = "tests/kernels/test_grafting.py -k triton"
@@ -265,6 +268,21 @@ MUTANTS = [
     Mutant(_CPU + "simd_units.h", "(!kMagnitudes && value - value != 0)", "false", _UNITS_NATIVE),
     Mutant(_CPU + "simd_units.h", "if (!writes.columns_first) continue;", "continue;", _UNITS_NATIVE),
     Mutant(_CPU + "simd_units.h", "odd = even + 1", "odd = even", _UNITS_NATIVE),
+    Mutant(_WK + "reactivation/triton/dormant.py", "(own <= bar)", "(own < bar)", _DORMANT_TRITON),
+    Mutant(_WK + "reactivation/triton/dormant.py", "found = found | tl.load(", "found = tl.load(", _DORMANT_TRITON),
+    Mutant(_WK + "reactivation/triton/elements.py", "above = n >= below", "above = n > below", _REVIVED_TRITON),
+    Mutant(
+        _WK + "reactivation/triton/sums.py",
+        "mask=unit >= 0, other=1) == 0)",
+        "mask=unit >= 0, other=1) >= 0)",
+        _REVIVED_TRITON,
+    ),
+    Mutant(_WK + "reactivation/triton/sums.py", "tl.where(written, 0.0, wide)", "wide", _REVIVED_MEANS_TRITON),
+    Mutant(_WK + "reactivation/triton/sums.py", "tl.abs(bits - 0x800000)", "bits", _REVIVED_TRITON),
+    Mutant(_WK + "reactivation/triton/write.py", "inside & (hidden == 0)", "inside", _REVIVED_TRITON),
+    Mutant(
+        _WK + "reactivation/triton/write.py", "(count == 0) & (value == _MEAN)", "count == 0", _REVIVED_MEANS_TRITON
+    ),
     Mutant(_LOW_RANK + "subspace.py", "root = shift * ", "root = 0 * ", _PROJECTION),
     Mutant(_LOW_RANK + "subspace.py", "(_largest_outside(gram, q, unit, power) + error) / 2", "error / 2", _PROJECTION),
     Mutant(_LOW_RANK + "subspace.py", " & (kept * unit >= least)", "", _PROJECTION),

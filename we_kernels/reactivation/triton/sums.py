@@ -187,26 +187,28 @@ def _draw(tile, plan, units, step, seed, drawn_norms, BLOCK: tl.constexpr):
     first, size, place = tl.load(tile + 2), tl.load(tile + 3), tl.load(tile + 4)
     lane = tl.arange(0, ENTRIES)
     hits = is_revived(unit_table, revived, place + lane, lane < size)
-    left = tl.sum(hits.to(tl.int32) << lane, axis=0)
-    if left > 0:
+    bits_left = tl.sum(hits.to(tl.int32) << lane, axis=0)
+    if bits_left > 0:
         channels, elements, group_rows = number(plan, CHANNELS), number(plan, KERNEL), number(plan, GROUP_ROWS)
         stream = tl.load(plan + STREAM)
         of_rows = number(plan, ROW_VALUE) == _DRAW
         length = tl.where(of_rows, channels, group_rows) * elements
         entry = first
-        while left > 0:
-            if left % 2 == 1:
+        while bits_left > 0:
+            if bits_left % 2 == 1:
                 total = tl.zeros((BLOCK,), tl.int64)
                 at = length * 0
-                while at < length:
+                left = length
+                while left > 0:
                     lanes = at + tl.arange(0, BLOCK)
                     index = entry * length + lanes
                     if of_rows == 0:
                         row = entry // channels * group_rows + lanes // elements
                         index = (row * channels + entry % channels) * elements + lanes % elements
                     bits = random_bits(index, stream, step, seed)
-                    total += tl.where(lanes < length, tl.abs(bits - 0x800000), 0).to(tl.int64)
+                    total += tl.where(tl.arange(0, BLOCK) < left, tl.abs(bits - 0x800000), 0).to(tl.int64)
                     at += BLOCK
+                    left -= BLOCK
                 tl.store(drawn_norms + place + entry - first, tl.sum(total, axis=0))
-            left = left // 2
+            bits_left = bits_left // 2
             entry += 1

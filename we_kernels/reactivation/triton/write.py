@@ -97,11 +97,11 @@ def write_units_kernel(
         if (value == _DRAW) & (scaling == TO_LIVING):
             target = _living_norm(plan, part_sums, part_counts, PARTS)
         span = tl.where(axis == 0, high - low, found * elements)
-        total = tl.where(axis == 0, found, high - low) * span
-        at = total * 0
-        while at < total:
+        left = tl.where(axis == 0, found, high - low) * span
+        at = left * 0
+        while left > 0:
             lanes = tl.arange(0, BLOCK)
-            inside = lanes < total - at
+            inside = lanes < left
             outer, inner = (at + lanes) // span, (at + lanes) % span
             if axis == 0:
                 entry = first + nth_bit(bits, outer)
@@ -134,6 +134,7 @@ def write_units_kernel(
                 new = _from_double(tl.zeros((BLOCK,), tl.float64) + constant, DTYPE)
             tl.store(base + offsets(layer, row, channel, element), new, mask=inside)
             at += BLOCK
+            left -= BLOCK
 
 
 @triton.jit
