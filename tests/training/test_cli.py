@@ -234,7 +234,7 @@ def test_help_shows_one_spelling_and_the_unit_of_every_interval(command, capsys)
     assert ("--overwrite" in text) == (command in ("train", "compact"))
     assert ("--quiet" in text) == (command in ("train", "demo"))
     intervals = re.findall(r"^ +--[a-z-]*every\S* N\s+(.*)", text, re.MULTILINE)
-    assert len(intervals) == (4 if command == "train" else 0)
+    assert len(intervals) == (5 if command == "train" else 0)
     assert all(line.startswith(("N epochs", "N iterations")) for line in intervals)
 
 

@@ -16,11 +16,19 @@ from .distillation import DistillationMethod
 from .evolution import EvolutionMethod
 from .grafting import GraftingMethod
 from .low_rank import LowRankMethod
+from .reactivation import ReactivationMethod
 
 BASELINE = "baseline"
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (EvolutionMethod, LowRankMethod, GraftingMethod, DistillationMethod, AsynchronousMethod)
+    for method in (
+        EvolutionMethod,
+        LowRankMethod,
+        GraftingMethod,
+        DistillationMethod,
+        AsynchronousMethod,
+        ReactivationMethod,
+    )
 }
 
 __all__ = [
