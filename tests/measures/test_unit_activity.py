@@ -138,6 +138,22 @@ def test_clear_forgets_and_goes_on(batches):
     assert set(activity.report().batches.values()) == {1}
 
 
+def test_only_passes_with_gradients():
+    model = networks.mlp().eval()
+    x, y = torch.randn(7, 5), torch.randn(2, 5)
+    with UnitActivity(model, with_gradients=True) as activity:
+        with torch.no_grad():
+            model(x)
+        with pytest.raises(RuntimeError, match=r"or of empty batches or under torch\.no_grad only"):
+            activity.activations()
+        model(y)
+        with torch.inference_mode():
+            model(x)
+    assert torch.equal(activity.activations(), activations_of(model, [y]))
+    with pytest.raises(TypeError, match="with_gradients must be True or False"):
+        UnitActivity(model, with_gradients=1)
+
+
 def activations_of(model, inputs):
     with UnitActivity(model) as activity:
         for x in inputs:
