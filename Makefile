@@ -5,8 +5,8 @@ BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell fi
 .PHONY: check demo test test-all oldest mutation hostile bench gpu gpu-first lint clean
 
 demo: .venv/installed
-	# One thread: these networks gain nothing from two, and two wait for each other on a busy machine.
-	$(BIN)/weight-evolution demo --output demo-output --threads 1
+	# A thread each: these networks gain nothing from two, and two wait for each other on a busy machine.
+	$(BIN)/weight-evolution demo --output demo-output --processes 2 --threads 1
 
 # One thread a process: every core has a process of its own, and threads that wait for a core spin.
 pytest = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup

@@ -3,8 +3,7 @@
     python -m experiments.asynchronous [--data fashion-mnist] [--output DIR]
 
 Writes table.md, overlap.png and results.json to the output folder; runs found there are not trained again. All rows
-of a seed start from the same weights and train on the same batches. The recipe is that of the demo, chosen there by
-the baseline alone.
+of a seed start from the same weights and train on the same batches. The recipe was chosen by the baseline alone.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Writes table.md and results.json to the output folder; runs found there are not trained again. In all rows of a seed the
 network (the first, where there are two) starts from the same weights, trains on the same batches and for the same
-epochs. The recipe is that of the demo, chosen there by the baseline alone.
+epochs. The recipe was chosen by the baseline alone.
 """
 
 from __future__ import annotations

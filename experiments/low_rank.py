@@ -3,7 +3,7 @@
     python -m experiments.low_rank [--data fashion-mnist] [--output DIR]
 
 Writes table.md and results.json to the output folder; runs found there are not trained again. All rows of a seed start
-from the same weights and train on the same batches. The recipe is that of the demo, chosen there by the baseline alone.
+from the same weights and train on the same batches. The recipe was chosen by the baseline alone.
 """
 
 from __future__ import annotations

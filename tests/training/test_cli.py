@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.training.training_runs import make_config
-from weight_evolution.training import cli, demo
+from weight_evolution.training import cli
 from weight_evolution.training.methods import method_options
 
 SMALL = ["--model", "resnet8", "--batch-size", "32", "--epochs", "2", "--device", "cpu", "--quiet"]
@@ -18,7 +18,6 @@ SMALL = ["--model", "resnet8", "--batch-size", "32", "--epochs", "2", "--device"
 def few_digits(digits, monkeypatch):
     load = cli.load_data
     monkeypatch.setattr(cli, "load_data", lambda name, *rest: digits if name == "digits" else load(name, *rest))
-    monkeypatch.setattr(demo, "load_data", lambda name: digits)
 
 
 def run(*arguments) -> int:
@@ -252,52 +251,6 @@ def test_info_and_version(capsys):
     assert run("info") == 0
     assert "torch:" in capsys.readouterr().out
     assert run("--version") == 0
-
-
-def test_demo_end_to_end(tmp_path, capsys):
-    arguments = [
-        "--model",
-        "resnet8",
-        "--epochs",
-        3,
-        "--seeds",
-        0,
-        1,
-        "--quiet",
-        "--device",
-        "cpu",
-        "--output",
-        tmp_path,
-    ]
-    assert run("demo", *arguments) == 0
-    out = capsys.readouterr().out
-    for method in demo.METHODS:
-        assert sum(line.startswith(method + " ") for line in out.splitlines()) == 1
-    assert out.count("95% interval") == 2
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert [(entry["method"], entry["seed"]) for entry in results["runs"]] == [
-        (method, seed) for seed in (0, 1) for method in demo.METHODS
-    ]
-    assert [entry["evolutions"] for entry in results["runs"][:3]] == [0, 2, 2]
-    with (tmp_path / "epochs.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * 2 * 3
-    # The first epoch, before any evolution, is the same for all methods.
-    first = {row["test_loss"] for row in rows if row["seed"] == "1" and row["epoch"] == "0"}
-    assert len(first) == 1
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_comparison_does_not_call_noise_a_gain():
-    def runs(*gaps):
-        baseline = [demo.Run("baseline", s, [{"test_accuracy": 90.0}], {}) for s in range(len(gaps))]
-        other = [demo.Run("x", s, [{"test_accuracy": 90.0 + gap}], {}) for s, gap in enumerate(gaps)]
-        return baseline + other
-
-    assert "no difference beyond the noise" in demo.comparison(runs(1.0, -0.5, 0.6), "x")
-    assert "+1.00 points" in demo.comparison(runs(1.0, 1.1, 0.9), "x")
-    assert "beyond the noise of these seeds" in demo.comparison(runs(1.0, 1.1, 0.9), "x")
-    assert "one seed says nothing" in demo.comparison(runs(1.0), "x")
 
 
 def test_importing_the_package_imports_no_extra():

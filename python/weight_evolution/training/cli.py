@@ -28,7 +28,7 @@ from .arguments import (
 from .compacting import compact_checkpoint
 from .config import TrainingConfig
 from .data import DATA, load_data
-from .demo import DemoOptions, run_demo
+from .demo import DemoOptions, RandomLabels, Stationary, run_demo
 from .errors import UserError
 from .inspection import inspect_checkpoint
 from .launch import own_device, process_group, started_processes
@@ -80,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help="train a network from one or more seeds"))
     _add_inspect(commands.add_parser("inspect", help="print what an evolution of a checkpoint would select"))
     _add_compact(commands.add_parser("compact", help="write the compact network of a low-rank checkpoint"))
-    _add_demo(commands.add_parser("demo", help="baseline against weight evolution on digits, in minutes"))
+    _add_demo(commands.add_parser("demo", help="the methods where units die, and where they do not, in minutes"))
     info = commands.add_parser("info", help="print versions and available backends")
     info.set_defaults(run=lambda options: print(format_info(we_kernels.info())))
     return parser
@@ -159,18 +159,31 @@ def _add_compact(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Train a small ResNet on digits: baseline, and weight evolution with both crossover rules."
+    parser.description = (
+        "Train a small network on random labels that change with every task, where units die, and a small ResNet on "
+        "digits, where they do not: baseline, weight evolution, ReDo, unit reactivation."
+    )
     parser.set_defaults(run=_demo)
-    defaults = DemoOptions(Path())
+    default = DemoOptions(Path())
+    tasks, stationary = default.random_labels, default.stationary
     parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="default demo-output")
-    parser.add_argument("--seeds", type=non_negative_int, nargs="+", default=list(defaults.seeds), metavar="N")
-    parser.add_argument("--epochs", type=positive_int, default=defaults.epochs, help=f"default {defaults.epochs}")
-    parser.add_argument("--model", default=defaults.model, help=f"default {defaults.model}")
-    parser.add_argument("--batch-size", type=positive_int, default=defaults.batch_size)
-    parser.add_argument("--lr", type=positive_float, default=defaults.lr)
-    parser.add_argument("--weight-decay", type=non_negative_float, default=defaults.weight_decay)
+    parser.add_argument("--seeds", type=non_negative_int, nargs="+", default=list(default.seeds), metavar="N")
+    parser.add_argument(
+        "--processes", type=positive_int, default=default.processes, metavar="N", help="default %(default)s"
+    )
     parser.add_argument("--quiet", action="store_true", help="print the result only")
     _add_alias(parser, "--no-progress", of="quiet", action="store_true")
+    labels = parser.add_argument_group("random labels")
+    labels.add_argument("--tasks", type=positive_int, default=tasks.tasks, help="default %(default)s")
+    labels.add_argument("--task-epochs", type=positive_int, default=tasks.epochs, help="default %(default)s")
+    ordinary = parser.add_argument_group("ordinary training")
+    ordinary.add_argument("--epochs", type=positive_int, default=stationary.epochs, help="default %(default)s")
+    ordinary.add_argument("--model", default=stationary.model, help="default %(default)s")
+    ordinary.add_argument("--batch-size", type=positive_int, default=stationary.batch_size, help="default %(default)s")
+    ordinary.add_argument("--lr", type=positive_float, default=stationary.lr, help="default %(default)s")
+    ordinary.add_argument(
+        "--weight-decay", type=non_negative_float, default=stationary.weight_decay, help="default %(default)s"
+    )
     _add_machine(parser)
 
 
@@ -285,7 +298,19 @@ def _compact(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    demo = options_of(DemoOptions, options, folder=options.output, seeds=tuple(_seeds(options)))
+    demo = DemoOptions(
+        folder=options.output,
+        seeds=tuple(_seeds(options)),
+        random_labels=RandomLabels(tasks=options.tasks, epochs=options.task_epochs),
+        stationary=Stationary(
+            epochs=options.epochs,
+            model=options.model,
+            batch_size=options.batch_size,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+        ),
+        processes=options.processes,
+    )
     print(run_demo(demo, _device(options), quiet=options.quiet))
 
 
