@@ -64,8 +64,7 @@ def revive(make=torch.optim.Adam, model=None, **options):
     optimizer = make(model.parameters())
     train(model, optimizer, iterations=3)
     reactivation = UnitReactivation(model, optimizer, every=1, threshold=0.0, **options)
-    with torch.no_grad():
-        model(IMAGES)
+    model(IMAGES)
     before = copy.deepcopy((model, optimizer))
     report = reactivation.step()
     return model, optimizer, report, *before
@@ -416,6 +415,22 @@ def test_only_the_last_batches_count():
     torch.testing.assert_close(report.activation["first"], wanted, rtol=1e-5, atol=1e-7)
 
 
+def test_evaluations_in_between_do_not_count():
+    def report(evaluate):
+        model = sick_net().eval()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        reactivation = UnitReactivation(model, optimizer, every=2)
+        train(model, optimizer, reactivation)
+        if evaluate:
+            with torch.no_grad():
+                model(100 * IMAGES)
+        return train(model, optimizer, reactivation)
+
+    alone, between = report(evaluate=False), report(evaluate=True)
+    assert alone.activation.keys() == between.activation.keys()
+    assert all(torch.equal(between.activation[name], own) for name, own in alone.activation.items())
+
+
 def test_steps_without_a_forward_pass_are_refused():
     model = sick_net()
     reactivation = UnitReactivation(model, torch.optim.SGD(model.parameters(), 0.1), every=2)
@@ -457,13 +472,13 @@ def test_replaced_layers_are_refused():
         reactivation.step()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the compiler, at the hook
 def test_wrappers_and_names():
     model = sick_net()
     compiled = torch.compile(model, backend="eager")
     reactivation = UnitReactivation(compiled, torch.optim.SGD(model.parameters(), 0.1), every=1)
     assert list(reactivation.graph.layers) == ["first", "second", "hidden"]
-    with torch.no_grad():
-        compiled(IMAGES)
+    compiled(IMAGES)
     assert reactivation.step().total == 6
 
 

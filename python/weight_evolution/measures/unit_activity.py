@@ -42,6 +42,7 @@ class UnitActivity:
         exclude: no layers of these names, patterns or types.
         example_inputs: arguments of forward, a tensor or a tuple. They are needed where torch.fx cannot trace the model
             or a reshaping does not show where the units go; ``graph.skipped`` says so.
+        with_gradients: only forward passes that record gradients count, not those under ``torch.no_grad``.
 
     Raises:
         TypeError, ValueError: name the argument and say what to do; ValueError, too, if no layer can be measured.
@@ -55,10 +56,12 @@ class UnitActivity:
         include: Sequence[ModuleFilter] | None = None,
         exclude: Sequence[ModuleFilter] = (),
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+        with_gradients: bool = False,
     ) -> None:
         check_model(model)
         check_filters(include, exclude, dict(named_modules(model)))
         self._batches = None if batches is None else check_count(batches, "batches", 1)
+        self._with_gradients = check_flag(with_gradients, "with_gradients")
         self.graph = find_units(model, include=include, exclude=exclude, example_inputs=check_inputs(example_inputs))
         if not self.graph.layers:
             reasons = [*self.graph.errors, *(f"{name}: {reason}" for name, reason in self.graph.skipped.items())]
@@ -82,7 +85,7 @@ class UnitActivity:
         if not self._links.hold():
             raise RuntimeError("a layer of the model was replaced since; make a new UnitActivity")
         self._sums = {
-            name: [UnitSums(place, units, self._batches) for place in layer.activations]
+            name: [UnitSums(place, units, self._batches, self._with_gradients) for place in layer.activations]
             for (name, layer), units in zip(self.graph.layers.items(), self.layer_sizes, strict=True)
         }
         self._handles = [sums.attach() for own in self._sums.values() for sums in own]
@@ -199,10 +202,11 @@ class UnitActivity:
     def _check_seen(self, elements: Sequence[float]) -> None:
         """``elements``: how many activations of each unit of each layer were summed."""
         if missing := [name for name, count in zip(self._sums, elements, strict=True) if not count]:
+            others = "of empty batches or under torch.no_grad" if self._with_gradients else "of empty batches"
             raise RuntimeError(
-                f"no forward pass through {', '.join(missing)} was seen since start() or clear(), or of empty batches "
-                "only; run the model in between. Hooks are not called on a model that torch.compile compiled before "
-                "start(), on replicas of DataParallel and in replays of CUDA graphs"
+                f"no forward pass through {', '.join(missing)} was seen since start() or clear(), or {others} only; "
+                "run the model in between. Hooks are not called on a model that torch.compile compiled before start(), "
+                "on replicas of DataParallel and in replays of CUDA graphs"
             )
 
     def _elements(self) -> list[int]:

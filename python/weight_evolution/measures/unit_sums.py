@@ -24,10 +24,11 @@ class UnitSums:
         place: where.
         units: how many.
         batches: only the last so many calls count; all when None.
+        with_gradients: only calls that record gradients count.
     """
 
-    def __init__(self, place: ActivationPlace, units: int, batches: int | None) -> None:
-        self._place, self._units, self._batches = place, units, batches
+    def __init__(self, place: ActivationPlace, units: int, batches: int | None, with_gradients: bool) -> None:
+        self._place, self._units, self._batches, self._with_gradients = place, units, batches, with_gradients
         self._sums: Tensor | None = None  # [calls kept, units]
         self._counts: list[int] = []
         self.calls = 0
@@ -44,6 +45,8 @@ class UnitSums:
     def __call__(self, module: torch.nn.Module, given: tuple[Any, ...], further: Any) -> None:
         """The hook of either kind: ``further`` is the output, or the arguments that were given by name."""
         if module is not self._place.module:  # a replica
+            return
+        if self._with_gradients and not torch.is_grad_enabled():
             return
         if self._place.is_output:
             self._add(further.detach())

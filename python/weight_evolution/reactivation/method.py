@@ -42,8 +42,9 @@ class UnitReactivation:
 
     Units are output channels of convolutions and features of Linears whose outgoing weights are known
     (``graph`` says which; in `skipped` are the others, and why). Their activation behind the nonlinearity is measured
-    by hooks in the last ``batches`` iterations before every ``every``-th call of `step`, which then acts: units whose
-    mean absolute activation is at most ``threshold`` of their layer's mean are drawn anew. Incoming weights are random,
+    by hooks in the last ``batches`` iterations before every ``every``-th call of `step`, in forward passes that record
+    gradients (an evaluation under ``torch.no_grad`` in between does not count). That call then acts: units whose mean
+    absolute activation is at most ``threshold`` of their layer's mean are drawn anew. Incoming weights are random,
     with the mean L1 norm of the layer's other units; the bias is 0; a BatchNorm behind it gets the other units' mean
     scale, shift 0 and fresh statistics; outgoing weights are 0, so that the revival of a dead unit does not change what
     the network computes. A unit of a depthwise convolution starts anew with the one that it reads.
@@ -136,7 +137,9 @@ class UnitReactivation:
         if init is not None and not callable(init):
             raise TypeError(f"init must be a callable (tensor) -> None, got {type(init).__name__}")
         self._state, self._init = state, init
-        self._activity = UnitActivity(model, include=include, exclude=exclude, example_inputs=example_inputs)
+        self._activity = UnitActivity(
+            model, include=include, exclude=exclude, example_inputs=example_inputs, with_gradients=True
+        )
         self._units = NetworkUnits(self._activity.graph, scale, outgoing)
         state.check_trains(self._units.parameters)
         if len(self._frozen) == len(self._units.layers):
@@ -236,8 +239,8 @@ class UnitReactivation:
         Call it after ``optimizer.step()``. Returns None when it does not act.
 
         Raises:
-            RuntimeError: a layer was replaced since this was made, or no forward pass was seen in the iterations that
-                were to be measured.
+            RuntimeError: a layer was replaced since this was made, or no forward pass with gradients was seen in the
+                iterations that were to be measured.
             TypeError, ValueError: a tensor of the model was resized, freed, moved away from the others or converted.
         """
         self._iteration += 1
