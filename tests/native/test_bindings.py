@@ -505,3 +505,49 @@ def test_units_that_there_are_not_are_none(native, unit):
     call.units[:4] = unit
     call(native)
     assert call.changed() == [False, True]
+
+
+def adamw_arguments(calls):
+    a = {"weights": [call.pointers for call in calls], "tables": [call.table.data_ptr() for call in calls]}
+    a |= {"num_layers": 2, "row_resets": [0, 0], "column_resets": [0, 0], "groups": [1, 5], "steps": [3.0, 3.0]}
+    a |= {"corrections": [(-0.1, 0.5)] * 2, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
+    a |= {"decoupled": True, "maximize": False, "roots": [0, 0], "roots_mode": 0, "fused": True}
+    return a | {"rounding_steps": [0, 0, 0, 0], "grain": 1, "threads": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": [[], []]}, "weights and tables must be five"),
+        ({"weights": [[16]] * 5}, "1 weights for a table of 2 layers"),
+        ({"tables": [0] * 5}, "table is null"),
+        ({"row_resets": [0]}, "steps, corrections, groups and resets need one entry a layer"),
+        ({"column_resets": [2, 0]}, "column_resets is misaligned"),
+        ({"groups": [1, 2]}, "groups of layer 1 must divide its filters"),
+        ({"groups": [0, 1]}, "groups of layer 0 must divide its filters"),
+        ({"steps": [1.0]}, "steps, corrections, groups and resets need one entry a layer"),
+        ({"corrections": []}, "steps, corrections, groups and resets need one entry a layer"),
+        ({"roots": [0]}, "roots must be two addresses"),
+        ({"rounding_steps": [0, 0, 0, -1]}, "steps must not be negative"),
+        ({"grain": 0}, "grain must be positive"),
+        ({"threads": 0}, "threads must be positive"),
+    ],
+)
+def test_unit_adamw_checks(native, changes, message):
+    calls = [Call() for _ in range(5)]
+    arguments = adamw_arguments(calls)
+    with pytest.raises(ValueError, match=message):
+        native.unit_adamw(*(arguments | changes).values())
+    for call in calls:
+        call.assert_untouched()
+    native.unit_adamw(*arguments.values())
+    assert all(bool((weight < 7).all()) for weight in calls[0].weights)
+
+
+def test_unit_adamw_refuses_tables_that_differ(native):
+    calls = [Call() for _ in range(5)]
+    calls[3].table[1, FIELDS.index("channels")] = 1
+    with pytest.raises(ValueError, match="layer 1 differs in size or dtype from table to table"):
+        native.unit_adamw(*adamw_arguments(calls).values())
+    for call in calls:
+        call.assert_untouched()
