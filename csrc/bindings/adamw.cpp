@@ -35,7 +35,8 @@ void adamw_binding(const std::vector<py::list>& weights, const std::vector<std::
   if (weights.size() != kAdamwTensors || tables.size() != kAdamwTensors) {
     throw std::invalid_argument("weights and tables must be five");
   }
-  if (roots.size() != 2) throw std::invalid_argument("roots must be two addresses");
+  if (roots.size() != 3) throw std::invalid_argument("roots must be three addresses");
+  if (roots[2] == 0 && (roots[0] != 0 || roots[1] != 0)) throw std::invalid_argument("roots need a limit of threads");
   std::vector<void*> pointers[kAdamwTensors];
   for (std::size_t i = 0; i < kAdamwTensors; ++i) pointers[i] = addresses(weights[i]);
   const std::vector<const float*> rows = vectors("row_resets", row_resets);
@@ -56,9 +57,19 @@ void adamw_binding(const std::vector<py::list>& weights, const std::vector<std::
   banks.row_resets = rows;
   banks.column_resets = columns;
   check_adamw(banks);
-  AdamwRule rule{lr,        beta1,    beta2, eps,        weight_decay,
-                 decoupled, maximize, {},    roots_mode, rounding_of(fused, rounding_steps, grain, threads)};
+  AdamwRule rule{lr,
+                 beta1,
+                 beta2,
+                 eps,
+                 weight_decay,
+                 decoupled,
+                 maximize,
+                 {},
+                 roots_mode,
+                 nullptr,
+                 rounding_of(fused, rounding_steps, grain, threads)};
   for (std::size_t i = 0; i < 2; ++i) rule.roots[i] = reinterpret_cast<Roots>(roots[i]);
+  rule.limit_threads = reinterpret_cast<int (*)(int)>(roots[2]);
   unit_adamw(banks, rule, threads);
 }
 

@@ -73,6 +73,7 @@ class AdamwStep {
         rounding_(rule.rounding, *tensors.layers[0], dense),
         roots_(kIsNarrow<T> ? nullptr : rule.roots[sizeof(T) == 8]),
         roots_mode_(rule.roots_mode),
+        limit_threads_(rule.limit_threads),
         kept_(scalar<T>(1 - rule.lr * rule.weight_decay)),
         weight_decay_(scalar<T>(rule.weight_decay)),
         beta2_(scalar<T>(rule.beta2)),
@@ -97,7 +98,12 @@ class AdamwStep {
     } else {
       moments(place, fused_, count, roots);
     }
-    if (roots_ != nullptr) roots_(&count, roots, roots, &roots_mode_);
+    if (roots_ != nullptr) {
+      // It would start a team of its own in each of ours.
+      const int threads = limit_threads_(1);
+      roots_(&count, roots, roots, &roots_mode_);
+      limit_threads_(threads);
+    }
     std::int64_t i = 0;
     for (; i + kLanes<T> <= count; i += kLanes<T>) move(place.param + i, place.mean + i, roots + i, ages, i);
     if (i == count) return;
@@ -181,6 +187,7 @@ class AdamwStep {
   RoundingOf<T> rounding_;
   Roots roots_;
   std::int64_t roots_mode_;
+  int (*limit_threads_)(int);
   V kept_;
   V weight_decay_;
   V beta2_;

@@ -21,6 +21,8 @@ struct AdamwRule {
   // torch's square roots of float32 and float64, where they are not the processor's; else null.
   Roots roots[2];
   std::int64_t roots_mode;
+  // Sets the number of threads that `roots` may use when called by this thread, and returns what it was.
+  int (*limit_threads)(int);
   Rounding rounding;
 };
 

@@ -73,7 +73,17 @@ void stress_adamw(Generator& generator, bool change_level) {
     step.columns.push_back(coin() ? random_resets(generator, columns) : std::vector<float>{});
   }
   step.has_maxima = coin();
-  step.rule = {0.1, coin() ? 0.9 : 0.3, 0.99, 1e-8, coin() ? 1e-2 : 0.0, coin(), coin(), {}, 0, {}};
+  step.rule = {0.1,
+               coin() ? 0.9 : 0.3,
+               0.99,
+               1e-8,
+               coin() ? 1e-2 : 0.0,
+               coin(),
+               coin(),
+               {},
+               0,
+               [](int threads) { return threads; },
+               {}};
   if (coin()) step.rule.roots[0] = roots_of_floats;
   step.rule.rounding.fused = coin();
   for (std::int64_t& elements : step.rule.rounding.step) elements = 8 * generator.below(3);

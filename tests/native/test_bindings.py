@@ -511,7 +511,7 @@ def adamw_arguments(calls):
     a = {"weights": [call.pointers for call in calls], "tables": [call.table.data_ptr() for call in calls]}
     a |= {"num_layers": 2, "row_resets": [0, 0], "column_resets": [0, 0], "groups": [1, 5], "steps": [3.0, 3.0]}
     a |= {"corrections": [(-0.1, 0.5)] * 2, "lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
-    a |= {"decoupled": True, "maximize": False, "roots": [0, 0], "roots_mode": 0, "fused": True}
+    a |= {"decoupled": True, "maximize": False, "roots": [0, 0, 0], "roots_mode": 0, "fused": True}
     return a | {"rounding_steps": [0, 0, 0, 0], "grain": 1, "threads": 1}
 
 
@@ -527,7 +527,8 @@ def adamw_arguments(calls):
         ({"groups": [0, 1]}, "groups of layer 0 must divide its filters"),
         ({"steps": [1.0]}, "steps, corrections, groups and resets need one entry a layer"),
         ({"corrections": []}, "steps, corrections, groups and resets need one entry a layer"),
-        ({"roots": [0]}, "roots must be two addresses"),
+        ({"roots": [0]}, "roots must be three addresses"),
+        ({"roots": [8, 0, 0]}, "roots need a limit of threads"),
         ({"rounding_steps": [0, 0, 0, -1]}, "steps must not be negative"),
         ({"grain": 0}, "grain must be positive"),
         ({"threads": 0}, "threads must be positive"),

@@ -6,6 +6,7 @@ import ctypes
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,26 +41,33 @@ def _residue(dtype: torch.dtype, eps: float) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def square_roots() -> tuple[int, int]:
+def square_roots() -> tuple[int, int, int]:
     """Addresses of the functions by which PyTorch takes square roots of float32 and float64; 0: the processor's own.
 
     Where it has MKL, it asks that, whose roots are not always the nearest numbers (on an AMD EPYC every fifth of
-    float32 is not). What does not give PyTorch's bits is not used.
+    float32 is not). What does not give PyTorch's bits is not used. The third sets how many threads MKL may use when
+    called by this thread, and returns what it was: it would start some at the size of a block already.
     """
-    return _square_root(torch.float32, "VMSSQRT_"), _square_root(torch.float64, "VMDSQRT_")
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        limit = _address(library.MKL_Set_Num_Threads_Local)
+        found = _square_root(library.VMSSQRT_, torch.float32), _square_root(library.VMDSQRT_, torch.float64)
+    except (OSError, AttributeError):
+        return 0, 0, 0
+    return *found, limit
 
 
-def _square_root(dtype: torch.dtype, name: str) -> int:
-    """MKL's function of a dtype, by its Fortran name, which takes pointers to size, numbers, roots and mode."""
+def _square_root(function: Any, dtype: torch.dtype) -> int:
+    """Address of MKL's function, which takes pointers to size, numbers, roots and mode, if PyTorch uses it."""
     numbers = torch.linspace(0.25, 4.0, 4096, dtype=dtype, device="cpu")
     wanted = numbers.sqrt()
-    if torch.equal(wanted, torch.tensor(list(map(math.sqrt, numbers.tolist())), dtype=dtype, device="cpu")):
-        return 0
-    try:
-        function = getattr(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")), name)
-    except (OSError, AttributeError):
+    if wanted.tolist() == torch.tensor(list(map(math.sqrt, numbers.tolist())), dtype=dtype, device="cpu").tolist():
         return 0
     roots = torch.zeros_like(numbers)
     pointers = (ctypes.c_void_p(x.data_ptr()) for x in (numbers, roots))
     function(ctypes.byref(ctypes.c_int64(len(numbers))), *pointers, ctypes.byref(ctypes.c_int64(MODE)))
-    return ctypes.cast(function, ctypes.c_void_p).value or 0 if torch.equal(roots, wanted) else 0
+    return _address(function) if torch.equal(roots, wanted) else 0
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
