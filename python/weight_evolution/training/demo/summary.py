@@ -38,7 +38,7 @@ def describe_random_labels(options: RandomLabels, rows: dict[str, tuple[str, flo
             "online accuracy: of every batch before the network learns from it, mean over the last half of the tasks; "
             f"mean and 95% interval over seeds {_seeds(runs)} (Student's t); chance is 10",
             f"learning rates: of {', '.join(f'{lr:g}' for lr in learning_rates.GRID)} the best for each method on "
-            f"seeds {', '.join(map(str, learning_rates.TUNING_SEEDS))}, which are not shown here",
+            f"other seeds ({', '.join(map(str, learning_rates.TUNING_SEEDS))})",
             *(comparison(runs, row, baseline, lambda run: run.last_half("accuracy")) for row in others),
         ]
     )
