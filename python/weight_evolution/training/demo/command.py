@@ -33,7 +33,7 @@ ROWS = {
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The defaults end in two minutes on two cores with AVX2, in two processes."""
+    """Seeds and output of both parts; nothing of a run depends on ``processes``."""
 
     folder: Path
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -124,8 +124,6 @@ def results(
                     "method": run.method,
                     "seed": run.seed,
                     "last_epoch_test_accuracy": run.last("test_accuracy"),
-                    "inferior_filters": run.last("inferior_filters"),
-                    "filters": run.last("filters"),
                     "revived": run.total("reactivation_revived"),
                     "train_seconds": run.total("train_seconds"),
                 }

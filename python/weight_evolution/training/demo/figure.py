@@ -15,25 +15,23 @@ from .runs import Run
 
 
 def plot_demo(random_labels: Sequence[Run], stationary: Sequence[Run], path: Path) -> None:
-    """Accuracy and dead units by task, accuracy and inferior filters by epoch: means and ranges over the seeds."""
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    (accuracy, dead), (test, inferior) = figure.subplots(2, 2)
+    """Accuracy and dead units by task, accuracy by epoch: means and ranges over the seeds."""
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    accuracy, dead, test = figure.subplots(1, 3)
     colours = _colours([*random_labels, *stationary])
     _curves(accuracy, random_labels, "accuracy", colours)
     _curves(dead, random_labels, "dead_units", colours)
     _curves(test, stationary, "test_accuracy", colours)
-    _curves(inferior, stationary, "inferior_filters", colours)
     accuracy.axhline(10, color="grey", linestyle="--", linewidth=1)
     accuracy.set(title="New random labels every task", xlabel="task", ylabel="online accuracy, %")
     dead.set(
         title="Units that no image activates", xlabel="task", ylabel=f"of {random_labels[0].last('units')} hidden units"
     )
-    test.set(title="Ordinary training on digits (axis fits the second half)", xlabel="epoch", ylabel="test accuracy, %")
+    test.set(title="Ordinary training (axis fits the second half)", xlabel="epoch", ylabel="test accuracy, %")
     _focus(test, stationary)
-    inferior.set(title="Inferior filters", xlabel="epoch", ylabel=f"of {stationary[0].last('filters')} filters")
-    for axes in (accuracy, dead, inferior):
+    for axes in (accuracy, dead):
         axes.set_ylim(bottom=0)
-    for axes in (accuracy, test):
+    for axes in (dead, test):
         axes.legend(title="mean and range of the seeds", fontsize="small", title_fontsize="small")
     figure.savefig(path, dpi=120)
 

@@ -47,7 +47,7 @@ def describe_random_labels(options: RandomLabels, rows: dict[str, tuple[str, flo
 def describe_stationary(options: Stationary, runs: Sequence[Run]) -> str:
     """The second part."""
     methods = list(dict.fromkeys(run.method for run in runs))
-    cells = [["method", "test accuracy %", "inferior filters", "units that started anew", "share of time"]]
+    cells = [["method", "test accuracy %", "units that started anew", "share of time"]]
     for method in methods:
         own = [run for run in runs if run.method == method]
         seconds = statistics.fmean(run.total("evolution_seconds") + run.total("reactivation_seconds") for run in own)
@@ -57,7 +57,6 @@ def describe_stationary(options: Stationary, runs: Sequence[Run]) -> str:
             [
                 method,
                 with_interval([run.last("test_accuracy") for run in own], 2),
-                f"{with_interval([run.last('inferior_filters') for run in own], 1)} of {own[0].last('filters')}",
                 revived if method == "reactivation" else "-",
                 f"{share:.2f}%" if seconds else "-",
             ]
@@ -69,7 +68,6 @@ def describe_stationary(options: Stationary, runs: Sequence[Run]) -> str:
             *table(cells),
             "",
             f"test accuracy: of the last epoch; mean and 95% interval over seeds {_seeds(runs)}",
-            "inferior filters: at the end; below the network's 20% quantile and at most 0.1 of the layer's largest",
             *(comparison(runs, method, methods[0], lambda run: run.last("test_accuracy")) for method in methods[1:]),
         ]
     )
