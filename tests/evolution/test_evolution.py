@@ -646,3 +646,21 @@ def test_plot_shows_every_layer(tmp_path):
     assert labels == [["0", "3"], ["1", "4"], ["1", "4"], ["8"]]
     figure.savefig(tmp_path / "report.png")
     assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+def test_with_an_optimizer_its_moments_are_filled_by_default():
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    model(torch.randn(2, 3, 6, 6)).square().mean().backward()
+    optimizer.step()
+    evolution = WeightEvolution(
+        model, conv_rate=0.6, local_ratio=1.0, schedule=always, optimizer=optimizer, include=["*"]
+    )
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    assert sum(evolution.step().inferior.values()) > 0
+    replaced = 0
+    for name, parameter in model.named_parameters():
+        changed = parameter != before[name]
+        replaced += int(changed.sum())
+        assert (optimizer.state[parameter]["exp_avg"][changed] == 0).all()
+    assert replaced > 0

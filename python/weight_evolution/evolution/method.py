@@ -73,12 +73,13 @@ class WeightEvolution:
         exclude: no modules of these names, patterns or types.
         optimizer: the one that trains the model: parameters that it does not train are left out, and its state can
             change with the weights.
-        optimizer_state: what becomes of the momentum and moments of replaced elements: "keep" (as published), "fill"
-            (momentum 0, second moments the mean of the tensor's other elements) or "reset" (all 0, as a fresh parameter
-            has them; under Adam the next steps of these elements are then several times too large, since the step
-            counter goes on). State that is a copy of the weight (float32 masters, slow weights) follows it if there is
-            an ``optimizer``; `OptimizerState` says what is seen. Holds a copy of the weights during the step where
-            there is state to change.
+        optimizer_state: what becomes of the momentum and moments of replaced elements: "fill" (momentum 0, second
+            moments the mean of the tensor's other elements), "keep" (as published) or "reset" (all 0, as a fresh
+            parameter has them; under Adam the next steps of these elements are then several times too large, since the
+            step counter goes on). None: "fill" with an ``optimizer``, but "keep" with ``cuda_graph``. State that is a
+            copy of the weight (float32 masters, slow weights) follows it if there is an ``optimizer``;
+            `OptimizerState` says what is seen. Holds a copy of the weights during the step where there is state to
+            change.
         measure_after: also measure the importances after the step, for `EvolutionReport.plot`; one more read of the
             weights.
         cuda_graph: replay the step as one CUDA graph while the model is on a GPU, with the same results: for a step so
@@ -110,7 +111,7 @@ class WeightEvolution:
         include: Sequence[ModuleFilter] | None = None,
         exclude: Sequence[ModuleFilter] = (),
         optimizer: Optimizer | None = None,
-        optimizer_state: str = "keep",
+        optimizer_state: str | None = None,
         measure_after: bool = True,
         cuda_graph: bool = False,
         epochs: int | None = None,
@@ -128,6 +129,8 @@ class WeightEvolution:
             check_finite=check_finite,
             epochs=epochs,
         )
+        if optimizer_state is None:
+            optimizer_state = "keep" if optimizer is None or cuda_graph else "fill"
         state = check_optimizer_state(optimizer, optimizer_state)
         if cuda_graph and optimizer_state != "keep":
             raise ValueError('cuda_graph=True needs optimizer_state="keep": a graph would write to outdated state')
