@@ -412,7 +412,7 @@ void check_unit_tensors(const UnitTensors& tensors, std::span<const float> given
     if (groups < 1 || layer.filters % groups != 0) refuse(i, "its groups do not divide its rows");
     check_axis(i, "rows", row, tensors.rows[i], layer.filters, units);
     check_axis(i, "columns", column, tensors.columns[i], groups * layer.channels, units);
-    if (row == column && (row == kDraw || row == kGiven)) refuse(i, "rows and columns are drawn or given, not both");
+    if (row == kDraw && column == kDraw) refuse(i, "rows and columns are drawn, not both");
     numbers += row == kGiven || column == kGiven ? 1 : 0;
   }
   if (given.size() != numbers) {

@@ -460,7 +460,7 @@ class UnitCall:
         ({"groups": [1, 3]}, "tensor 1: its columns are not among the units"),
         ({"row_values": [7, 0]}, "tensor 0: the value of its rows is not in"),
         ({"column_values": [0, -1]}, "tensor 1: the value of its columns is not in"),
-        ({"columns": [0, 4], "column_values": [3, 6]}, "tensor 0: rows and columns are drawn or given, not both"),
+        ({"columns": [0, 4], "column_values": [3, 6]}, "tensor 0: rows and columns are drawn, not both"),
         ({"revived": 0}, "revived is null"),
         ({"num_units": -1}, "revived has a negative size"),
         ({"given": 0}, "given is null"),

@@ -451,8 +451,8 @@ def test_layers_that_are_not_trained_take_no_part():
     reactivation = UnitReactivation(model, optimizer, every=1)
     assert reactivation.skipped == {
         "head": "it is the network's output",
-        "first": "the weight of second is frozen",
-        "second": "the weight of second is frozen",
+        "first": "second.weight is frozen",
+        "second": "second.weight is frozen",
     }
     before = copy.deepcopy(model.state_dict())
     model(IMAGES)
@@ -460,6 +460,9 @@ def test_layers_that_are_not_trained_take_no_part():
     assert report.revived == {"first": 0, "second": 0, "hidden": 3}
     assert torch.equal(model.second.weight, before["second.weight"])
     model.second.weight.requires_grad_(True)
+    model.norm.bias.requires_grad_(False)
+    assert reactivation.skipped["first"] == "norm.bias is frozen"
+    model.norm.bias.requires_grad_(True)
     model(IMAGES)
     assert reactivation.step().revived["first"] == 2
 

@@ -86,12 +86,11 @@ class NetworkUnits:
         trained = set(map(id, parameters_of(optimizer)))
         found = {}
         for name, layer in self.layers.items():
-            modules = [(name, layer.module), *((reader.name, reader.module) for reader in layer.outgoing)]
-            for owner, module in modules:
-                weight = module.weight
-                if not weight.requires_grad or id(weight) not in trained:
-                    state = "is not trained by the optimizer" if weight.requires_grad else "is frozen"
-                    found[name] = f"the weight of {owner} {state}"
+            for place, parameter in _parameters_of(layer):
+                if not parameter.requires_grad or id(parameter) not in trained:
+                    found[name] = (
+                        f"{place} is {'not trained by the optimizer' if parameter.requires_grad else 'frozen'}"
+                    )
                     break
         return found
 
@@ -190,6 +189,17 @@ class NetworkUnits:
             assert isinstance(state.optimizer, UnitAdamW)
             for place in places.values():
                 yield from _ages(place, state.optimizer)
+
+
+def _parameters_of(layer: UnitLayer) -> Iterator[tuple[str, Tensor]]:
+    """What is written when a unit starts anew, by name; without running statistics."""
+    modules = {layer.name: layer.module, layer.norm_name: layer.norm}
+    for name, module in modules.items():
+        for attribute, parameter in module._parameters.items() if module is not None else ():
+            if parameter is not None:
+                yield f"{name}.{attribute}", parameter
+    for reader in layer.outgoing:
+        yield f"{reader.name}.weight", reader.module.weight
 
 
 def _ages(place: _Place, optimizer: UnitAdamW) -> Iterator[tuple[wk.UnitTensor, float | Tensor]]:
