@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.rivals import ARMS, CLAIM, Arm
+from experiments.rivals import ARMS, CLAIM, RELEASED, Arm
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,12 @@ class Setting:
 
     @property
     def arms(self) -> dict[str, Arm]:
-        """With SGD there are no ages."""
-        plain = self.optimizer == "SGD"
-        return {
-            name: replace(arm, own_age=False) if plain else arm
-            for name, arm in ARMS.items()
-            if not (plain and name.endswith("own age"))
-        }
+        """With SGD there are no ages; on Linears both rules of WeightEvolution are one."""
+        arms = {name: arm for name, arm in ARMS.items() if self.network != "mlp" or name != RELEASED}
+        if self.optimizer == "SGD":
+            plain = {name: arm for name, arm in arms.items() if not name.endswith("own age")}
+            return {name: replace(arm, own_age=False) for name, arm in plain.items()}
+        return arms
 
     @property
     def claim(self) -> str:

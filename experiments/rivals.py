@@ -101,11 +101,11 @@ def _reactivation(network: nn.Module, optimizer: Optimizer, seed: int) -> Action
     return UnitReactivation(network, optimizer, every=EVERY, batches=EVERY, seed=seed).step
 
 
-BASELINE, CLAIM = "baseline", "reactivation, own age"
+BASELINE, CLAIM, RELEASED = "baseline", "reactivation, own age", "WeightEvolution, released rule"
 ARMS = {
     BASELINE: Arm(),
     "WeightEvolution, paper rule": Arm(partial(_evolution, "paper")),
-    "WeightEvolution, released rule": Arm(partial(_evolution, "released")),
+    RELEASED: Arm(partial(_evolution, "released")),
     "L2-init": Arm(before=_l2_init),
     "continual backprop": Arm(_continual_backprop, own_age=True),
     "ReDo": Arm(_redo),
