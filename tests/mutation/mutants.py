@@ -226,7 +226,7 @@ MUTANTS = [
         _WK + "adamw/reference.py", "torch.minimum(of_rows, of_columns)", "torch.maximum(of_rows, of_columns)", _ADAMW
     ),
     Mutant(_CPU + "adamw.cpp", "std::pow(rule.beta1, age)", "std::pow(rule.beta2, age)", _ADAMW_NATIVE),
-    Mutant(_CPU + "simd_adamw.h", "if (roots_ != nullptr) roots_(", "if (false) roots_(", _ADAMW_NATIVE),
+    Mutant(_CPU + "simd_adamw.h", "if (roots_ != nullptr) {", "if (false) {", _ADAMW_NATIVE),
     Mutant(_CPU + "simd_adamw.h", "row_.number / per_group_", "0", _ADAMW_NATIVE),
     Mutant(_CPU + "simd_adamw.h", "eps_(scalar<T>(rule.eps))", "eps_(wide(rule.eps))", _ADAMW_NATIVE),
     Mutant(
@@ -237,10 +237,10 @@ MUTANTS = [
     Mutant(_WK + "asynchronous/reference.py", "expected.round()", "(expected + 0.5).floor()", _SUBSETS),
     Mutant(_WK + "asynchronous/reference.py", "target[kept] = source[kept]", "target[...] = source", _SUBSETS),
     Mutant(_WK + "asynchronous/reference.py", "if tensors.first_steps[i]:", "if False:", _SUBSETS),
-    Mutant(_WK + "asynchronous/api.py", "grads[i] = grads[i].contiguous()", "pass", _SUBSETS_NATIVE),
+    Mutant(_WK + "runtime/parameters.py", "grads[i] = grads[i].contiguous()", "pass", _SUBSETS_NATIVE),
     Mutant(_CPU + "asynchronous.cpp", "rest == 0.5 && whole % 2 != 0", "rest == 0.5", _SUBSETS_NATIVE),
     Mutant(_CPU + "philox.h", "k1 += 0xBB67AE85;", "", _SUBSETS_NATIVE),
-    Mutant(_CPU + "simd_sgd.h", "at < body ? body - at", "true ? body - at", _SUBSETS_NATIVE),
+    Mutant(_CPU + "simd_rounding.h", "at < body ? body - at", "true ? body - at", _SUBSETS_NATIVE),
     Mutant(_CPU + "simd_sgd.h", "share(scalar<T>(1 - rule.dampening))", "share(scalar<T>(1))", _SUBSETS_NATIVE),
     Mutant(_CPU + "simd_sgd.h", "if (selected[first + row] == 0) continue;", "", _SUBSETS_NATIVE),
     Mutant(

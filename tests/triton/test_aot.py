@@ -40,7 +40,7 @@ def test_growth_is_seen():
 
     row = aot_table.Row("crossover", 90, "", 80, 0, 0, 0, 4000, 1, 9, 0, 0, 0)
     assert list(aot_table.faults([row])) == []
-    for grown in (row._replace(instructions=4001), row._replace(barriers=2), row._replace(vector_loads=0)):
+    for grown in (row._replace(instructions=4001), row._replace(barriers=3), row._replace(vector_loads=0)):
         assert len(list(aot_table.faults([grown]))) == 1
 
 
