@@ -226,7 +226,7 @@ class UnitReactivation:
     @property
     def skipped(self) -> dict[str, str]:
         """Layer name -> why its units take no part."""
-        return dict(self._activity.graph.skipped) | self._frozen
+        return self._activity.graph.skipped | self._frozen
 
     @property
     def _frozen(self) -> dict[str, str]:
@@ -342,5 +342,10 @@ class UnitReactivation:
         others.apply_()
         self._steps += 1
         return ReactivationReport(
-            self._iteration, list(self._units.layers), self._units.sizes, revived, activations, self.skipped
+            self._iteration,
+            list(self._units.layers),
+            self._units.sizes,
+            revived,
+            activations,
+            self._activity.graph.skipped | frozen,
         )

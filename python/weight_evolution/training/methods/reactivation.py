@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from weight_evolution.reactivation.options import IMPORTANCES, OUTGOING, SCALES,
 
 from ..arguments import fraction, non_negative_float, non_negative_int, positive_int
 from ..errors import UserError
-from .base import Method, wait_for
+from .base import Method, timed
 
 _DEFAULTS = ReactivationOptions()
 _DEFAULT = "default %(default)s"
@@ -166,16 +165,13 @@ class ReactivationMethod(Method):
         self.reactivation = self._attach(seed)
 
     def after_iteration(self) -> None:
-        acts = (self.reactivation.iterations + 1) % self.reactivation.every == 0
-        device = next(self.model.parameters()).device
-        if acts:
-            wait_for(device)
-            start = time.perf_counter()
-        if report := self.reactivation.step():
-            self._reports.append(report)
-        if acts:
-            wait_for(device)
-            self._seconds += time.perf_counter() - start
+        if (self.reactivation.iterations + 1) % self.reactivation.every:
+            self.reactivation.step()
+            return
+        report, seconds = timed(next(self.model.parameters()).device, self.reactivation.step)
+        assert report is not None
+        self._reports.append(report)
+        self._seconds += seconds
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
         reports, self._reports = self._reports, []
