@@ -41,6 +41,8 @@ FASTER = {"native": 20.0, "native reset": 20.0}
 LOOPS = {"native": "loop", "torch": "loop", "native reset": "redo loop"}
 
 BANDWIDTH_BYTES = 256 << 20
+LINE = 64
+"""Bytes of a cache line, of a CPU."""
 PAUSE = 0.01
 """Seconds before each call, in which PyTorch's threads stop spinning."""
 
@@ -87,8 +89,12 @@ class Row:
     share_of_iteration: float
     ratio_loop: Spread
     """Times faster than the loop that does the same."""
+    megabytes: float
+    """That it cannot avoid to read and write, in whole cache lines."""
     floor: float
-    """Share of the time that the bytes it cannot avoid take at the read and copy bandwidth."""
+    """Share of the time that these take at the read and copy bandwidth."""
+    ratio_floor: float
+    """Times faster than the loop that a step would be which takes no longer than that."""
 
 
 class Network:
@@ -260,18 +266,30 @@ class Steps:
             raise WrongResultError(f"{what}: not what it must be")
 
     def least_bytes(self, op: str) -> tuple[int, int]:
-        """What must be read, for means and norms, and what must be written."""
+        """In whole cache lines: what is only read, for means and norms, and what is read and then written.
+
+        A line is written if a single element of it is: a column of a 3x3 convolution has 36 bytes in each row, which
+        lie in one line or in two. Tensors are taken to start with a line.
+        """
         network, reset = self.networks[op], op in ("native reset", "redo loop")
         reads = writes = 0
         for item in Kernel(network, None, reset).plan.items:
-            units = item.columns if item.rows is None else item.rows
+            units, axis = (item.columns, 1) if item.rows is None else (item.rows, 0)
             assert units is not None
-            bytes_of_unit = item.tensor.nbytes // len(units)
-            revived = int(network.revived[units].sum())
-            writes += revived * bytes_of_unit
+            shape = [-1 if dim == axis else 1 for dim in range(item.tensor.dim())]
+            revived = network.revived[units].view(shape).expand_as(item.tensor)
+            written = _lines(revived, item.tensor.element_size())
+            writes += LINE * int(written.sum())
             if "mean" in item.row_value + item.column_value or (not reset and item.row_value == "draw"):
-                reads += (len(units) - revived) * bytes_of_unit
+                reads += LINE * int((~written).sum())
         return reads, writes
+
+
+def _lines(elements: Tensor, item_bytes: int) -> Tensor:
+    """Of each cache line of a contiguous tensor, whether it holds one of those elements."""
+    per_line = LINE // item_bytes
+    flat = elements.flatten()
+    return functional.pad(flat, (0, -len(flat) % per_line)).view(-1, per_line).any(1)
 
 
 def seconds_of_iteration(device: torch.device) -> float:
@@ -303,22 +321,23 @@ def measure(name: str, steps: Steps, repeats: int) -> list[Row]:
         floor = reads / bandwidth.read + 2 * writes / bandwidth.copy
         found, loops = spread(own), times[LOOPS.get(op, op)]
         units = int(steps.networks[op].revived.sum())
-        rows.append(
-            Row(name, op, units, repeats, found, found.median / iteration, ratios(loops, own), floor / found.median)
-        )
+        compared = found.median / iteration, ratios(loops, own)
+        floors = (reads + 2 * writes) / 1e6, floor / found.median, spread(loops).median / floor
+        rows.append(Row(name, op, units, repeats, found, *compared, *floors))
     one = Spread(iteration, iteration, iteration)
-    return [*rows, Row(name, "iteration", 0, ITERATIONS, one, 1.0, Spread(1.0, 1.0, 1.0), 0.0)]
+    return [*rows, Row(name, "iteration", 0, ITERATIONS, one, 1.0, Spread(1.0, 1.0, 1.0), 0.0, 0.0, 0.0)]
 
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = [
-        "| model | step | units | median ms | p20 | p80 | of an iteration | x its loop | floor |",
-        "| --- | --- | --: | --: | --: | --: | --: | --: | --: |",
+        "| model | step | units | median ms | p20 | p80 | of an iteration | x its loop | at the floor | floor | MB |",
+        "| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for row in rows:
         times = " | ".join(f"{1e3 * seconds:.2f}" for seconds in row.seconds)
-        compared = f"{row.share_of_iteration:.2%} | {row.ratio_loop.median:.1f} | {row.floor:.0%}"
+        compared = f"{row.share_of_iteration:.2%} | {row.ratio_loop.median:.1f} | {row.ratio_floor:.1f}"
+        compared += f" | {row.floor:.0%} | {row.megabytes:.0f}"
         lines.append(f"| {row.model} | {row.op} | {row.units} | {times} | {compared} |")
     return "\n".join(lines)
 

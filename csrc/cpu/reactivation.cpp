@@ -310,10 +310,14 @@ std::vector<std::unique_ptr<Target>> find_targets(const UnitTensors& tensors, st
   return targets;
 }
 
-void run_sums(std::span<const Sum* const> sums, int threads) {
+std::int64_t sum_bytes(std::span<const Sum* const> sums) {
   std::int64_t total = 0;
   for (const Sum* sum : sums) total += bytes_of(*sum->rows().layer);
-  Slices slices(threads, total);
+  return total;
+}
+
+void run_sums(std::span<const Sum* const> sums, int threads, std::int64_t call) {
+  Slices slices(threads, sum_bytes(sums), call);
   for (std::size_t i = 0; i < sums.size(); ++i) {
     const Layer& layer = *sums[i]->rows().layer;
     slices.add(static_cast<std::int32_t>(i), layer.filters, bytes_per_filter(layer));
@@ -324,10 +328,10 @@ void run_sums(std::span<const Sum* const> sums, int threads) {
   });
 }
 
-void run_scales(std::span<Target* const> targets, int threads) {
+void run_scales(std::span<Target* const> targets, int threads, std::int64_t call) {
   std::int64_t total = 0;
   for (const Target* target : targets) total += target->scale_bytes() * target->places();
-  Slices slices(threads, total);
+  Slices slices(threads, total, call);
   for (std::size_t i = 0; i < targets.size(); ++i) {
     slices.add(static_cast<std::int32_t>(i), targets[i]->places(), targets[i]->scale_bytes());
   }
@@ -338,14 +342,14 @@ void run_scales(std::span<Target* const> targets, int threads) {
   });
 }
 
-void run_writes(std::span<const std::unique_ptr<Target>> targets, int threads) {
+void run_writes(std::span<const std::unique_ptr<Target>> targets, int threads, std::int64_t call) {
   std::vector<UnitWrites> writes;
   std::int64_t total = 0;
   for (const auto& target : targets) {
     writes.push_back(target->writes());
     total += target->write_bytes() * target->layer().filters;
   }
-  Slices slices(threads, total);
+  Slices slices(threads, total, call);
   for (std::size_t i = 0; i < targets.size(); ++i) {
     slices.add(static_cast<std::int32_t>(i), targets[i]->layer().filters, targets[i]->write_bytes());
   }
@@ -426,11 +430,15 @@ void reactivate(const UnitTensors& tensors, std::span<const std::uint8_t> revive
   if (std::all_of(revived.begin(), revived.end(), [](std::uint8_t anew) { return anew == 0; })) return;
   const std::vector<std::unique_ptr<Target>> targets = find_targets(tensors, revived, given, rule);
   std::vector<const Sum*> sums;
+  std::int64_t bytes = 0;
   for (const auto& target : targets) {
     if (target->others() != nullptr) sums.push_back(target->others());
     if (target->alive() != nullptr) sums.push_back(target->alive());
+    if (target->scaled() != nullptr) bytes += target->scale_bytes() * target->places();
+    bytes += target->write_bytes() * target->layer().filters;
   }
-  run_sums(sums, threads);
+  bytes += sum_bytes(sums);
+  run_sums(sums, threads, bytes);
   std::vector<Target*> scaled;
   sums.clear();
   for (const auto& target : targets) {
@@ -439,9 +447,9 @@ void reactivate(const UnitTensors& tensors, std::span<const std::uint8_t> revive
     target->find_norm();
     scaled.push_back(target.get());
   }
-  run_sums(sums, threads);
-  run_scales(scaled, threads);
-  run_writes(targets, threads);
+  run_sums(sums, threads, bytes);
+  run_scales(scaled, threads, bytes);
+  run_writes(targets, threads, bytes);
 }
 
 }  // namespace we::cpu

@@ -27,8 +27,11 @@ inline std::atomic<std::int64_t> worth_waking{1 << 24};
 class Slices {
  public:
   // `total` is the number of bytes of everything that will be added.
-  Slices(int threads, std::int64_t total)
-      : threads_(total < worth_waking.load(std::memory_order_relaxed) ? 1 : threads),
+  Slices(int threads, std::int64_t total) : Slices(threads, total, total) {}
+
+  // `call` is the number of bytes of everything that follows at once: threads are woken for all of it or for none.
+  Slices(int threads, std::int64_t total, std::int64_t call)
+      : threads_(call < worth_waking.load(std::memory_order_relaxed) ? 1 : threads),
         target_(std::clamp(total / (kSlicesPerThread * threads), kSmallest, kLargest)) {}
 
   void add(std::int32_t layer, std::int64_t items, std::int64_t bytes_per_item) {

@@ -39,6 +39,29 @@ def test_rows_and_json(bench, tmp_path, capsys):
     assert "| resnet18 | native reset | 14 |" in capsys.readouterr().out
 
 
+def test_the_floor_is_counted_in_cache_lines():
+    elements = torch.zeros(3, 9, dtype=torch.bool)
+    elements[0, 1:7] = elements[1, 7] = True  # 27 floats: elements 1 to 6 and 16
+    assert reactivation._lines(elements, 4).tolist() == [True, True]
+    assert reactivation._lines(elements, 8).tolist() == [True, False, True, False]
+
+
+def test_floors_of_a_column_of_rows_and_of_means(bench):
+    steps = bench.Steps(torch.device("cpu"))
+    plan = bench.Kernel(steps.networks["native"], None, False).plan
+    reads, writes = steps.least_bytes("native")
+    held = sum(-(-item.tensor.nbytes // bench.LINE) * bench.LINE for item in plan.items)
+    assert 0 < writes < reads < reads + writes < held
+    assert steps.least_bytes("native reset") == (0, writes)
+    assert steps.least_bytes("loop") == steps.least_bytes("torch") == (reads, writes)
+    network, layer = steps.networks["native"], steps.networks["native"].layers[-1]
+    (reader,) = layer.outgoing
+    revived = int(network.masks[-1].sum())
+    columns = revived * len(reader.module.weight)
+    rows = revived * layer.module.weight[0].numel() * 4
+    assert 3 * rows + 3 * columns * bench.LINE < writes  # of one layer alone
+
+
 def test_a_wrong_result_is_not_timed(bench, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "fill_moments", lambda network, param, place: network.moments(param)[1][place].zero_())
     output = tmp_path / "result.json"
@@ -50,7 +73,7 @@ def test_a_wrong_result_is_not_timed(bench, tmp_path, monkeypatch, capsys):
 def test_missed_bars_are_named(bench):
     def row(op, share, faster):
         times = bench.Spread(1.0, 1.0, 1.0)
-        return bench.Row("resnet18", op, 96, 3, times, share, bench.Spread(faster, faster, faster), 0.5)
+        return bench.Row("resnet18", op, 96, 3, times, share, bench.Spread(faster, faster, faster), 9.0, 0.5, 30.0)
 
     rows = [row("native", 0.031, 19.0), row("torch", 0.5, 2.0), row("native reset", 0.2, 21.0)]
     assert bench.missed_bars(rows) == [

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..runtime.layout import forms_of, layout_of
 from ..runtime.native import module
 from .rule import DrawRule, UnitTensors
 
@@ -29,10 +28,9 @@ def dormant_units(activity: Tensor, sizes: Sequence[int], parents: Tensor, thres
 
 def reactivate_(tensors: UnitTensors, revived: Tensor, given: Tensor, rule: DrawRule) -> None:
     """Reads only tensors that need a mean or a norm, writes only rows and columns of units that are revived."""
-    layout = layout_of(forms_of(tensors.tensors), (0,) * len(tensors.tensors))
     module.reactivate(
-        list(map(Tensor.data_ptr, tensors.tensors)),
-        layout.table.data_ptr(),
+        list(tensors.addresses),
+        tensors.layout.table.data_ptr(),
         tensors.units.data_ptr(),
         tensors.units.numel(),
         tensors.rows,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_choice, check_integer
-from ..runtime.layout import forms_of
+from ..runtime.layout import Layout, forms_of, layout_of
 from ..runtime.memory import check_overlap
 from ..runtime.weights import check_weight
 from . import rule
@@ -69,6 +69,7 @@ class UnitPlan:
         self._tensors, self._shapes = given, [item.tensor.shape for item in self.items]
         self._seen: object = None
         """What `view` has checked."""
+        self._layout: Layout | None = None
         tables = [table for item in self.items for table in (item.rows, item.columns)]
         filled = [table.to("cpu", torch.int32) for table in tables if table is not None]
         ends = [0, *accumulate(map(len, filled))]
@@ -109,16 +110,19 @@ class UnitPlan:
         """
         if torch.compiler.is_compiling():
             self._check_all()
-        else:
-            seen = forms_of(self._tensors), tuple(map(Tensor.data_ptr, self._tensors))
-            if seen != self._seen:  # no two devices share addresses
-                self._check_all()
-                self._seen = seen
+            return self._arguments()
+        forms, addresses = seen = forms_of(self._tensors), tuple(map(Tensor.data_ptr, self._tensors))
+        if self._layout is None or seen != self._seen:  # no two devices share addresses
+            self._check_all()
+            self._layout, self._seen = layout_of(forms, (0,) * len(addresses)), seen
+        return self._arguments().known(self._layout, addresses)
+
+    def _arguments(self) -> rule.UnitTensors:
         return rule.UnitTensors(self._tensors, self._table, self._rows, self._columns, *self._options)
 
     def __getstate__(self) -> dict[str, object]:
         # A copy has other addresses.
-        return {**self.__dict__, "_seen": None}
+        return {**self.__dict__, "_seen": None, "_layout": None}
 
     def _check_all(self) -> None:
         for item, shape in zip(self.items, self._shapes, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...runtime.layout import forms_of, layout_of, segments_of
+from ...runtime.layout import segments_of
 from ...runtime.transfer import Place, keep_for_graph, per_stream, table_of, upload
 from ...runtime.triton import tables
 from ...runtime.triton.launch import launch
@@ -52,17 +52,16 @@ def dormant_units(activity: Tensor, sizes: Sequence[int], parents: Tensor, thres
 def reactivate_(tensors: UnitTensors, revived: Tensor, given: Tensor, rule: DrawRule) -> None:
     """In place. Means and norms are of the tensors as they were: they are summed before anything is written."""
     place = Place.current(revived.device)
-    layout = layout_of(forms_of(tensors.tensors), (0,) * len(tensors.tensors))
-    plan = plan_tables(layout, *map(tuple, tensors[2:]), place.device)
+    plan = plan_tables(tensors.layout, *map(tuple, tensors[2:]), place.device)
     scratch = per_stream(plan, "scratch", place, lambda: plan.scratch(place, len(tensors.units)))
     for owner in (plan, tensors.units):
         keep_for_graph(owner, place)
     scaling = write.AS_DRAWN
     if rule.scaled:
         scaling = write.TO_LIVING if rule.targets is None else write.TO_TARGETS
-    pointers = upload(tuple(map(Tensor.data_ptr, tensors.tensors)), torch.int64, place)
+    pointers = upload(tensors.addresses, torch.int64, place)
     seed = upload((rule.seed,), torch.int64, place)
-    layers, mask = tables.layers(layout, place), revived.view(torch.uint8)
+    layers, mask = tables.layers(tensors.layout, place), revived.view(torch.uint8)
     for tiles in plan.tiles:
         launch(
             unit_sums_kernel,
