@@ -98,7 +98,7 @@ def kernel_lines(lines: list[Line]) -> list[tuple[object, ...]]:
     """One line per network, dtype and backend; of a graph where there is one."""
     steps: dict[tuple[str, str, str], dict[bool, list[Line]]] = {}
     for line in _of(lines, "kernel"):
-        key = line["model"], line["dtype"], line["backend"]
+        key = line["model"], line["dtype"], " ".join([line["backend"], *([line["op"]] if "op" in line else [])])
         steps.setdefault(key, {}).setdefault(line["in_graph"], []).append(line)
     return [
         (

@@ -23,9 +23,12 @@ from benchmarks.gpu_timing import GpuTimer, captured
 from benchmarks.journal import Journal, Steps, leave_if_broken
 from benchmarks.kernel_times import kernel_times
 from benchmarks.optimizers import bytes_of_a_step, optimizer_steps
+from benchmarks.reactivation import WIDTHS
 from benchmarks.results import Row
 from benchmarks.timing import Spread
+from benchmarks.unit_operators import UnitOperator, unit_operators, verify
 from benchmarks.verify import WrongResultError, checks
+from we_kernels import use_backend
 from we_kernels.runtime import backends
 
 UNITS = (
@@ -41,8 +44,12 @@ UNITS = (
     ("resnet56", "bfloat16"),
     ("stack_1b", "float32"),
     ("stack_1b", "bfloat16"),
+    ("resnet18", "float32"),
+    ("narrow_resnet18", "float32"),
 )
 """Networks and dtypes, the most telling ones first."""
+UNIT_OPERATORS = "unit operators"
+"""A kind that is measured on networks of its own."""
 OPERATIONS = ("importance", "match", "crossover", "step")
 OPTIMIZERS = "optimizers"
 KERNELS = ("triton", "native")
@@ -62,7 +69,7 @@ class Unit(NamedTuple):
     dtype: str
     contestant: str
     kind: str
-    """"operations", "kernels", "kernels in a graph" or "norms"."""
+    """"operations", "kernels", "kernels in a graph", "norms" or "unit operators"."""
 
     def __str__(self) -> str:
         return " ".join(self)
@@ -104,7 +111,8 @@ def units(
         for model, dtype in UNITS
         for kind in kinds
         for contestant in contestants
-        if (not models or model in models)
+        if (model in WIDTHS) == (kind == UNIT_OPERATORS)
+        and (not models or model in models)
         and (not dtypes or dtype in dtypes)
         and (kind == "operations" or contestant in KERNELS)
         and (dtype == "float32" or contestant != CompiledPerLayer.name)
@@ -211,11 +219,34 @@ def measure_kernels(bench: Bench, unit: Unit, in_graph: bool = False) -> None:
         if in_graph and bench.device.type == "cuda":
             call = captured(call)
         found = kernel_times(call, prepare, PROFILED)
+    _write_kernels(bench, unit, found, in_graph=in_graph, correct=correct)
+
+
+def _write_kernels(bench: Bench, unit: Unit, found: dict[str, Any], **where: Any) -> None:
     kernels = found.pop("kernels")
-    where = {"in_graph": in_graph, "correct": correct}
     bench.write("kernels of a step", unit, number=len(kernels), **where, **found)
     for place, kernel in enumerate(kernels):
         bench.write("kernel", unit, place=place, **where, **kernel)
+
+
+def measure_unit_operators(bench: Bench, unit: Unit) -> None:
+    """Those of unit reactivation: right or wrong, then times and kernels."""
+    for op, make in unit_operators(unit.model, bench.device).items():
+        if bench.guarded(unit, op, partial(verify, make, unit.contestant)):
+            bench.guarded(unit, op, partial(_measure_unit_operator, bench, unit, op, make()))
+
+
+def _measure_unit_operator(bench: Bench, unit: Unit, op: str, operator: UnitOperator) -> None:
+    graphs: list[Spread | None] = []
+    with use_backend(unit.contestant):
+        eager, host = bench.timer.eager(operator.call)
+        bench.guarded(unit, f"{op} in a graph", lambda: graphs.append(bench.timer.graph(operator.call)))
+        found = kernel_times(operator.call, bench.timer.sweep, PROFILED)
+    spreads = {"graph": graphs[0] if graphs else None, "seconds": eager, "host": host}
+    times = {name: times._asdict() for name, times in spreads.items() if times}
+    what = {"method": UNIT_OPERATORS, "model": unit.model, "op": op, "backend": unit.contestant}
+    bench.steps.journal.write("row of a method", **what, **times)
+    _write_kernels(bench, unit, found, op=op, in_graph=False, correct=True)
 
 
 KINDS: dict[str, Callable[[Bench, Unit], None]] = {
@@ -223,6 +254,7 @@ KINDS: dict[str, Callable[[Bench, Unit], None]] = {
     "norms": measure_norms,
     "kernels": measure_kernels,
     "kernels in a graph": partial(measure_kernels, in_graph=True),
+    UNIT_OPERATORS: measure_unit_operators,
 }
 
 

@@ -27,10 +27,11 @@ from benchmarks.timing import Contestant, Spread, clock_for, ratios, spread, tak
 from benchmarks.verify import WrongResultError
 from weight_evolution.model.unit_graph import find_units
 
-REPEATS = {"resnet18": 30}
+WIDTHS = {"resnet18": (64, 128, 256, 512), "narrow_resnet18": (16, 24, 24, 32)}
+"""The narrow one is for tests."""
+REPEATS = dict.fromkeys(WIDTHS, 30)
 ITERATIONS = 3
 BATCH, PIXELS, CLASSES = 32, 224, 1000
-WIDTHS = (64, 128, 256, 512)
 SHARE = 0.05
 """Of each layer's units that are revived."""
 
@@ -66,12 +67,12 @@ class Block(nn.Module):
         return functional.relu(y + self.shortcut(x))
 
 
-def resnet18() -> nn.Sequential:
+def resnet18(name: str = "resnet18") -> nn.Sequential:
     """ResNet-18 for ImageNet, the same at every call. Source: He et al. (arXiv 1512.03385), table 1."""
     torch.manual_seed(0)
-    width = WIDTHS[0]
+    width = WIDTHS[name][0]
     layers = [nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    for channels in WIDTHS:
+    for channels in WIDTHS[name]:
         layers += [Block(width, channels, 1 if channels == width else 2), Block(channels, channels, 1)]
         width = channels
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, CLASSES))
@@ -100,8 +101,8 @@ class Row:
 class Network:
     """One contestant's ResNet-18 with AdamW, whose moments are those of no training, but not zero."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.model = resnet18().to(device)
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.model = resnet18(name).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, foreach=True)
         generator = torch.Generator().manual_seed(1)
         for param in self.model.parameters():
@@ -223,8 +224,9 @@ def redo_loop(network: Network) -> None:
 class Steps:
     """The contestants, from equal states."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.networks = {name: Network(device) for name in ("native", "torch", "native reset", "loop", "redo loop")}
+    def __init__(self, name: str, device: torch.device) -> None:
+        ops = ("native", "torch", "native reset", "loop", "redo loop")
+        self.networks = {op: Network(name, device) for op in ops}
         self.calls: dict[str, Callable[[], object]] = {
             "native": Kernel(self.networks["native"], None, reset=False),
             "torch": Kernel(self.networks["torch"], "torch", reset=False),
@@ -292,10 +294,10 @@ def _lines(elements: Tensor, item_bytes: int) -> Tensor:
     return functional.pad(flat, (0, -len(flat) % per_line)).view(-1, per_line).any(1)
 
 
-def seconds_of_iteration(device: torch.device) -> float:
+def seconds_of_iteration(name: str, device: torch.device, pixels: int) -> float:
     """The fastest of some training steps: forward, backward, AdamW."""
-    network = Network(device)
-    x = torch.randn(BATCH, 3, PIXELS, PIXELS, device=device)
+    network = Network(name, device)
+    x = torch.randn(BATCH, 3, pixels, pixels, device=device)
     labels = torch.randint(CLASSES, (BATCH,), device=device)
 
     def step() -> None:
@@ -308,11 +310,11 @@ def seconds_of_iteration(device: torch.device) -> float:
     return min(clock(step) for _ in range(ITERATIONS))
 
 
-def measure(name: str, steps: Steps, repeats: int) -> list[Row]:
+def measure(name: str, steps: Steps, repeats: int, pixels: int) -> list[Row]:
     """A row per contestant."""
     device = steps.networks["loop"].revived.device
     clock = clock_for(device)
-    iteration = seconds_of_iteration(device)
+    iteration = seconds_of_iteration(name, device, pixels)
     times = take_turns(steps.contestants(), lambda: time.sleep(PAUSE), clock, repeats)
     bandwidth = memory.measure(memory.make_buffer(BANDWIDTH_BYTES, device), clock, 5)
     rows = []
@@ -361,14 +363,16 @@ def missed_bars(rows: list[Row]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """0, or 1 when a result is wrong or, with --check, a bar is missed."""
-    options = entry.make_parser(__doc__, "reactivation", REPEATS, ["resnet18"]).parse_args(arguments)
+    parser = entry.make_parser(__doc__, "reactivation", REPEATS, ["resnet18"])
+    parser.add_argument("--pixels", type=int, default=PIXELS, help=f"height and width of the images; default {PIXELS}")
+    options = parser.parse_args(arguments)
 
     def measure_model(name: str, device: torch.device, repeats: int) -> list[Row]:
-        steps = Steps(device)
+        steps = Steps(name, device)
         steps.verify()
-        return measure(name, steps, repeats)
+        return measure(name, steps, repeats, options.pixels)
 
-    settings = {"share": SHARE, "batch": BATCH, "pixels": PIXELS}
+    settings = {"share": SHARE, "batch": BATCH, "pixels": options.pixels}
     return entry.run(options, measure_model, table, lambda rows, _: missed_bars(rows), settings)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import groups
+from benchmarks.gpu_times import UNIT_OPERATORS
 from benchmarks.phases import Phase, Runner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +21,15 @@ WORKERS = 8
 """Test processes at a time, beside the compilers."""
 TESTS_SHARE = 0.46
 """Of a stage's time: the tests have ended by then."""
-METHODS = ("grafting", "asynchronous", "low_rank")
+METHODS = {
+    "grafting": ["--models", "resnet20"],
+    "asynchronous": ["--models", "resnet20"],
+    "low_rank": ["--models", "resnet20"],
+    "reactivation": ["--models", "narrow_resnet18", "--pixels", "32"],
+    "adamw": ["--models", "resnet56"],
+    "activity": ["--models", "contiguous", "--size", "32"],
+}
+"""Benchmarks of single methods, and what makes each small in a dry run."""
 GROUP_LIMIT = 130.0
 TEST_LIMIT = 90.0
 """Seconds for a group of tests, and for one test."""
@@ -79,12 +88,15 @@ class Stage:
         """The kernels of whole steps, then each operation."""
         self.runner.run(self.times("kernels", 50, ["kernels", "kernels in a graph"], ["triton", "native"]))
         self.runner.run(self.times("operations", 150, ["operations"], ["triton", "native", "optimizers"]))
+        # They have no CUDA C++ kernels, and Triton is not timed on a CPU.
+        contestant, model = ("native", "narrow_resnet18") if self.dry else ("triton", "resnet18")
+        self.runner.run(self.times(UNIT_OPERATORS, 40, [UNIT_OPERATORS], [contestant], "--models", model))
 
     def method(self, name: str) -> Phase:
         """A benchmark of a single method, whose rows go into the journal."""
         command = [sys.executable, "-m", f"benchmarks.{name}", "--device", self.device]
         command += ["--journal", str(self.journal), "--output", str(ROOT / BUILD / f"{name}.json")]
-        small = ["--models", "resnet20", "--repeats", "1"] if self.dry else []
+        small = [*METHODS[name], "--repeats", "1"] if self.dry else []
         return Phase(name, command + small, self._patience * 45)
 
     def build(self) -> Phase:
@@ -124,7 +136,8 @@ class Stage:
         command += ["--device", self.device, "--kinds", *kinds, "--contestants", *contestants]
         command += ["--until", f"{min(time.time() + self._patience * limit, self.deadline) - 8:.0f}", *more]
         if self.dry:
-            command += ["--models", "resnet20", "--dtypes", "float32", "--repeats", "2"]
+            models = [] if UNIT_OPERATORS in kinds else ["--models", "resnet20"]
+            command += [*models, "--dtypes", "float32", "--repeats", "2"]
         return Phase(name, command, self._patience * limit, resumes=True)
 
     def sanitizer(self, tool: str, limit: float) -> Phase:

@@ -15,7 +15,10 @@ from benchmarks import gpu
 from benchmarks.journal import Journal
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-FIRST = {"versions", "build", "triton-importance", "native-importance", "kernels", "operations", "memcheck"}
+TIMED = ("kernels", "operations", "unit operators")
+FIRST = {"versions", "build", "triton-importance", "native-importance", *TIMED, "memcheck"}
+METHODS = {"grafting", "asynchronous", "low_rank", "reactivation", "adamw", "activity"}
+UNIT_OPERATORS = {"reactivate_", "dormant_units", "unit_adamw_", "add_channel_activity_"}
 
 
 def start(folder, *more):
@@ -40,7 +43,8 @@ def test_dry_run_of_the_first_stage(tmp_path):
     journal = Journal(tmp_path / "out/first.jsonl")
     outcomes = {line["phase"]: line["outcome"] for line in journal.read("phase ends")}
     assert set(outcomes) == FIRST
-    assert {outcomes[name] for name in ("triton-importance", "kernels", "operations")} == {"passed"}
+    assert {outcomes[name] for name in ("triton-importance", *TIMED)} == {"passed"}
+    assert {row["op"] for row in journal.read("row of a method")} == UNIT_OPERATORS
     (versions,) = journal.read("versions")
     assert versions["commit"] == "abc123"
     assert versions["versions"]["torch"] == torch.__version__
@@ -57,11 +61,11 @@ def test_dry_run_of_the_second_stage(tmp_path):
     assert process.returncode == 0, output
     journal = Journal(tmp_path / "out/second.jsonl")
     outcomes = {line["phase"]: line["outcome"] for line in journal.read("phase ends")}
-    ours = ("triton-importance", "kernels", "operations", "norms", "grafting", "asynchronous", "low_rank", "baselines")
+    ours = ("triton-importance", *TIMED, "norms", *METHODS, "baselines")
     assert {outcomes[name] for name in ours} == {"passed"}
     assert set(outcomes) == {"versions", "build", "native-importance", "memcheck", "racecheck", "initcheck", *ours}
     assert {row["backend"] for row in journal.read("row")} >= {"per_layer", "torch"}
-    assert {row["method"] for row in journal.read("row of a method")} == {"grafting", "asynchronous", "low_rank"}
+    assert {row["method"] for row in journal.read("row of a method")} == {*METHODS, "unit operators"}
 
 
 def test_a_missed_bar_is_a_failure_when_they_are_checked(tmp_path):

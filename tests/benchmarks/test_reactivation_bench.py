@@ -7,15 +7,14 @@ import torch
 
 from benchmarks import reactivation
 
+SMALL = ["--models", "narrow_resnet18", "--pixels", "32", "--device", "cpu"]
 OPS = ("native", "torch", "native reset", "loop", "redo loop", "iteration")
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    """A narrow network on small images."""
+    """Little of everything, with `SMALL`."""
     monkeypatch.setattr(reactivation, "BANDWIDTH_BYTES", 1 << 20)
-    monkeypatch.setattr(reactivation, "WIDTHS", (16, 24, 24, 32))
-    monkeypatch.setattr(reactivation, "PIXELS", 32)
     monkeypatch.setattr(reactivation, "BATCH", 2)
     monkeypatch.setattr(reactivation, "ITERATIONS", 1)
     return reactivation
@@ -24,19 +23,19 @@ def bench(monkeypatch):
 def test_the_network_is_resnet18():
     model = reactivation.resnet18()
     assert sum(param.numel() for param in model.parameters()) == 11_689_512
-    network = reactivation.Network(torch.device("cpu"))
+    network = reactivation.Network("resnet18", torch.device("cpu"))
     assert len(network.revived) == 2 * (64 + 128 + 256 + 512)
 
 
 def test_rows_and_json(bench, tmp_path, capsys):
     output = tmp_path / "result.json"
-    assert bench.main(["--repeats", "2", "--device", "cpu", "--output", str(output)]) == 0
+    assert bench.main([*SMALL, "--repeats", "2", "--output", str(output)]) == 0
     result = json.loads(output.read_text())
     assert result["share"] == 0.05
-    assert [(row["model"], row["op"]) for row in result["rows"]] == [("resnet18", op) for op in OPS]
+    assert [(row["model"], row["op"]) for row in result["rows"]] == [("narrow_resnet18", op) for op in OPS]
     assert result["rows"][3]["ratio_loop"]["median"] == result["rows"][4]["ratio_loop"]["median"] == 1
     assert all(0 < row["seconds"]["p20"] <= row["seconds"]["p80"] for row in result["rows"])
-    assert "| resnet18 | native reset | 14 |" in capsys.readouterr().out
+    assert "| narrow_resnet18 | native reset | 14 |" in capsys.readouterr().out
 
 
 def test_the_floor_is_counted_in_cache_lines():
@@ -47,7 +46,7 @@ def test_the_floor_is_counted_in_cache_lines():
 
 
 def test_floors_of_a_column_of_rows_and_of_means(bench):
-    steps = bench.Steps(torch.device("cpu"))
+    steps = bench.Steps("narrow_resnet18", torch.device("cpu"))
     plan = bench.Kernel(steps.networks["native"], None, False).plan
     reads, writes = steps.least_bytes("native")
     held = sum(-(-item.tensor.nbytes // bench.LINE) * bench.LINE for item in plan.items)
@@ -65,7 +64,7 @@ def test_floors_of_a_column_of_rows_and_of_means(bench):
 def test_a_wrong_result_is_not_timed(bench, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "fill_moments", lambda network, param, place: network.moments(param)[1][place].zero_())
     output = tmp_path / "result.json"
-    assert bench.main(["--device", "cpu", "--output", str(output)]) == 1
+    assert bench.main([*SMALL, "--output", str(output)]) == 1
     assert "a result is wrong, so nothing is reported: loop" in capsys.readouterr().err
     assert not output.exists()
 

@@ -83,9 +83,11 @@ def test_a_stage_runs_everything_and_measures_when_no_test_runs(stage, monkeypat
     assert max(tested) < min(measured)
     names = [phase for phase, what in events if what == "begins"]
     assert len(names) == len(set(names))
+    of_units = {f"triton-methods-{name}" for name in ("activity", "adamw", "dormant", "reactivation")}
+    of_units.add("unit operators")
     wanted = {
-        "first": {"build", "triton-methods-overlap", "native-graphs", "triton-compiled", "memcheck"},
-        "second": {"build", "racecheck", "initcheck", "native-crossover", *stages.METHODS, "baselines"},
+        "first": {"build", "triton-methods-overlap", "native-graphs", "triton-compiled", "memcheck", *of_units},
+        "second": {"build", *of_units, "racecheck", "initcheck", "native-crossover", *stages.METHODS, "baselines"},
     }
     assert wanted[name] <= set(names)
     assert names[-1] == {"first": "memcheck", "second": "baselines"}[name]
