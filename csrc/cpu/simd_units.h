@@ -138,8 +138,8 @@ class RowTotal {
 
  private:
   static constexpr int kVectors = kWidth / kLanes<T>;
-  static constexpr std::uintptr_t kPage = 4096;
   static constexpr int kSums = kWidth / kLanes<double>;
+  static constexpr std::uintptr_t kPage = 4096;
   using Form = VectorOf<typename Number<T>::Acc>;
 
   template <bool kAll>
