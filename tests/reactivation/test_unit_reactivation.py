@@ -336,6 +336,24 @@ def test_a_share_of_the_least_useful():
     assert replaced == 2 * int(0.05 * 17 * 36 / 2) or replaced > 20
 
 
+def test_units_that_are_frozen_keep_their_ages_and_are_not_due():
+    model = sick_net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    reactivation = UnitReactivation.continual_backprop(model, optimizer, replacement_rate=0.5, maturity=2)
+    model.hidden.weight.requires_grad_(False)
+    for _ in range(6):
+        report = train(model, optimizer, reactivation)
+        assert "hidden" in report.skipped
+        assert report.revived["hidden"] == 0
+    selection = reactivation.state_dict()["selection"]
+    age, utility = (torch.tensor(selection[name])[-5:] for name in ("age", "utility"))
+    assert age.tolist() == [6.0] * 5
+    assert selection["pending"][-1] == 0
+    assert (utility > 0).sum() == 2  # all but the dead ones
+    model.hidden.weight.requires_grad_(True)
+    assert train(model, optimizer, reactivation).revived["hidden"] == 2  # half of five, rounded down
+
+
 def test_adaptation_divides_by_the_incoming_weights():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     with torch.no_grad():
@@ -527,8 +545,45 @@ def test_states_that_cannot_be_loaded():
             reactivation.load_state_dict(state | change)
     reactivation.load_state_dict(make(threshold=0.3).state_dict(), strict=False)
     useful = make(replacement_rate=0.1)
-    with pytest.raises(ValueError, match=r"state\['selection'\]\['utility'\] must be a list of 15 numbers"):
-        useful.load_state_dict(useful.state_dict() | {"selection": {}})
+    own = useful.state_dict()["selection"]
+    for selection in ({}, own | {"utility": ["x"] * 15}):
+        with pytest.raises(ValueError, match=r"state\['selection'\]\['utility'\] must be a list of 15 numbers"):
+            useful.load_state_dict(useful.state_dict() | {"selection": selection})
+
+
+def test_a_state_that_is_refused_changes_nothing():
+    def make(iterations):
+        model = sick_net()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        reactivation = UnitReactivation(model, optimizer, every=9, batches=9, replacement_rate=0.2, maturity=1)
+        train(model, optimizer, reactivation, iterations)
+        return model, reactivation
+
+    _, other = make(11)
+    state = other.state_dict()
+    model, reactivation = make(5)
+    before = reactivation.state_dict()
+    activity = state["activity"]
+    of_first = activity["first"][0]
+    for wrong, message in (
+        ({"first": activity["first"]}, "its layers or places are others"),
+        (activity | {"second": 3}, "its layers or places are others"),
+        (activity | {"first": [3]}, r"\['first'\] must hold the sums of 6 units"),
+        (activity | {"first": [of_first | {"sums": [[1.0] * 5]}]}, r"\['first'\] must hold"),
+        (activity | {"first": [of_first | {"sums": [["x"] * 6]}]}, r"\['first'\] must hold"),
+        (activity | {"first": [of_first | {"counts": [2, 2]}]}, r"\['first'\] must hold"),
+        (activity | {"first": [{"sums": of_first["sums"]}]}, r"\['first'\] must hold"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reactivation.load_state_dict(state | {"activity": wrong})
+        assert reactivation.state_dict() == before
+    replaced, model.second = model.second, nn.Conv2d(6, 4, 3, stride=2)
+    with pytest.raises(RuntimeError, match="a layer of the model was replaced"):
+        reactivation.load_state_dict(state)
+    model.second = replaced
+    assert reactivation.state_dict() == before
+    reactivation.load_state_dict(state)
+    assert reactivation.state_dict() == state
 
 
 @pytest.mark.parametrize(

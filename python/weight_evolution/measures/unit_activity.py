@@ -20,7 +20,7 @@ from ..model.unit_graph import UnitLayer, find_units
 from ..model.weights import reason_without_layers
 from ..model.wrappers import named_modules
 from .dormancy_report import DormancyReport
-from .unit_sums import UnitSums
+from .unit_sums import UnitSums, fits
 
 
 class UnitActivity:
@@ -82,8 +82,7 @@ class UnitActivity:
         """
         if self._handles:
             raise RuntimeError("this UnitActivity measures already; call stop() first")
-        if not self._links.hold():
-            raise RuntimeError("a layer of the model was replaced since; make a new UnitActivity")
+        self._check_links()
         self._sums = {
             name: [UnitSums(place, units, self._batches, self._with_gradients) for place in layer.activations]
             for (name, layer), units in zip(self.graph.layers.items(), self.layer_sizes, strict=True)
@@ -109,16 +108,31 @@ class UnitActivity:
         """
         return {name: [sums.state_dict() for sums in own] for name, own in self._sums.items()}
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Whether `start` and `load_state_dict` can go on from there; changes nothing.
+
+        Raises:
+            ValueError: the state is of other layers, or damaged.
+            RuntimeError: a layer was replaced since this was made.
+        """
+        self._check_links()
+        places = {name: len(layer.activations) for name, layer in self.graph.layers.items()}
+        lists = {name: own for name, own in state.items() if isinstance(own, list)}
+        if list(state) != list(lists) or {name: len(own) for name, own in lists.items()} != places:
+            raise ValueError("state['activity'] is of another model: its layers or places are others")
+        for (name, own), units in zip(lists.items(), self.layer_sizes, strict=True):
+            if not all(fits(saved, units, self._batches) for saved in own):
+                raise ValueError(f"state['activity'][{name!r}] must hold the sums of {units} units for each place")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with a measurement, after `start`.
 
         Raises:
-            ValueError: the state is of other layers. Nothing is changed.
-            RuntimeError: it was not started.
+            ValueError: the state is of other layers, or damaged. Nothing is changed.
+            RuntimeError: it was not started, or a layer was replaced since.
         """
         self._check_started()
-        if {name: len(sums) for name, sums in state.items()} != {name: len(sums) for name, sums in self._sums.items()}:
-            raise ValueError("state['activity'] is of another model: its layers or places are others")
+        self.check_state(state)
         for name, places in self._sums.items():
             device = self.graph.layers[name].module.weight.device
             for sums, saved in zip(places, state[name], strict=True):
@@ -194,6 +208,10 @@ class UnitActivity:
             batches={name: int(count) for name, count in zip(layers, calls, strict=True)},
             skipped=dict(self.graph.skipped),
         )
+
+    def _check_links(self) -> None:
+        if not self._links.hold():
+            raise RuntimeError("a layer of the model was replaced since; make a new UnitActivity")
 
     def _check_started(self) -> None:
         if not self._sums:

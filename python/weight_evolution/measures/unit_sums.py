@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 import we_kernels as wk
+from we_kernels.checks import is_integer, is_number
 
 from ..model.unit_graph import ActivationPlace
 
@@ -123,6 +124,20 @@ class UnitSums:
 
     def __reduce__(self) -> tuple[type[_Nothing], tuple[()]]:
         return _Nothing, ()
+
+
+def fits(state: Any, units: int, batches: int | None) -> bool:
+    """Whether `UnitSums.load_state_dict` takes a state, for so many units."""
+    if not isinstance(state, Mapping) or not is_integer(state.get("calls")):
+        return False
+    sums, counts = state.get("sums"), state.get("counts")
+    return (
+        isinstance(sums, list)
+        and isinstance(counts, list)
+        and len(sums) == len(counts) <= (1 if batches is None else batches)
+        and all(map(is_integer, counts))
+        and all(isinstance(row, list) and len(row) == units and all(map(is_number, row)) for row in sums)
+    )
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:

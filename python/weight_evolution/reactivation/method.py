@@ -276,7 +276,7 @@ class UnitReactivation:
 
         Raises:
             ValueError: the state is of another format or model, or was saved with another option; names the first
-                difference. Nothing is changed.
+                difference. RuntimeError: a layer was replaced since this was made. Nothing is changed.
         """
         entries = {"iteration": int, "steps": int, "units": dict, "options": dict, "selection": dict, "activity": dict}
         check_state(state, "UnitReactivation", (_STATE_FORMAT,), entries)
@@ -284,6 +284,8 @@ class UnitReactivation:
         check_same_model(state["units"], here, "{} units")
         if strict:
             check_same_options(state["options"], self._options.to_dict(), "UnitReactivation", UNLESS_LENIENT)
+        if state["activity"]:
+            self._activity.check_state(state["activity"])
         self._selection.load_state_dict(state["selection"])
         self._iteration, self._steps = state["iteration"], state["steps"]
         self._resume(state["activity"])
@@ -320,9 +322,8 @@ class UnitReactivation:
             self._activity.clear()
         frozen = self._frozen
         plan, given = self._units.plan(self._state)
-        revived = self._selection.select(activations).to(plan.device)
-        if frozen:
-            revived &= self._units.mask_without(frozen).to(plan.device)
+        free = self._units.mask_without(frozen) if frozen else None
+        revived = self._selection.select(activations, free).to(plan.device)
         others = StateUpdate(self._state, self._units.parameters, moments=False)
         scale: str | Tensor = self.scale
         if scale == "donor":

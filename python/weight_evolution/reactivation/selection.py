@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import we_kernels as wk
+from we_kernels.checks import is_number
 
 from .network_units import NetworkUnits
 from .options import ReactivationOptions
@@ -24,12 +25,16 @@ class DormantUnits:
         self._units, self._threshold, self._by_norm = units, options.threshold, options.importance == "l1"
         self._parents = units.parents
 
-    def select(self, activations: Tensor | None) -> Tensor:
-        """bool [U] on the device of the activations, or of the weights for scores by norm."""
+    def select(self, activations: Tensor | None, free: Tensor | None) -> Tensor:
+        """bool [U] on the device of the activations, or of the weights for scores by norm.
+
+        ``free``: bool [U], units that can start anew; all when None.
+        """
         scored = self._units.incoming_norms() if self._by_norm or activations is None else activations
         if self._parents is not None:
             self._parents = self._parents.to(scored.device)
-        return wk.dormant_units(scored, self._units.sizes, self._threshold, parents=self._parents)
+        dormant = wk.dormant_units(scored, self._units.sizes, self._threshold, parents=self._parents)
+        return dormant if free is None else dormant & free.to(dormant.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing is remembered."""
@@ -55,8 +60,11 @@ class LeastUseful:
         self._layer = torch.arange(layers).repeat_interleave(torch.tensor(units.sizes))
         self._start = torch.tensor(units.starts)[self._layer]
 
-    def select(self, activations: Tensor | None) -> Tensor:
-        """bool [U]; counts as a step of every unit's age."""
+    def select(self, activations: Tensor | None, free: Tensor | None) -> Tensor:
+        """bool [U]; counts as a step of every unit's age.
+
+        ``free``: bool [U], units that can start anew, all when None; none of the others is due.
+        """
         assert activations is not None
         if activations.device != self._utility.device:
             self._move(activations.device)
@@ -68,6 +76,9 @@ class LeastUseful:
         self._utility.lerp_(useful, 1 - decay)
         corrected = self._utility / (1 - decay**self._age)
         mature = self._age > self._options.maturity
+        if free is not None:
+            free = free.to(mature.device)
+            mature &= free
         self._pending += torch.zeros_like(self._pending).index_add_(0, self._layer, mature.double()) * self._rate
         due = self._pending.floor()
         self._pending -= due
@@ -76,6 +87,8 @@ class LeastUseful:
         own = revived
         for ancestor in self._ancestors:
             revived = revived | (own[ancestor.clamp(min=0)] & (ancestor >= 0))
+        if free is not None:
+            revived &= free
         self._utility.masked_fill_(revived, 0)
         self._age.masked_fill_(revived, 0)
         return revived
@@ -93,7 +106,8 @@ class LeastUseful:
         """
         own = {"utility": self._utility, "age": self._age, "pending": self._pending}
         for name, value in own.items():
-            if not isinstance(state.get(name), list) or len(state[name]) != len(value):
+            there = state.get(name)
+            if not isinstance(there, list) or len(there) != len(value) or not all(map(is_number, there)):
                 raise ValueError(f"state['selection'][{name!r}] must be a list of {len(value)} numbers")
         for name, value in own.items():
             value.copy_(torch.tensor(state[name]))
