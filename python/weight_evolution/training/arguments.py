@@ -1,10 +1,11 @@
-"""Types of command line values; each error says what the value must be."""
+"""Options of the command line: their types, each of whose errors says what a value must be, and dataclasses of them."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -13,66 +14,71 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="DataclassInstance")
 
 
-def options_of(kind: type[Options], arguments: argparse.Namespace, **others: Any) -> Options:
-    """A dataclass of options: a field that is not among ``others`` is the command line's option of its name."""
-    names = [entry.name for entry in fields(kind) if entry.name not in others]
-    return kind(**{name: getattr(arguments, name) for name in names}, **others)
+@dataclass(frozen=True)
+class _Number:
+    """The type of an argument."""
+
+    kind: type[int] | type[float]
+    what: str
+    holds: Callable[[float], bool]
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if not self.holds(value):
+            raise argparse.ArgumentTypeError(f"must be {self.what}, got {text!r}")
+        return value
 
 
-def fraction(text: str) -> float:
-    """A number in [0, 1]."""
-    return _number(text, "a number in [0, 1]", 0.0, 1.0)
+fraction = _Number(float, "a number in [0, 1]", lambda value: 0 <= value <= 1)
+positive_float = _Number(float, "a positive number", lambda value: 0 < value < math.inf)
+non_negative_float = _Number(float, "a number from 0, and finite", lambda value: 0 <= value < math.inf)
+momentum = _Number(float, "below 1, and a number from 0", lambda value: 0 <= value < 1)
+positive_int = _Number(int, "an integer from 1", lambda value: value >= 1)
+non_negative_int = _Number(int, "an integer from 0", lambda value: value >= 0)
 
 
-def positive_float(text: str) -> float:
-    """A finite number above 0."""
-    value = _number(text, "a positive number", 0.0, math.inf)
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return value
+def option(default: Any, /, help: str = "", *, flag: str | None = None, **argument: Any) -> Any:
+    """A field of a dataclass of options that is an option of the command line, too; see `add_options`.
+
+    Args:
+        default: of both, unless ``argument`` has another one for the command line.
+        help: on the command line, which adds the default, if there is one and the help does not speak of it.
+        flag: its name there, with underscores; that of the field, behind the prefix of them all, when left out.
+        argument: further arguments of ``add_argument``.
+    """
+    return field(default=default, metadata={"help": help, "flag": flag, "argument": argument})
 
 
-def non_negative_float(text: str) -> float:
-    """A finite number from 0."""
-    value = _number(text, "a number from 0", 0.0, math.inf)
-    if value == math.inf:
-        raise argparse.ArgumentTypeError(f"must be finite, got {text!r}")
-    return value
+def add_options(group: argparse._ActionsContainer, kind: type[Options], prefix: str = "") -> None:
+    """An argument for each `option` of a dataclass. One that is True or False is a flag, of True ``--no-NAME``."""
+    for entry in fields(kind):
+        if entry.metadata:
+            name = _destination(entry, prefix)
+            spelling, help = name.replace("_", "-"), entry.metadata["help"]
+            argument: dict[str, Any] = {"default": entry.default, **entry.metadata["argument"]}
+            if isinstance(entry.default, bool):
+                spelling = f"no-{spelling}" if entry.default else spelling
+                argument |= {"dest": name, "action": "store_false" if entry.default else "store_true"}
+            elif argument["default"] is not None and "default" not in help:
+                help = f"{help} (default %(default)s)" if help else "default %(default)s"
+            group.add_argument(f"--{spelling}", help=help, **argument)
 
 
-def momentum(text: str) -> float:
-    """A number in [0, 1)."""
-    value = _number(text, "a number in [0, 1)", 0.0, 1.0)
-    if value == 1.0:
-        raise argparse.ArgumentTypeError(f"must be below 1, got {text!r}")
-    return value
+def options_of(kind: type[Options], arguments: argparse.Namespace, prefix: str = "", **others: Any) -> Options:
+    """A dataclass of options from the command line's. What is not made by `option` has the same name there.
+
+    Args:
+        kind: the dataclass.
+        arguments: of the command line.
+        prefix: as given to `add_options`.
+        others: fields that have another value.
+    """
+    read = {entry.name: _destination(entry, prefix) for entry in fields(kind) if entry.name not in others}
+    return kind(**{name: getattr(arguments, destination) for name, destination in read.items()}, **others)
 
 
-def positive_int(text: str) -> int:
-    """An integer from 1."""
-    return _integer(text, 1)
-
-
-def non_negative_int(text: str) -> int:
-    """An integer from 0."""
-    return _integer(text, 0)
-
-
-def _number(text: str, what: str, low: float, high: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
-    return value
-
-
-def _integer(text: str, low: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = low - 1
-    if value < low:
-        raise argparse.ArgumentTypeError(f"must be an integer from {low}, got {text!r}")
-    return value
+def _destination(entry: Field[Any], prefix: str) -> str:
+    return (entry.metadata["flag"] or prefix + entry.name) if entry.metadata else entry.name

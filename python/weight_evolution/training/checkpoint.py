@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor, nn
 
 from .errors import UserError
+from .models import make_model
 
 FORMAT = 1
 _ENTRIES: dict[str, type] = {
@@ -56,6 +59,38 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         if not isinstance(row, dict) or not isinstance(row.get("test_accuracy"), float):
             _refuse(path, f"history[{i}]", row)
     return state
+
+
+def restored_model(state: Mapping[str, Any], device: torch.device | str = "cpu") -> nn.Module:
+    """The network of a checkpoint.
+
+    Raises:
+        UserError: it cannot be made, or its weights are of another model.
+    """
+    model = make_model(state["config"]["model"], state["in_channels"], state["num_classes"]).to(device)
+    load_weights(model, state["model"])
+    return model
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raises what `check_model_state` raises."""
+    check_model_state(weights, model)
+    model.load_state_dict(weights)
+
+
+def check_model_state(state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raises UserError, naming the first entry, if the state's names or shapes are not the model's."""
+    own = model.state_dict()
+    for name in [*own, *state]:
+        if name not in state or name not in own:
+            raise UserError(
+                f"the checkpoint is of another model: {name} is only in {'it' if name in state else 'ours'}"
+            )
+        if own[name].shape != state[name].shape:
+            raise UserError(
+                f"the checkpoint is of another model: {name} has shape {tuple(state[name].shape)} there and "
+                f"{tuple(own[name].shape)} here"
+            )
 
 
 def _refuse(path: Path, entry: str, value: object) -> NoReturn:

@@ -16,30 +16,17 @@ from we_kernels.info import format_info
 from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError
 from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS
 
-from .arguments import (
-    fraction,
-    momentum,
-    non_negative_float,
-    non_negative_int,
-    options_of,
-    positive_float,
-    positive_int,
-)
+from .arguments import add_options, fraction, non_negative_float, non_negative_int, options_of, positive_int
 from .compacting import compact_checkpoint
 from .config import TrainingConfig
-from .data import DATA, load_data
+from .data import load_data
 from .demo import DemoOptions, RandomLabels, Stationary, run_demo
 from .errors import UserError
 from .inspection import inspect_checkpoint
 from .launch import own_device, process_group, started_processes
-from .learning_rate import LR_SCHEDULES
-from .logs import LOG_FORMATS
 from .methods import METHODS, DistillationMethod, GraftingMethod, method_names, method_options
-from .models import MODEL_HELP
 from .networks import train_networks
 from .runs import OutputOptions, train_seeds
-
-_DEFAULTS = TrainingConfig()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,39 +76,18 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a network; the published CIFAR recipe by default. Reports the last epoch's accuracy."
     parser.set_defaults(run=_train)
-    parser.add_argument("--model", default=_DEFAULTS.model, help=f"{MODEL_HELP} (default {_DEFAULTS.model})")
-    parser.add_argument("--data", choices=DATA, default=_DEFAULTS.data, help=f"default {_DEFAULTS.data}")
     parser.add_argument("--root", type=Path, help="folder of the data set's files (default: its usual place)")
     parser.add_argument("--download", action="store_true", help="let torchvision fetch CIFAR into --root")
     parser.add_argument(
         "--method", default="evolution", help=f"baseline, or {', '.join(METHODS)} (joined by +); default evolution"
     )
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--epochs", type=positive_int, default=_DEFAULTS.epochs, help=f"default {_DEFAULTS.epochs}")
-    recipe.add_argument("--batch-size", type=positive_int, default=_DEFAULTS.batch_size, help="default 128")
-    recipe.add_argument("--lr", type=positive_float, default=_DEFAULTS.lr, help="default 0.1")
-    recipe.add_argument("--momentum", type=momentum, default=_DEFAULTS.momentum, help="default 0.9")
-    recipe.add_argument("--no-nesterov", action="store_true", help="plain momentum")
-    recipe.add_argument("--weight-decay", type=non_negative_float, default=_DEFAULTS.weight_decay, help="default 5e-4")
-    recipe.add_argument("--lr-schedule", choices=LR_SCHEDULES, default=_DEFAULTS.lr_schedule, help="default step")
-    recipe.add_argument(
-        "--lr-milestones", type=positive_int, nargs="+", metavar="E", help="of step (30%%, 60%%, 90%% of the epochs)"
-    )
-    recipe.add_argument("--lr-gamma", type=positive_float, default=_DEFAULTS.lr_gamma, help="of step (default 0.1)")
-    recipe.add_argument("--warmup-epochs", type=non_negative_int, default=0, help="linear warm-up (default 0)")
-    recipe.add_argument("--no-augment", action="store_true", help="no random crops and flips")
+    add_options(recipe, TrainingConfig)
     recipe.add_argument("--seeds", type=non_negative_int, nargs="+", default=[0], metavar="N", help="default 0")
     for method in METHODS.values():
         method.add_arguments(parser)
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="default runs")
-    output.add_argument("--checkpoint-every", type=positive_int, default=1, metavar="N", help="N epochs (default 1)")
-    output.add_argument("--resume", action="store_true", help="continue from the checkpoints in --output")
-    output.add_argument("--extend", action="store_true", help="with --resume: on to more --epochs than the run had")
-    output.add_argument("--overwrite", action="store_true", help="start anew where checkpoints exist")
-    output.add_argument("--stop-after", type=positive_int, metavar="N", help="stop after epoch N, to --resume later")
-    output.add_argument("--log", choices=LOG_FORMATS, default="csv", help="default csv")
-    output.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    add_options(output, OutputOptions)
     output.add_argument("--quiet", action="store_true", help="print the result only")
     _add_machine(parser)
 
@@ -165,7 +131,6 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(run=_demo)
     default = DemoOptions(Path())
-    tasks, stationary = default.random_labels, default.stationary
     parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="default demo-output")
     parser.add_argument("--seeds", type=non_negative_int, nargs="+", default=list(default.seeds), metavar="N")
     parser.add_argument(
@@ -173,17 +138,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="print the result only")
     _add_alias(parser, "--no-progress", of="quiet", action="store_true")
-    labels = parser.add_argument_group("random labels")
-    labels.add_argument("--tasks", type=positive_int, default=tasks.tasks, help="default %(default)s")
-    labels.add_argument("--task-epochs", type=positive_int, default=tasks.epochs, help="default %(default)s")
-    ordinary = parser.add_argument_group("ordinary training")
-    ordinary.add_argument("--epochs", type=positive_int, default=stationary.epochs, help="default %(default)s")
-    ordinary.add_argument("--model", default=stationary.model, help="default %(default)s")
-    ordinary.add_argument("--batch-size", type=positive_int, default=stationary.batch_size, help="default %(default)s")
-    ordinary.add_argument("--lr", type=positive_float, default=stationary.lr, help="default %(default)s")
-    ordinary.add_argument(
-        "--weight-decay", type=non_negative_float, default=stationary.weight_decay, help="default %(default)s"
-    )
+    add_options(parser.add_argument_group("random labels"), RandomLabels)
+    add_options(parser.add_argument_group("ordinary training"), Stationary)
     _add_machine(parser)
 
 
@@ -217,10 +173,9 @@ def _train(options: argparse.Namespace) -> None:
         options,
         method=method,
         method_options=method_options(method, options),
-        nesterov=not options.no_nesterov and options.momentum > 0,
-        augment=not options.no_augment,
+        nesterov=options.nesterov and options.momentum > 0,
     )
-    output = options_of(OutputOptions, options, folder=options.output)
+    output = options_of(OutputOptions, options)
     dataset = load_data(options.data, options.root, options.download)
     say = (lambda line: None) if options.quiet else _say
     if grafting:
@@ -301,14 +256,8 @@ def _demo(options: argparse.Namespace) -> None:
     demo = DemoOptions(
         folder=options.output,
         seeds=tuple(_seeds(options)),
-        random_labels=RandomLabels(tasks=options.tasks, epochs=options.task_epochs),
-        stationary=Stationary(
-            epochs=options.epochs,
-            model=options.model,
-            batch_size=options.batch_size,
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-        ),
+        random_labels=options_of(RandomLabels, options, images=RandomLabels.images, batch_size=RandomLabels.batch_size),
+        stationary=options_of(Stationary, options),
         processes=options.processes,
     )
     print(run_demo(demo, _device(options), quiet=options.quiet))

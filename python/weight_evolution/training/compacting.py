@@ -11,13 +11,14 @@ from torch import nn
 from weight_evolution import LowRankProjection, compact_like
 from weight_evolution.low_rank import CompactReport
 
-from .checkpoint import read_checkpoint, read_plain, save_checkpoint
+from .checkpoint import load_weights, read_checkpoint, read_plain, restored_model, save_checkpoint
 from .config import TrainingConfig
 from .data import load_data
-from .errors import UserError
+from .errors import UserError, user_errors
+from .methods.base import example_image
 from .methods.low_rank import LowRankMethod, make_projection
 from .models import make_model
-from .trainer import check_model_state, evaluate
+from .trainer import evaluate
 
 _KIND = "weight-evolution compact network"
 _FORMAT = 1
@@ -47,12 +48,9 @@ def load_compact(path: str | Path) -> nn.Module:
     config = TrainingConfig.from_dict(saved["config"])
     with torch.random.fork_rng(devices=[]):  # the random initialization is replaced at once
         original = make_model(config.model, saved["in_channels"], saved["num_classes"])
-        try:
+        with user_errors(f"{path} does not fit its model {config.model}: "):
             compact = compact_like(original, saved["ranks"])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path} does not fit its model {config.model}: {error}") from None
-    check_model_state(saved["state_dict"], compact)
-    compact.load_state_dict(saved["state_dict"])
+    load_weights(compact, saved["state_dict"])
     return compact.eval()
 
 
@@ -87,10 +85,8 @@ def compact_checkpoint(
         "ranks": projection.compact_ranks,
         "state_dict": compact.state_dict(),
     }
-    try:
+    with user_errors(f"cannot write {output}: ", OSError, RuntimeError):
         save_checkpoint(saved, output)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write {output}: {error}") from None
     image = "x".join(map(str, input_size))
     return "\n".join(
         [
@@ -122,9 +118,7 @@ def _restore(
     """The trained network, its projection and the size [C, H, W] of one image."""
     if LowRankMethod.name not in config.method_options:
         raise UserError(f"{path} was trained with method {config.method}, without low-rank; nothing to make compact")
-    model = make_model(config.model, state["in_channels"], state["num_classes"]).to(device)
-    check_model_state(state["model"], model)
-    model.load_state_dict(state["model"])
+    model = restored_model(state, device)
     try:
         own = state["methods"][LowRankMethod.name]
         input_size, saved, projections = list(own["input_size"]), own["projection"], own["projections"]
@@ -132,11 +126,10 @@ def _restore(
         raise UserError(f"{path} is damaged: no state of method low-rank ({error!r})") from None
     if projections == 0:
         raise UserError(f"{path} was saved before the first projection; train it for an epoch")
-    projection = make_projection(model, None, config.method_options[LowRankMethod.name], input_size)
-    try:
+    options = config.method_options[LowRankMethod.name]
+    projection = make_projection(model, None, options, example_image(model, input_size))
+    with user_errors(f"{path}: "):
         projection.load_state_dict(saved)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
     return model, projection, input_size
 
 

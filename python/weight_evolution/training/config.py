@@ -6,32 +6,37 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from .arguments import momentum, non_negative_float, non_negative_int, option, positive_float, positive_int
+from .data import DATA
 from .errors import UserError
 from .learning_rate import LR_SCHEDULES
+from .models import MODEL_HELP
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Options of a run. The defaults are the published recipe for CIFAR (arXiv 2110.04492 and its program)."""
 
-    model: str = "resnet20"
-    data: str = "digits"
+    model: str = option("resnet20", MODEL_HELP)
+    data: str = option("digits", choices=DATA)
     method: str = "baseline"
     """Methods joined by ``+``; "baseline" is none."""
     method_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Method name -> its options: plain numbers, strings and lists."""
-    epochs: int = 200
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    lr_schedule: str = "step"
-    lr_milestones: list[int] | None = None
+    epochs: int = option(200, type=positive_int)
+    batch_size: int = option(128, type=positive_int)
+    lr: float = option(0.1, type=positive_float)
+    momentum: float = option(0.9, type=momentum)
+    nesterov: bool = option(True, "plain momentum")
+    weight_decay: float = option(5e-4, type=non_negative_float)
+    lr_schedule: str = option("step", choices=LR_SCHEDULES)
+    lr_milestones: list[int] | None = option(
+        None, "of step (30%%, 60%%, 90%% of the epochs)", type=positive_int, nargs="+", metavar="E"
+    )
     """Epochs at which "step" multiplies by `lr_gamma`; 30%, 60% and 90% of the epochs when left out."""
-    lr_gamma: float = 0.1
-    warmup_epochs: int = 0
-    augment: bool = True
+    lr_gamma: float = option(0.1, "of step", type=positive_float)
+    warmup_epochs: int = option(0, "linear warm-up", type=non_negative_int)
+    augment: bool = option(True, "no random crops and flips")
 
     def __post_init__(self) -> None:
         if self.lr_schedule not in LR_SCHEDULES:

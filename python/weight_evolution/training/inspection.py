@@ -12,13 +12,12 @@ from torch import nn
 from weight_evolution import count_invalid_filters
 from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS
 
-from .checkpoint import read_checkpoint
+from .checkpoint import read_checkpoint, restored_model
 from .config import TrainingConfig
-from .errors import UserError
+from .errors import user_errors
 from .inferior import PUBLISHED_LOCAL_RATIO, PUBLISHED_RATE, count_inferior_filters
 from .methods.evolution import EvolutionMethod, Options, make_evolution
-from .models import make_model
-from .trainer import check_model_state, headline_accuracy
+from .trainer import headline_accuracy
 
 
 def inspect_checkpoint(
@@ -55,15 +54,11 @@ def inspect_checkpoint(
     if local_ratio is not None:
         options["local_ratio"] = local_ratio
 
-    model = make_model(config.model, state["in_channels"], state["num_classes"])
-    check_model_state(state["model"], model)
-    model.load_state_dict(state["model"])
+    model = restored_model(state)
     evolution = make_evolution(model, None, options)
     if trained_with is not None:
-        try:
+        with user_errors(f"{path}: ", KeyError, ValueError):
             evolution.load_state_dict(state["methods"][EvolutionMethod.name], strict=False)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{path}: {error}") from None
     last_epoch = max(state["epoch"] - 1, 0)
     report = evolution.preview(epoch=last_epoch)
     found = count_inferior_filters(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,22 @@ import torch.distributed as dist
 
 from weight_evolution import FilterGrafting
 
-from .checkpoint import read_checkpoint, save_checkpoint
+from .checkpoint import read_checkpoint
 from .config import TrainingConfig
 from .data import Dataset
-from .errors import UserError
-from .logs import TensorBoardLog, to_json, write_log, write_text
+from .errors import UserError, user_errors
+from .logs import to_json, write_text
 from .methods import GraftingMethod, method_names
-from .methods.base import timed
+from .methods.base import example_image, timed
 from .randomness import stream_seed
 from .runs import (
     CHECKPOINT,
     OutputOptions,
-    epoch_line,
-    last_epoch,
     load,
     make_folder,
     mean_and_deviation,
     refuse_to_overwrite,
+    run_epochs,
     seed_folder,
     summarize,
 )
@@ -78,7 +78,7 @@ class Networks:
         self.trainers = {i: Trainer(replace(config, lr=rates[i]), network_seed(seed, i), dataset, device) for i in own}
         """Number of a network -> its trainer; those of this process."""
         models = [trainer.model for trainer in self.trainers.values()]
-        try:
+        with user_errors("--method grafting: "):
             self.grafting = FilterGrafting(
                 models if group is None else models[0],
                 process_group=group,
@@ -87,10 +87,8 @@ class Networks:
                 level=options["level"],
                 criterion=options["criterion"],
                 bins=options["bins"],
-                example_inputs=torch.zeros(1, *dataset.train_images.shape[1:], device=device),
+                example_inputs=example_image(models[0], dataset.train_images.shape[1:]),
             )
-        except (TypeError, ValueError) as error:
-            raise UserError(f"--method grafting: {error}") from None
         for trainer in self.trainers.values():
             method = trainer.methods[GraftingMethod.name]
             assert isinstance(method, GraftingMethod)
@@ -129,7 +127,7 @@ class Networks:
             path = folders[i] / CHECKPOINT
             if path.exists():
                 path.replace(folders[i] / PREVIOUS)
-            save_checkpoint(trainer.state_dict(), path)
+            trainer.save(path)
 
     def load(self, folders: Mapping[int, Path], *, extend: bool = False) -> None:
         """Resume from the last epoch of which all networks have a checkpoint; from none, when none has any.
@@ -180,7 +178,8 @@ def train_networks(
             for folder in folders.values():
                 (folder / PREVIOUS).unlink(missing_ok=True)
                 (folder / CHECKPOINT).unlink(missing_ok=True)
-        _train(networks, folders, output, say)
+        trainers = {folders[i]: (f"seed {seed} network {i}", trainer) for i, trainer in networks.trainers.items()}
+        run_epochs(trainers, networks.run_epoch, partial(networks.save, folders), output, say)
         histories[seed] = networks.gather({i: trainer.history for i, trainer in networks.trainers.items()})
     results = summarize_networks(config, histories, device)
     if group is None or dist.get_rank(group) == 0:
@@ -223,26 +222,6 @@ def network_seed(seed: int, network: int) -> int:
 
 def _folder(folder: Path, seed: int, network: int) -> Path:
     return seed_folder(folder, seed) / f"network-{network}"
-
-
-def _train(networks: Networks, folders: Mapping[int, Path], output: OutputOptions, say: Callable[[str], None]) -> None:
-    end = last_epoch(networks.config, output)
-    boards = {
-        i: TensorBoardLog(folder / "tensorboard", networks.epoch) for i, folder in folders.items() if output.tensorboard
-    }
-    try:
-        while networks.epoch < end:
-            networks.run_epoch()
-            if networks.epoch % output.checkpoint_every == 0 or networks.epoch == end:
-                networks.save(folders)
-            for i, trainer in networks.trainers.items():
-                write_log(trainer.history, folders[i] / f"log.{output.log}")
-                if i in boards:
-                    boards[i].write(trainer.history[-1])
-                say(epoch_line(trainer, trainer.history[-1], f"seed {networks.seed} network {i}"))
-    finally:
-        for board in boards.values():
-            board.close()
 
 
 def _states(folder: Path, device: torch.device) -> dict[int, dict[str, Any]]:

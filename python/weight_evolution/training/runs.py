@@ -5,16 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .checkpoint import read_checkpoint, save_checkpoint
+from .arguments import option, positive_int
+from .checkpoint import read_checkpoint
 from .config import TrainingConfig
 from .data import Dataset
-from .errors import UserError
-from .logs import TensorBoardLog, to_json, write_log, write_text
+from .errors import UserError, user_errors
+from .logs import LOG_FORMATS, TensorBoardLog, to_json, write_log, write_text
 from .methods import METHODS
 from .trainer import Trainer, headline_accuracy
 
@@ -25,16 +27,15 @@ CHECKPOINT = "checkpoint.pt"
 class OutputOptions:
     """Where and how results are written; none of it changes them."""
 
-    folder: Path
-    log: str = "csv"
-    checkpoint_every: int = 1
-    resume: bool = False
-    extend: bool = False
-    """When resuming, go on to more epochs than the run was to have."""
-    overwrite: bool = False
-    tensorboard: bool = False
-    stop_after: int | None = None
-    """End each seed after this many epochs in all, to be resumed later."""
+    folder: Path = option(Path("runs"), flag="output", type=Path, metavar="DIR")
+    checkpoint_every: int = option(1, "N epochs", type=positive_int, metavar="N")
+    resume: bool = option(False, "continue from the checkpoints in --output")
+    extend: bool = option(False, "with --resume: on to more --epochs than the run had")
+    overwrite: bool = option(False, "start anew where checkpoints exist")
+    stop_after: int | None = option(None, "stop after epoch N, to --resume later", type=positive_int, metavar="N")
+    """Of all epochs of each seed."""
+    log: str = option("csv", choices=LOG_FORMATS)
+    tensorboard: bool = option(False, "also write TensorBoard events")
 
 
 def train_seeds(
@@ -58,7 +59,8 @@ def train_seeds(
         folder = seed_folder(output.folder, seed)
         make_folder(folder)
         _resume(trainer, folder / CHECKPOINT, output, say)
-        _train(trainer, folder, output, say)
+        save = partial(trainer.save, folder / CHECKPOINT)
+        run_epochs({folder: (f"seed {seed}", trainer)}, trainer.run_epoch, save, output, say)
         _draw(trainer, folder, say)
         histories[seed] = trainer.history
     results = summarize(config, histories, device)
@@ -132,17 +134,10 @@ def mean_and_deviation(name: str, values: Sequence[float]) -> dict[str, float | 
     return {f"{name}_mean": statistics.fmean(values), f"{name}_std": deviation}
 
 
-def last_epoch(config: TrainingConfig, output: OutputOptions) -> int:
-    """How many epochs there are when this run ends."""
-    return config.epochs if output.stop_after is None else min(config.epochs, output.stop_after)
-
-
 def load(trainer: Trainer, state: Mapping[str, Any], path: Path, extend: bool) -> None:
     """Resume; raises UserError, with the path, if the state does not fit."""
-    try:
+    with user_errors(f"{path}: ", UserError):
         trainer.load_state_dict(state, extend=extend)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def _resume(trainer: Trainer, path: Path, output: OutputOptions, say: Callable[[str], None]) -> None:
@@ -155,20 +150,38 @@ def _resume(trainer: Trainer, path: Path, output: OutputOptions, say: Callable[[
     say(f"seed {trainer.seed}: resumed after {trainer.epoch} of {trainer.config.epochs} epochs")
 
 
-def _train(trainer: Trainer, folder: Path, output: OutputOptions, say: Callable[[str], None]) -> None:
-    end = last_epoch(trainer.config, output)
-    board = TensorBoardLog(folder / "tensorboard", trainer.epoch) if output.tensorboard else None
+def run_epochs(
+    trainers: Mapping[Path, tuple[str, Trainer]],
+    run_epoch: Callable[[], object],
+    save: Callable[[], None],
+    output: OutputOptions,
+    say: Callable[[str], None],
+) -> None:
+    """Train to the last epoch of this run, with checkpoints, and the logs of each trainer in its folder.
+
+    Args:
+        trainers: folder -> name and trainer; all are at the same epoch.
+        run_epoch: trains all of them for an epoch.
+        save: writes their checkpoints.
+        output: how often, and which logs.
+        say: is told of each epoch.
+    """
+    first = next(trainer for _, trainer in trainers.values())
+    end = first.config.epochs if output.stop_after is None else min(first.config.epochs, output.stop_after)
+    folders = [folder for folder in trainers if output.tensorboard]
+    boards = {folder: TensorBoardLog(folder / "tensorboard", first.epoch) for folder in folders}
     try:
-        while trainer.epoch < end:
-            row = trainer.run_epoch()
-            if trainer.epoch % output.checkpoint_every == 0 or trainer.epoch == end:
-                save_checkpoint(trainer.state_dict(), folder / CHECKPOINT)
-            write_log(trainer.history, folder / f"log.{output.log}")
-            if board:
-                board.write(row)
-            say(epoch_line(trainer, row, f"seed {trainer.seed}"))
+        while first.epoch < end:
+            run_epoch()
+            if first.epoch % output.checkpoint_every == 0 or first.epoch == end:
+                save()
+            for folder, (name, trainer) in trainers.items():
+                write_log(trainer.history, folder / f"log.{output.log}")
+                if folder in boards:
+                    boards[folder].write(trainer.history[-1])
+                say(_epoch_line(trainer, trainer.history[-1], name))
     finally:
-        if board:
+        for board in boards.values():
             board.close()
 
 
@@ -180,7 +193,7 @@ def _draw(trainer: Trainer, folder: Path, say: Callable[[str], None]) -> None:
         say(f"no picture of the log is drawn: it needs {error.name}; pip install 'weight-evolution[train]'")
 
 
-def epoch_line(trainer: Trainer, row: Mapping[str, float], name: str) -> str:
+def _epoch_line(trainer: Trainer, row: Mapping[str, float], name: str) -> str:
     """What is said of an epoch of the run of this name."""
     parts = [
         f"{name}  epoch {trainer.epoch}/{trainer.config.epochs}",

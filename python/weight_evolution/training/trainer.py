@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +15,13 @@ from torch.nn import functional
 from weight_evolution.low_rank import count_macs, count_parameters
 from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS, count_invalid_filters
 
-from .checkpoint import FORMAT
+from .checkpoint import FORMAT, check_model_state, save_checkpoint
 from .config import TrainingConfig, first_difference
 from .data import Dataset, training_batches
-from .errors import UserError
+from .errors import UserError, user_errors
 from .inferior import count_inferior_filters
 from .learning_rate import learning_rate
-from .methods import Method, make_methods
+from .methods import Method, Training, make_methods
 from .models import check_output, make_model
 from .randomness import seeded
 
@@ -69,9 +70,8 @@ class Trainer:
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
         )
-        self.methods = make_methods(config.method, config.method_options, self.model, self.optimizer, input_size)
-        for method in self.methods.values():
-            method.seed_with(seed)
+        training = Training(self.model, self.optimizer, input_size, seed)
+        self.methods = make_methods(config.method, config.method_options, training)
         self._iteration_hooks = [
             method.after_iteration
             for method in self.methods.values()
@@ -150,6 +150,10 @@ class Trainer:
             "history": [dict(row) for row in self.history],
         }
 
+    def save(self, path: Path) -> None:
+        """Write `state_dict` to a file."""
+        save_checkpoint(self.state_dict(), path)
+
     def load_state_dict(self, state: Mapping[str, Any], *, extend: bool = False) -> None:
         """Resume where `state_dict` was taken.
 
@@ -171,13 +175,11 @@ class Trainer:
         if difference := first_difference(there, {**self.config.to_dict(), "seed": self.seed}):
             raise UserError(f"the checkpoint is of another run: {difference}")
         check_model_state(state["model"], self.model)
-        try:
+        with user_errors("the checkpoint does not fit this run: ", KeyError, TypeError, ValueError, RuntimeError):
             for name, method in self.methods.items():
                 method.load_state_dict(state["methods"][name])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"the checkpoint does not fit this run: {error}") from None
         self.epoch = state["epoch"]
         self.history = [dict(row) for row in state["history"]]
 
@@ -254,21 +256,6 @@ def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
 def headline_accuracy(row: Mapping[str, float]) -> float:
     """The accuracy that counts in a row of the log: of the compact network where there is one."""
     return row.get("compact_test_accuracy", row["test_accuracy"])
-
-
-def check_model_state(state: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raises UserError, naming the first entry, if the state's names or shapes are not the model's."""
-    own = model.state_dict()
-    for name in [*own, *state]:
-        if name not in state or name not in own:
-            raise UserError(
-                f"the checkpoint is of another model: {name} is only in {'it' if name in state else 'ours'}"
-            )
-        if own[name].shape != state[name].shape:
-            raise UserError(
-                f"the checkpoint is of another model: {name} has shape {tuple(state[name].shape)} there and "
-                f"{tuple(own[name].shape)} here"
-            )
 
 
 def _totals(logits: Tensor, loss: Tensor, targets: Tensor) -> Tensor:

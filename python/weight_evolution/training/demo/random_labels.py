@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from weight_evolution import UnitActivity, UnitReactivation, WeightEvolution
 
+from ..arguments import option, positive_int
 from ..data import load_data
 from ..randomness import generator, seeded
 from .runs import Run
@@ -29,8 +30,8 @@ METHODS: dict[str, Callable[..., UnitReactivation] | None] = {
 class RandomLabels:
     """The tasks. Images stay the same; every task draws other labels for them, and goes on with the same network."""
 
-    tasks: int = 15
-    epochs: int = 30
+    tasks: int = option(15, type=positive_int)
+    epochs: int = option(30, flag="task_epochs", type=positive_int)
     """Of each task."""
     images: int = 500
     batch_size: int = 50

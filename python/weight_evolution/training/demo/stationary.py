@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from ..arguments import non_negative_float, option, positive_float, positive_int
 from ..config import TrainingConfig
 from ..data import load_data
 from ..methods import evolution, reactivation
@@ -25,11 +26,11 @@ class Stationary:
     it hardly shrinks a weight.)
     """
 
-    epochs: int = 10
-    model: str = "resnet8"
-    batch_size: int = 32
-    lr: float = 0.1
-    weight_decay: float = 0.01
+    epochs: int = option(10, type=positive_int)
+    model: str = option("resnet8")
+    batch_size: int = option(32, type=positive_int)
+    lr: float = option(0.1, type=positive_float)
+    weight_decay: float = option(0.01, type=non_negative_float)
 
     def config(self, method: str) -> TrainingConfig:
         """Evolution at the published rates, and the published schedule scaled to the epochs; both once per epoch."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from torch import nn
-from torch.optim import Optimizer
 
 from ..errors import UserError
 from .asynchronous import AsynchronousMethod
-from .base import Method
+from .base import Method, Training
 from .distillation import DistillationMethod
 from .evolution import EvolutionMethod
 from .grafting import GraftingMethod
@@ -37,6 +34,7 @@ __all__ = [
     "DistillationMethod",
     "GraftingMethod",
     "Method",
+    "Training",
     "make_methods",
     "method_names",
     "method_options",
@@ -65,12 +63,6 @@ def method_options(method: str, arguments: argparse.Namespace) -> dict[str, dict
     return {name: METHODS[name].options(arguments) for name in method_names(method)}
 
 
-def make_methods(
-    method: str,
-    options: Mapping[str, Mapping[str, Any]],
-    model: nn.Module,
-    optimizer: Optimizer,
-    input_size: Sequence[int],
-) -> dict[str, Method]:
-    """The methods by name, attached to a model and its optimizer."""
-    return {name: METHODS[name](model, optimizer, options[name], input_size) for name in method_names(method)}
+def make_methods(method: str, options: Mapping[str, Mapping[str, Any]], training: Training) -> dict[str, Method]:
+    """The methods by name, attached to a network in training."""
+    return {name: METHODS[name](training, options[name]) for name in method_names(method)}

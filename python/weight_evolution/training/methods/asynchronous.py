@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import nn
-from torch.optim import Optimizer
 
 from weight_evolution import AsynchronousUpdate, measure_overlap
 from weight_evolution.asynchronous import PUBLISHED_RATE
 
-from ..arguments import fraction, options_of
-from ..errors import UserError
+from ..arguments import fraction, option
+from ..errors import user_errors
 from ..overlap_plot import LAYER_OVERLAP, OVERLAP_MAXIMUM, OVERLAP_MEAN, plot_overlap
-from .base import Method, timed
+from .base import Method, Training, timed
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of the method, as a checkpoint holds them."""
 
-    rate: float = PUBLISHED_RATE
-    select: str = "filters"
-    replacement: bool = False
-    rescale: bool = False
+    rate: float = option(PUBLISHED_RATE, "share of the filters that moves", type=fraction, metavar="R")
+    select: str = option(
+        "filters",
+        "filters (default), or input-channels, as released together with --replacement",
+        choices=("filters", "input-channels"),
+    )
+    replacement: bool = option(False, "draw with replacement: fewer distinct ones move")
+    rescale: bool = option(False, "divide what moved by the expected share")
 
 
 class AsynchronousMethod(Method):
@@ -37,39 +38,18 @@ class AsynchronousMethod(Method):
     """
 
     name = "asynchronous"
+    kind = Options
+    title = "weight asynchronous update (--method asynchronous)"
+    description = "in each iteration a random subset of each convolution's filters moves; the log gets their overlap"
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
-    ) -> None:
-        super().__init__(model, optimizer, options, input_size)
-        self._options = dict(options)
-        self.update = self._attach(0)
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group(
-            "weight asynchronous update (--method asynchronous)",
-            "in each iteration a random subset of each convolution's filters moves; the log gets their overlap",
-        )
-        group.add_argument(
-            "--rate",
-            type=fraction,
-            default=Options.rate,
-            metavar="R",
-            help="share of the filters that moves (default %(default)s)",
-        )
-        group.add_argument(
-            "--select",
-            choices=("filters", "input-channels"),
-            default="filters",
-            help="filters (default), or input-channels, as released together with --replacement",
-        )
-        group.add_argument("--replacement", action="store_true", help="draw with replacement: fewer distinct ones move")
-        group.add_argument("--rescale", action="store_true", help="divide what moved by the expected share")
+    def __init__(self, training: Training, options: Mapping[str, Any]) -> None:
+        super().__init__(training, options)
+        with user_errors("--method asynchronous: "):
+            self.update = AsynchronousUpdate(training.optimizer, training.model, seed=training.seed, **options)
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
-        return asdict(options_of(Options, arguments, select=arguments.select.replace("-", "_")))
+        return super().options(arguments) | {"select": arguments.select.replace("-", "_")}
 
     @classmethod
     def describe(cls, row: Mapping[str, float]) -> list[str]:
@@ -80,13 +60,8 @@ class AsynchronousMethod(Method):
         if any(OVERLAP_MEAN in row for row in history):
             plot_overlap({"mean of the layers": history}, folder / "overlap.png")
 
-    def seed_with(self, seed: int) -> None:
-        self.update.detach()
-        self.update = self._attach(seed)
-
     def after_epoch(self, epoch: int) -> dict[str, float]:
-        device = next(self.model.parameters()).device
-        overlap, seconds = timed(device, lambda: measure_overlap(self.model))
+        overlap, seconds = timed(self.device, lambda: measure_overlap(self.model))
         columns = {
             "overlap_seconds": seconds,
             OVERLAP_MEAN: overlap.model_mean,
@@ -100,9 +75,3 @@ class AsynchronousMethod(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.update.load_state_dict(state)
-
-    def _attach(self, seed: int) -> AsynchronousUpdate:
-        try:
-            return AsynchronousUpdate(self.optimizer, self.model, seed=seed, **self._options)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"--method asynchronous: {error}") from None

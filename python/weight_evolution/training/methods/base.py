@@ -5,47 +5,74 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..arguments import add_options, options_of
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+
+
+class Training(NamedTuple):
+    """What a method is made for."""
+
+    model: nn.Module
+    """The network in training."""
+    optimizer: Optimizer
+    input_size: Sequence[int]
+    """Of one image, [C, H, W]."""
+    seed: int
+    """The run's, from which everything random in a method follows."""
+
+    @property
+    def example(self) -> Tensor:
+        """What `example_image` gives."""
+        return example_image(self.model, self.input_size)
 
 
 class Method:
     """One training method: an object with hooks that the trainer calls. These defaults do nothing.
 
     Args:
-        model: the network in training.
-        optimizer: its optimizer.
+        training: the network and its optimizer.
         options: what `options` made of the command line; plain values.
-        input_size: of one image, [C, H, W].
     """
 
     name: ClassVar[str]
+    kind: ClassVar[type[DataclassInstance]]
+    """Of its options, as a checkpoint holds them; made by `arguments.option`."""
+    title: ClassVar[str]
+    description: ClassVar[str | None] = None
+    """Heads its options in the help of the command ``train``."""
+    prefix: ClassVar[str] = ""
+    """Of the names that its options have there."""
     options_of_epochs: ClassVar[tuple[str, ...]] = ()
     """Names of the options that follow from the number of epochs; a run that is extended gets new ones."""
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
-    ) -> None:
-        self.model = model
-        self.optimizer = optimizer
+    def __init__(self, training: Training, options: Mapping[str, Any]) -> None:
+        self.training = training
+        self.model = training.model
+        self.device = next(training.model.parameters()).device
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the method's options to the command ``train``."""
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+        """Add the method's options to the command ``train``, as a group, which is returned."""
+        group = parser.add_argument_group(cls.title, cls.description)
+        add_options(group, cls.kind, cls.prefix)
+        return group
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
         """The options as plain values, for the configuration that a checkpoint holds."""
-        return {}
-
-    def seed_with(self, seed: int) -> None:
-        """Called once, before training, with the run's seed, from which everything random in the method follows."""
+        return asdict(options_of(cls.kind, arguments, cls.prefix))
 
     def extra_loss(self, images: Tensor, logits: Tensor) -> Tensor:
         """Added to the cross-entropy of each batch; the trainer calls it only where a method has its own.
@@ -93,6 +120,12 @@ class Method:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where `state_dict` was taken."""
+
+
+def example_image(model: nn.Module, size: Sequence[int]) -> Tensor:
+    """One image of zeros, [1, C, H, W], for this model."""
+    parameter = next(model.parameters())
+    return torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype)
 
 
 def timed(device: torch.device, work: Callable[[], T]) -> tuple[T, float]:

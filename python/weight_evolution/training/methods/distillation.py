@@ -5,64 +5,58 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from weight_evolution import distillation_loss
 from weight_evolution.grafting import PUBLISHED_TEMPERATURE
 
-from ..arguments import positive_float
-from ..checkpoint import read_checkpoint
-from ..errors import UserError
-from ..models import check_output, make_model
-from .base import Method
+from ..arguments import option, positive_float
+from ..checkpoint import read_checkpoint, restored_model
+from ..errors import UserError, user_errors
+from ..models import check_output
+from .base import Method, Training
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the method, as a checkpoint holds them."""
+
+    teachers: list[str] | None = option(
+        None, "checkpoints of train, averaged in probability", flag="teachers", nargs="+", metavar="CKPT"
+    )
+    temperature: float = option(PUBLISHED_TEMPERATURE, type=positive_float, metavar="T")
+    data: str = ""
+    """Of the run."""
 
 
 class DistillationMethod(Method):
     """`distillation_loss` from fixed teachers at every step of the optimizer; with grafting it is grafting+."""
 
     name = "distillation"
+    kind = Options
+    title = "distillation (--teachers; with --method grafting it is grafting+, with baseline distillation alone)"
+    prefix = "distillation_"
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
-    ) -> None:
-        super().__init__(model, optimizer, options, input_size)
+    def __init__(self, training: Training, options: Mapping[str, Any]) -> None:
+        super().__init__(training, options)
         self._temperature: float = options["temperature"]
-        device = next(model.parameters()).device
-        self.teachers = [load_teacher(Path(path), options["data"], input_size, device) for path in options["teachers"]]
+        self.teachers = [
+            load_teacher(Path(path), options["data"], training.input_size, self.device) for path in options["teachers"]
+        ]
         self._digests = [_digest(teacher) for teacher in self.teachers]
-        self._sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self._batches = 0
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group(
-            "distillation (--teachers; with --method grafting it is grafting+, with baseline distillation alone)"
-        )
-        group.add_argument(
-            "--teachers", nargs="+", metavar="CKPT", help="checkpoints of train, averaged in probability"
-        )
-        group.add_argument(
-            "--distillation-temperature",
-            type=positive_float,
-            default=PUBLISHED_TEMPERATURE,
-            metavar="T",
-            help="default %(default)s",
-        )
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
         if not arguments.teachers:
             raise UserError("distillation needs --teachers CKPT [CKPT ...], checkpoints of weight-evolution train")
-        return {
-            "teachers": list(arguments.teachers),
-            "temperature": arguments.distillation_temperature,
-            "data": arguments.data,
-        }
+        return super().options(arguments)
 
     def extra_loss(self, images: Tensor, logits: Tensor) -> Tensor:
         with torch.no_grad():
@@ -93,15 +87,11 @@ def load_teacher(path: Path, data: str, input_size: Sequence[int], device: torch
         UserError: it cannot be read, or was trained on another data set.
     """
     state = read_checkpoint(path, device)
-    name, of = state["config"]["model"], state["config"]["data"]
-    if of != data:
+    if (of := state["config"]["data"]) != data:
         raise UserError(f"--teachers: {path} was trained on {of}, this run is on {data}")
-    teacher = make_model(name, state["in_channels"], state["num_classes"]).to(device)
-    try:
-        teacher.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise UserError(f"--teachers: {path} does not fit its own model: {str(error).splitlines()[0]}") from None
-    check_output(teacher, name, torch.Size(input_size), state["num_classes"])
+    with user_errors(f"--teachers: {path} does not fit its own model: ", UserError):
+        teacher = restored_model(state, device)
+    check_output(teacher, state["config"]["model"], torch.Size(input_size), state["num_classes"])
     return teacher.eval().requires_grad_(False)
 
 

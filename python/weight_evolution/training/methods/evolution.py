@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -14,33 +14,45 @@ from we_kernels import CROSSOVERS
 from weight_evolution import StagedSigmoid, WeightEvolution
 from weight_evolution.evolution import EvolutionOptions, Schedule
 
-from ..arguments import fraction, options_of, positive_float, positive_int
-from ..errors import UserError
-from .base import Method, timed
+from ..arguments import fraction, option, positive_float, positive_int
+from ..errors import UserError, user_errors
+from .base import Method, Training, timed
 
 _PUBLISHED = EvolutionOptions()
 _SCHEDULES = {"cifar": (StagedSigmoid.cifar(), 200), "imagenet": (StagedSigmoid.imagenet(), 90)}
 _IMAGENET_RATE = 0.02
 """The published base rate for ImageNet, of all kinds."""
-_DEFAULT = "default %(default)s"
 _RATES = ("conv_rate", "norm_scale_rate", "norm_shift_rate")
+
+
+def _shift_rate(text: str) -> float | str:
+    return text if text == "inferior" else fraction(text)
+
+
+def _rate_option(default: float | str, more: str = "", type: Callable[[str], object] = fraction) -> Any:
+    help = f"base rate ({default}; {_IMAGENET_RATE} for imagenet){more}"
+    return option(default, help, default=None, type=type, metavar="R")
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of the method, as a checkpoint holds them."""
 
-    crossover: str = _PUBLISHED.crossover
-    conv_rate: float = _PUBLISHED.conv_rate
-    norm_scale_rate: float = _PUBLISHED.norm_scale_rate
-    norm_shift_rate: float | str = _PUBLISHED.norm_shift_rate
-    linear_rate: float = _PUBLISHED.linear_rate
-    local_ratio: float = _PUBLISHED.local_ratio
-    starvation_divisor: float | None = _PUBLISHED.starvation_divisor
+    crossover: str = option(_PUBLISHED.crossover, choices=CROSSOVERS)
+    conv_rate: float = _rate_option(_PUBLISHED.conv_rate)
+    norm_scale_rate: float = _rate_option(_PUBLISHED.norm_scale_rate)
+    norm_shift_rate: float | str = _rate_option(
+        _PUBLISHED.norm_shift_rate, ', or "inferior": only for channels whose filter is inferior', _shift_rate
+    )
+    linear_rate: float = option(_PUBLISHED.linear_rate, "0: off", type=fraction, metavar="R")
+    local_ratio: float = option(_PUBLISHED.local_ratio, type=fraction, metavar="R")
+    starvation_divisor: float | None = option(_PUBLISHED.starvation_divisor, type=positive_float, metavar="D")
     schedule: dict[str, Any] | None = None
     """Milestones, divisors and tau of a `StagedSigmoid`; None: the base rates throughout."""
-    every: int = 1
-    optimizer_state: str = "keep"
+    every: int = option(1, "N epochs", flag="evolve_every", type=positive_int, metavar="N")
+    optimizer_state: str = option(
+        "keep", "momentum of replaced elements; published is keep", choices=("keep", "fill", "reset")
+    )
     epochs: int | None = None
 
 
@@ -48,35 +60,18 @@ class EvolutionMethod(Method):
     """`WeightEvolution` after every n-th epoch but the last: the network that remains is the one that was measured."""
 
     name = "evolution"
+    kind = Options
+    title = "weight evolution (--method evolution)"
     options_of_epochs = ("epochs", "schedule")
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
-    ) -> None:
-        super().__init__(model, optimizer, options, input_size)
+    def __init__(self, training: Training, options: Mapping[str, Any]) -> None:
+        super().__init__(training, options)
         self._every: int = options["every"]
-        self.evolution = make_evolution(model, optimizer, options)
+        self.evolution = make_evolution(training.model, training.optimizer, options)
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group("weight evolution (--method evolution)")
-        default = Options()
-        group.add_argument("--crossover", choices=CROSSOVERS, default=default.crossover)
-        for name in _RATES:
-            inferior = (
-                ', or "inferior": only for channels whose filter is inferior' if name == "norm_shift_rate" else ""
-            )
-            group.add_argument(
-                f"--{name.replace('_', '-')}",
-                type=_shift_rate if inferior else fraction,
-                metavar="R",
-                help=f"base rate ({getattr(default, name)}; {_IMAGENET_RATE} for imagenet){inferior}",
-            )
-        group.add_argument("--linear-rate", type=fraction, default=default.linear_rate, metavar="R", help="0: off")
-        group.add_argument("--local-ratio", type=fraction, default=default.local_ratio, metavar="R", help=_DEFAULT)
-        group.add_argument(
-            "--starvation-divisor", type=positive_float, default=default.starvation_divisor, metavar="D", help=_DEFAULT
-        )
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+        group = super().add_arguments(parser)
         group.add_argument(
             "--schedule",
             choices=("cifar", "imagenet", "constant"),
@@ -86,33 +81,19 @@ class EvolutionMethod(Method):
         group.add_argument("--milestones", type=positive_int, nargs="*", metavar="E", help="own stages: first epochs")
         group.add_argument("--divisors", type=positive_float, nargs="+", metavar="D", help="own stages: rate divisors")
         group.add_argument("--tau", type=positive_float, metavar="T", help="own stages: epochs per unit of the sigmoid")
-        group.add_argument(
-            "--evolve-every",
-            type=positive_int,
-            default=default.every,
-            metavar="N",
-            help="N epochs (default %(default)s)",
-        )
-        group.add_argument(
-            "--optimizer-state",
-            choices=("keep", "fill", "reset"),
-            default=default.optimizer_state,
-            help="momentum of replaced elements (default keep, as published)",
-        )
+        return group
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
-        rates = {name: getattr(arguments, name) for name in _RATES}
-        for name in [name for name, rate in rates.items() if rate is None]:
-            rates[name] = _IMAGENET_RATE if arguments.schedule == "imagenet" else getattr(Options, name)
-        schedule = _schedule_options(arguments)
-        return asdict(options_of(Options, arguments, **rates, schedule=schedule, every=arguments.evolve_every))
+        options = super().options(arguments) | {"schedule": _schedule_options(arguments)}
+        for name in [name for name in _RATES if options[name] is None]:
+            options[name] = _IMAGENET_RATE if arguments.schedule == "imagenet" else getattr(Options, name)
+        return options
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
         if (epoch + 1) % self._every:
             return {}
-        device = next(self.model.parameters()).device
-        report, seconds = timed(device, lambda: self.evolution.step(epoch=epoch))
+        report, seconds = timed(self.device, lambda: self.evolution.step(epoch=epoch))
         if report is None:
             return {}
         columns: dict[str, float] = {"evolution_seconds": seconds}
@@ -148,7 +129,7 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
     later = {"epochs"}  # checkpoints of earlier versions are without
     if missing := [entry.name for entry in fields(Options) if entry.name not in {*options, *later}]:
         raise UserError(f"the options of --method evolution have no {missing[0]!r}")
-    try:
+    with user_errors():
         own = asdict(Options(**options))
         del own["every"]  # the trainer's
         own["schedule"] = make_schedule(own["schedule"])
@@ -156,8 +137,6 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
             own["optimizer_state"] = "keep"
         used = None if own["optimizer_state"] == "keep" else optimizer
         return WeightEvolution(model, optimizer=used, measure_after=False, **own)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from None
 
 
 def make_schedule(options: Mapping[str, Any] | None) -> Schedule:
@@ -184,10 +163,6 @@ def _schedule_options(arguments: argparse.Namespace) -> dict[str, Any] | None:
             raise UserError(f"own stages need --milestones, --divisors and --tau; missing {' and '.join(missing)}")
         return own
     return None if arguments.schedule == "constant" else scaled_schedule(arguments.schedule, arguments.epochs)
-
-
-def _shift_rate(text: str) -> float | str:
-    return text if text == "inferior" else fraction(text)
 
 
 def _constant(base_rate: float, epoch: int) -> float:

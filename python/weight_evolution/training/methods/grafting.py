@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,68 +13,54 @@ import torch
 from weight_evolution import FilterGrafting, GraftingReport
 from weight_evolution.grafting import CRITERIA, LEVELS, Rule
 
-from ..arguments import fraction, non_negative_float, positive_float, positive_int
+from ..arguments import fraction, non_negative_float, option, positive_float, positive_int
 from ..errors import UserError
 from ..launch import started_processes
 from .base import Method
 
 _PUBLISHED = Rule()
-_DEFAULT = "default %(default)s"
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of the method, as a checkpoint holds them."""
 
-    networks: int = 2
-    learning_rates: list[float] | None = None
+    networks: int = option(
+        2, "default 2; under torchrun all ranks", flag="networks", default=None, type=positive_int, metavar="K"
+    )
+    learning_rates: list[float] | None = option(
+        None, "one each (default: all --lr)", type=positive_float, nargs="+", metavar="LR"
+    )
     """One for each network; None: that of the run."""
-    level: str = _PUBLISHED.level
-    criterion: str = _PUBLISHED.criterion
-    strength: float = _PUBLISHED.strength
-    sharpness: float = _PUBLISHED.sharpness
-    bins: int = _PUBLISHED.bins
-    every: int = 1
+    level: str = option(_PUBLISHED.level, choices=LEVELS)
+    criterion: str = option(_PUBLISHED.criterion, choices=CRITERIA)
+    strength: float = option(_PUBLISHED.strength, type=fraction, metavar="A")
+    sharpness: float = option(_PUBLISHED.sharpness, type=non_negative_float, metavar="C")
+    bins: int = option(_PUBLISHED.bins, type=positive_int, metavar="B")
+    every: int = option(1, "N epochs", type=positive_int, metavar="N")
 
 
 class GraftingMethod(Method):
     """What a single trainer knows of grafting: nothing but that others must belong to it."""
 
     name = "grafting"
+    kind = Options
+    title = "filter grafting (--method grafting)"
+    description = (
+        "trains several networks, in this process or, under torchrun, one on each rank; the accuracy reported is the "
+        "first network's, and beside it the best one's"
+    )
+    prefix = "graft_"
     grafting: FilterGrafting | None = None
     """Set by the `Networks` that the trainer is one of."""
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group(
-            "filter grafting (--method grafting)",
-            "trains several networks, in this process or, under torchrun, one on each rank; the accuracy reported is "
-            "the first network's, and beside it the best one's",
-        )
-        default = Options()
-        group.add_argument(
-            "--networks", type=positive_int, metavar="K", help=f"default {default.networks}; under torchrun all ranks"
-        )
-        group.add_argument(
-            "--graft-learning-rates", type=positive_float, nargs="+", metavar="LR", help="one each (default: all --lr)"
-        )
-        group.add_argument("--graft-level", choices=LEVELS, default=default.level, help=_DEFAULT)
-        group.add_argument("--graft-criterion", choices=CRITERIA, default=default.criterion, help=_DEFAULT)
-        group.add_argument("--graft-strength", type=fraction, default=default.strength, metavar="A", help=_DEFAULT)
-        group.add_argument(
-            "--graft-sharpness", type=non_negative_float, default=default.sharpness, metavar="C", help=_DEFAULT
-        )
-        group.add_argument("--graft-bins", type=positive_int, default=default.bins, metavar="B", help=_DEFAULT)
-        group.add_argument(
-            "--graft-every",
-            type=positive_int,
-            default=default.every,
-            metavar="N",
-            help="N epochs (default %(default)s)",
-        )
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+        group = super().add_arguments(parser)
         group.add_argument(
             "--graft-time-out", type=positive_float, default=1800.0, metavar="S", help="under torchrun (default 1800 s)"
         )
+        return group
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -83,18 +69,7 @@ class GraftingMethod(Method):
             raise UserError(f"--networks must be at least 2, got {networks}")
         if rates is not None and len(rates) != networks:
             raise UserError(f"--graft-learning-rates must be one per network ({networks}), got {len(rates)}")
-        return asdict(
-            Options(
-                networks=networks,
-                learning_rates=rates,
-                level=arguments.graft_level,
-                criterion=arguments.graft_criterion,
-                strength=arguments.graft_strength,
-                sharpness=arguments.graft_sharpness,
-                bins=arguments.graft_bins,
-                every=arguments.graft_every,
-            )
-        )
+        return super().options(arguments) | {"networks": networks}
 
     @staticmethod
     def columns(report: GraftingReport, network: int) -> dict[str, float]:

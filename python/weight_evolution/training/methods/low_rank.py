@@ -6,31 +6,45 @@ import argparse
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from weight_evolution import LowRankProjection, NonFiniteWeightError, ProjectionReport
+from weight_evolution import LowRankProjection, ProjectionReport
 from weight_evolution.low_rank import PUBLISHED_PRUNE_RATIO
 
-from ..arguments import fraction, options_of, positive_int
-from ..errors import UserError
-from .base import Method, timed
+from ..arguments import fraction, option, positive_int
+from ..errors import UserError, user_errors
+from .base import Method, Training, timed
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of the method, as a checkpoint holds them."""
 
-    prune_ratio: float | list[float] | None = PUBLISHED_PRUNE_RATIO
-    mac_budget: float | None = None
-    linear: bool = False
-    rectify: bool = True
-    energy_transfer: bool = True
-    every_iterations: int | None = None
+    prune_ratio: float | list[float] | None = option(
+        PUBLISHED_PRUNE_RATIO,
+        f"share of the ranks that goes, one for all layers or one for each (default {PUBLISHED_PRUNE_RATIO})",
+        default=None,
+        type=fraction,
+        nargs="+",
+        metavar="R",
+    )
+    mac_budget: float | None = option(
+        None, "instead: the share of the MACs that may remain", type=fraction, metavar="B"
+    )
+    linear: bool = option(False, "project Linear layers too, in the order of the modules")
+    rectify: bool = option(True, "project without the BatchNorm that follows")
+    energy_transfer: bool = option(True, "plain truncation at each projection")
+    every_iterations: int | None = option(
+        None,
+        "N iterations: project within epochs too (default: at the end of each)",
+        flag="project_every_iterations",
+        type=positive_int,
+        metavar="N",
+    )
     optimizer_state: str = "keep"
 
 
@@ -42,45 +56,17 @@ class LowRankMethod(Method):
     """
 
     name = "low-rank"
+    kind = Options
+    title = "low-rank projection (--method low-rank)"
+    description = "the accuracy reported is the compact network's"
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
-    ) -> None:
-        super().__init__(model, optimizer, options, input_size)
+    def __init__(self, training: Training, options: Mapping[str, Any]) -> None:
+        super().__init__(training, options)
         self._options = dict(options)
-        self._input_size = list(input_size)
-        self._every: int | None = options["every_iterations"]
         self._iterations = 0
         self._projections = 0
         self._seconds = 0.0
-        self.projection = make_projection(model, optimizer, options, input_size)
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group(
-            "low-rank projection (--method low-rank)", "the accuracy reported is the compact network's"
-        )
-        group.add_argument(
-            "--prune-ratio",
-            type=fraction,
-            nargs="+",
-            metavar="R",
-            help=f"share of the ranks that goes, one for all layers or one for each (default {PUBLISHED_PRUNE_RATIO})",
-        )
-        group.add_argument(
-            "--mac-budget", type=fraction, metavar="B", help="instead: the share of the MACs that may remain"
-        )
-        group.add_argument(
-            "--linear", action="store_true", help="project Linear layers too, in the order of the modules"
-        )
-        group.add_argument("--no-rectify", action="store_true", help="project without the BatchNorm that follows")
-        group.add_argument("--no-energy-transfer", action="store_true", help="plain truncation at each projection")
-        group.add_argument(
-            "--project-every-iterations",
-            type=positive_int,
-            metavar="N",
-            help="N iterations: project within epochs too (default: at the end of each)",
-        )
+        self.projection = self._make()
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -89,16 +75,8 @@ class LowRankMethod(Method):
             raise UserError("--prune-ratio and --mac-budget both choose the ranks; pass one of them")
         if ratios is None and budget is None:
             ratios = [Options.prune_ratio]
-        return asdict(
-            options_of(
-                Options,
-                arguments,
-                prune_ratio=ratios[0] if ratios is not None and len(ratios) == 1 else ratios,
-                rectify=not arguments.no_rectify,
-                energy_transfer=not arguments.no_energy_transfer,
-                every_iterations=arguments.project_every_iterations,
-            )
-        )
+        ratio = ratios[0] if ratios is not None and len(ratios) == 1 else ratios
+        return super().options(arguments) | {"prune_ratio": ratio}
 
     @classmethod
     def describe(cls, row: Mapping[str, float]) -> list[str]:
@@ -118,7 +96,8 @@ class LowRankMethod(Method):
 
     def after_iteration(self) -> None:
         self._iterations += 1
-        if self._every is not None and self._iterations % self._every == 0:
+        every = self._options["every_iterations"]
+        if every is not None and self._iterations % every == 0:
             self._project()
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
@@ -137,7 +116,7 @@ class LowRankMethod(Method):
         return {
             "iterations": self._iterations,
             "projections": self._projections,
-            "input_size": self._input_size,
+            "input_size": list(self.training.input_size),
             "projection": self.projection.state_dict(),
         }
 
@@ -146,29 +125,31 @@ class LowRankMethod(Method):
         self._iterations, self._projections = state["iterations"], state["projections"]
 
     def _project(self) -> ProjectionReport:
-        report, seconds = timed(next(self.model.parameters()).device, self._step)
+        report, seconds = timed(self.device, self._step)
         self._seconds += seconds
         return report
 
     def _step(self) -> ProjectionReport:
         if self._projections == 0 and self._options["mac_budget"] is not None:
-            self.projection = make_projection(self.model, self.optimizer, self._options, self._input_size)
+            self.projection = self._make()
         report = self.projection.step()
         self._projections += 1
         return report
 
+    def _make(self) -> LowRankProjection:
+        return make_projection(self.training.model, self.training.optimizer, self._options, self.training.example)
+
 
 def make_projection(
-    model: nn.Module, optimizer: Optimizer | None, options: Mapping[str, Any], input_size: Sequence[int]
+    model: nn.Module, optimizer: Optimizer | None, options: Mapping[str, Any], example: Tensor
 ) -> LowRankProjection:
     """The `LowRankProjection` of these options.
 
     Raises:
         UserError: the options or the model do not fit.
     """
-    parameter = next(model.parameters())
     state = "keep" if optimizer is None else options["optimizer_state"]
-    try:
+    with user_errors("--method low-rank: "):
         return LowRankProjection(
             model,
             prune_ratio=options["prune_ratio"],
@@ -176,11 +157,7 @@ def make_projection(
             linear=options["linear"],
             rectify_batch_norm=options["rectify"],
             energy_transfer=options["energy_transfer"],
-            example_inputs=torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype),
+            example_inputs=example,
             optimizer=optimizer if state != "keep" else None,
             optimizer_state=state,
         )
-    except NonFiniteWeightError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--method low-rank: {error}") from None

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from weight_evolution import ReactivationReport, UnitReactivation
 from weight_evolution.reactivation.options import IMPORTANCES, OUTGOING, SCALES, UTILITIES, ReactivationOptions
 
-from ..arguments import fraction, non_negative_float, non_negative_int, positive_int
-from ..errors import UserError
-from .base import Method, timed
+from ..arguments import fraction, non_negative_float, non_negative_int, option, positive_int
+from ..errors import user_errors
+from .base import Method, Training, timed
 
 _DEFAULTS = ReactivationOptions()
-_DEFAULT = "default %(default)s"
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of the method, as a checkpoint holds them."""
 
-    threshold: float = _DEFAULTS.threshold
-    every: int = _DEFAULTS.every
-    batches: int = _DEFAULTS.batches
-    scale: str = _DEFAULTS.scale
-    outgoing: str = _DEFAULTS.outgoing
-    optimizer_state: str = "fill"
-    importance: str = _DEFAULTS.importance
-    replacement_rate: float | None = _DEFAULTS.replacement_rate
-    maturity: int = _DEFAULTS.maturity
-    decay: float = _DEFAULTS.decay
-    utility: str = _DEFAULTS.utility
+    threshold: float = option(
+        _DEFAULTS.threshold,
+        "share of the layer's mean activation up to which a unit is dormant; 0: dead ones",
+        type=non_negative_float,
+        metavar="T",
+    )
+    every: int = option(_DEFAULTS.every, "N iterations", type=positive_int, metavar="N")
+    batches: int = option(_DEFAULTS.batches, "measure in the last N iterations before", type=positive_int, metavar="N")
+    scale: str = option(
+        _DEFAULTS.scale, "L1 norm of new weights: of the layer, of a donor, or as drawn (ReDo)", choices=SCALES
+    )
+    outgoing: str = option(_DEFAULTS.outgoing, "weights out of new units", choices=OUTGOING)
+    optimizer_state: str = option("fill", "momentum of written elements", choices=("fill", "reset", "keep"))
+    importance: str = option(
+        _DEFAULTS.importance, "score by activation, or by L1 norm of the weights", choices=IMPORTANCES
+    )
+    replacement_rate: float | None = option(
+        _DEFAULTS.replacement_rate,
+        "instead of dormant units: this share of the mature ones, the least useful, at each acting step",
+        flag="reactivation_rate",
+        type=fraction,
+        metavar="R",
+    )
+    maturity: int = option(
+        _DEFAULTS.maturity,
+        "acting steps until a unit is mature, for --reactivation-rate",
+        type=non_negative_int,
+        metavar="N",
+    )
+    decay: float = option(_DEFAULTS.decay, "of the average utility", type=fraction, metavar="D")
+    utility: str = option(_DEFAULTS.utility, "of a unit", choices=UTILITIES)
 
 
 class ReactivationMethod(Method):
@@ -46,106 +60,24 @@ class ReactivationMethod(Method):
     """
 
     name = "reactivation"
+    kind = Options
+    title = "unit reactivation (--method reactivation)"
+    description = "units that no longer fire start anew; the log gets how many did, and how many were dead"
+    prefix = "reactivation_"
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, options: Mapping[str, Any], input_size: Sequence[int]
-    ) -> None:
-        super().__init__(model, optimizer, options, input_size)
-        self._options, self._input_size = dict(options), list(input_size)
+    def __init__(self, training: Training, options: Mapping[str, Any]) -> None:
+        super().__init__(training, options)
         self._reports: list[ReactivationReport] = []
         self._seconds = 0.0
-        self.reactivation = self._attach(0)
-
-    @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group(
-            "unit reactivation (--method reactivation)",
-            "units that no longer fire start anew; the log gets how many did, and how many were dead",
-        )
-        default = Options()
-        group.add_argument(
-            "--reactivation-threshold",
-            type=non_negative_float,
-            default=default.threshold,
-            metavar="T",
-            help="share of the layer's mean activation up to which a unit is dormant (default %(default)s; 0: dead)",
-        )
-        group.add_argument(
-            "--reactivation-every",
-            type=positive_int,
-            default=default.every,
-            metavar="N",
-            help="N iterations (default %(default)s)",
-        )
-        group.add_argument(
-            "--reactivation-batches",
-            type=positive_int,
-            default=default.batches,
-            metavar="N",
-            help="measure in the last N iterations before (default %(default)s)",
-        )
-        group.add_argument(
-            "--reactivation-scale",
-            choices=SCALES,
-            default=default.scale,
-            help="L1 norm of new weights: of the layer, of a donor, or as drawn (ReDo) (default %(default)s)",
-        )
-        group.add_argument(
-            "--reactivation-outgoing", choices=OUTGOING, default=default.outgoing, help="weights out of new units"
-        )
-        group.add_argument(
-            "--reactivation-optimizer-state",
-            choices=("fill", "reset", "keep"),
-            default=default.optimizer_state,
-            help=f"momentum of written elements ({_DEFAULT})",
-        )
-        group.add_argument(
-            "--reactivation-importance",
-            choices=IMPORTANCES,
-            default=default.importance,
-            help=f"score by activation, or by L1 norm of the weights ({_DEFAULT})",
-        )
-        group.add_argument(
-            "--reactivation-rate",
-            type=fraction,
-            metavar="R",
-            help="instead of dormant units: this share of the mature ones, the least useful, at each acting step",
-        )
-        group.add_argument(
-            "--reactivation-maturity",
-            type=non_negative_int,
-            default=default.maturity,
-            metavar="N",
-            help="acting steps until a unit is mature, for --reactivation-rate (default %(default)s)",
-        )
-        group.add_argument(
-            "--reactivation-decay",
-            type=fraction,
-            default=default.decay,
-            metavar="D",
-            help=f"of the average utility ({_DEFAULT})",
-        )
-        group.add_argument(
-            "--reactivation-utility", choices=UTILITIES, default=default.utility, help=f"of a unit ({_DEFAULT})"
-        )
-
-    @classmethod
-    def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
-        return asdict(
-            Options(
-                threshold=arguments.reactivation_threshold,
-                every=arguments.reactivation_every,
-                batches=arguments.reactivation_batches,
-                scale=arguments.reactivation_scale,
-                outgoing=arguments.reactivation_outgoing,
-                optimizer_state=arguments.reactivation_optimizer_state,
-                importance=arguments.reactivation_importance,
-                replacement_rate=arguments.reactivation_rate,
-                maturity=arguments.reactivation_maturity,
-                decay=arguments.reactivation_decay,
-                utility=arguments.reactivation_utility,
+        with user_errors("--method reactivation: "):
+            self.reactivation = UnitReactivation(
+                training.model,
+                training.optimizer,
+                seed=training.seed,
+                example_inputs=training.example,
+                all_ranks=False,
+                **options,
             )
-        )
 
     @classmethod
     def describe(cls, row: Mapping[str, float]) -> list[str]:
@@ -160,15 +92,11 @@ class ReactivationMethod(Method):
             "reactivation_seconds": sum(row.get("reactivation_seconds", 0.0) for row in history),
         }
 
-    def seed_with(self, seed: int) -> None:
-        self.reactivation.detach()
-        self.reactivation = self._attach(seed)
-
     def after_iteration(self) -> None:
         if (self.reactivation.iterations + 1) % self.reactivation.every:
             self.reactivation.step()
             return
-        report, seconds = timed(next(self.model.parameters()).device, self.reactivation.step)
+        report, seconds = timed(self.device, self.reactivation.step)
         assert report is not None
         self._reports.append(report)
         self._seconds += seconds
@@ -181,7 +109,7 @@ class ReactivationMethod(Method):
             "reactivation_units": sum(layer.units for layer in self.reactivation.graph.layers.values()),
         }
         self._seconds = 0.0
-        if reports and self._options["importance"] == "activity":
+        if reports and self.reactivation.importance == "activity":
             columns["reactivation_dead"] = sum(reports[-1].dead.values())
         return columns
 
@@ -190,13 +118,3 @@ class ReactivationMethod(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reactivation.load_state_dict(state)
-
-    def _attach(self, seed: int) -> UnitReactivation:
-        parameter = next(self.model.parameters())
-        example = torch.zeros(1, *self._input_size, device=parameter.device, dtype=parameter.dtype)
-        try:
-            return UnitReactivation(
-                self.model, self.optimizer, seed=seed, example_inputs=example, all_ranks=False, **self._options
-            )
-        except (TypeError, ValueError) as error:
-            raise UserError(f"--method reactivation: {error}") from None

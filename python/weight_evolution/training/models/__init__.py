@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..errors import UserError
+from ..errors import UserError, user_errors
 from .mobilenet_v2 import CifarMobileNetV2
 from .resnet import CifarResNet
 from .vgg import CifarVGG16
@@ -30,10 +30,8 @@ def make_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
         UserError: the name is unknown, or the module, factory or package behind it does not work.
     """
     if match := re.fullmatch(r"resnet(\d+)", name):
-        try:
+        with user_errors(f"--model {name}: "):
             return CifarResNet(int(match[1]), in_channels, num_classes)
-        except ValueError as error:
-            raise UserError(f"--model {name}: {error}") from None
     if name == "mobilenetv2":
         return CifarMobileNetV2(in_channels, num_classes)
     if name == "vgg16-bn":
@@ -84,10 +82,8 @@ def _make_from_factory(name: str, in_channels: int, num_classes: int) -> nn.Modu
     module_name, _, factory_name = name.partition(":")
     if (here := os.getcwd()) not in sys.path:  # a console script does not search the working folder
         sys.path.insert(0, here)
-    try:
+    with user_errors(f"--model {name}: ", ImportError, AttributeError, ValueError):
         factory: Callable[..., object] = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--model {name}: {error}") from None
     if not callable(factory):
         raise UserError(f"--model {name}: {factory_name} is not callable")
     given = {"in_channels": in_channels, "num_classes": num_classes}
