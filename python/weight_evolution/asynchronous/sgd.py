@@ -15,6 +15,7 @@ import we_kernels as wk
 from we_kernels.checks import check_choice
 
 from ..arguments import check_share
+from ..model.checked_optimizer import CheckedOptimizer, loss_of
 from ..model.module_filters import ModuleFilter
 from ..model.targets import Target, Targets
 from .calls import only_makes_state
@@ -25,7 +26,7 @@ from .targets import SELECTS, find_convolutions, listed_convolutions
 _STATE_KEY = "asynchronous"
 
 
-class AsynchronousSGD(OfSubsets, SGD):
+class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
     """SGD of which, in every step, a random subset of each convolution's filters moves; the momentum advances for all.
 
     A drop-in for torch.optim.SGD: the same arguments, the same state ("momentum_buffer"), at rate 1 the same bits as
@@ -54,6 +55,8 @@ class AsynchronousSGD(OfSubsets, SGD):
     Raises:
         TypeError, ValueError: name the argument or parameter and say what to do.
     """
+
+    _instead = "AsynchronousUpdate with torch.optim.SGD"
 
     def __init__(
         self,
@@ -108,19 +111,6 @@ class AsynchronousSGD(OfSubsets, SGD):
             convolutions, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in SGD; convolutions of the model among the new parameters take part from the next step on.
-
-        Raises:
-            TypeError, ValueError: a parameter or an option is not supported; no group is added.
-        """
-        super().add_param_group(param_group)
-        try:
-            _check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns what the closure returns.
@@ -128,10 +118,7 @@ class AsynchronousSGD(OfSubsets, SGD):
         Raises:
             RuntimeError: a gradient is sparse; nothing is changed.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         idle = closure is None and only_makes_state(self)
         bank = self._subsets.convolutions.bank()
         parts = bank.split(self._subsets.draw(bank))
@@ -176,6 +163,11 @@ class AsynchronousSGD(OfSubsets, SGD):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_subsets": self._subsets}
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        if group["fused"]:
+            raise ValueError("fused=True is not supported: the step is one kernel already; leave fused out")
 
     def _update(self, group: dict[str, Any], share: float, rows: list[_Row]) -> None:
         momentum = group["momentum"]
@@ -277,18 +269,6 @@ def _parts(
             row, share = _Row(param, buffer, param, grad, buffer, first), 1.0
         found.setdefault((share, param.device), []).append(row)
     return [(share, rows) for (share, _), rows in found.items()]
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    if group["differentiable"]:
-        raise ValueError("differentiable=True is not supported; use AsynchronousUpdate with torch.optim.SGD")
-    if group["fused"]:
-        raise ValueError("fused=True is not supported: the step is one kernel already; leave fused out")
-    for i, param in enumerate(group["params"]):
-        if param.dtype not in wk.DTYPES:
-            raise TypeError(f"params[{i}] must be float32, float64, float16 or bfloat16, got {param.dtype}")
-        if param.layout != torch.strided or param.dim() > wk.MAX_DIMS:
-            raise TypeError(f"params[{i}] must be a dense tensor of at most {wk.MAX_DIMS} dimensions")
 
 
 def _stretched(group: dict[str, Any], share: float) -> Any:

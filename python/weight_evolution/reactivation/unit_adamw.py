@@ -13,6 +13,8 @@ from torch.optim import Adam
 import we_kernels as wk
 from we_kernels.checks import check_integer, check_vector
 
+from ..model.checked_optimizer import CheckedOptimizer, loss_of
+
 _RESETS = ("row_reset", "column_reset")
 
 
@@ -30,7 +32,7 @@ class UnitResets(NamedTuple):
     """The parameter's steps so far, one element; on the CPU unless the optimizer is capturable."""
 
 
-class UnitAdamW(Adam):
+class UnitAdamW(CheckedOptimizer, Adam):
     """AdamW whose bias correction counts, element by element, from the last reset of the element's row or column.
 
     A drop-in for torch.optim.AdamW: the same arguments and state, and the same bits as with ``foreach=True`` on a CPU
@@ -55,6 +57,8 @@ class UnitAdamW(Adam):
     Raises:
         TypeError, ValueError: name the argument or parameter and say what to do.
     """
+
+    _instead = "torch.optim.AdamW"
 
     def __init__(
         self,
@@ -81,19 +85,6 @@ class UnitAdamW(Adam):
             decoupled_weight_decay=decoupled_weight_decay,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in AdamW.
-
-        Raises:
-            TypeError, ValueError: a parameter or an option is not supported; no group is added.
-        """
-        super().add_param_group(param_group)
-        try:
-            _check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns what the closure returns.
@@ -103,10 +94,7 @@ class UnitAdamW(Adam):
             ValueError: a gradient or a moment is not of its parameter's dtype or on its device.
                 Nothing is changed.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         # All are looked at before the first parameter moves.
         for group, params in groups:
@@ -201,6 +189,11 @@ class UnitAdamW(Adam):
             group.setdefault("decoupled_weight_decay", defaults["decoupled_weight_decay"])
             group.update(foreach=None, fused=None, differentiable=False)
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        if any(isinstance(beta, Tensor) for beta in group["betas"]):
+            raise TypeError("betas must be numbers, not tensors")
 
     def _check_ready(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """What would stop a step half way."""
@@ -301,15 +294,3 @@ def _scalar(step: Tensor) -> Tensor:
 def _groups_of(param: Tensor, column_reset: Tensor | None) -> int:
     d1 = param.shape[1] if param.dim() > 1 else 1
     return column_reset.numel() // d1 if column_reset is not None and d1 else 1
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    if group["differentiable"]:
-        raise ValueError("differentiable=True is not supported; use torch.optim.AdamW")
-    if any(isinstance(beta, Tensor) for beta in group["betas"]):
-        raise TypeError("betas must be numbers, not tensors")
-    for i, param in enumerate(group["params"]):
-        if param.dtype not in wk.DTYPES:
-            raise TypeError(f"params[{i}] must be float32, float64, float16 or bfloat16, got {param.dtype}")
-        if param.layout != torch.strided or param.dim() > wk.MAX_DIMS:
-            raise TypeError(f"params[{i}] must be a dense tensor of at most {wk.MAX_DIMS} dimensions")
