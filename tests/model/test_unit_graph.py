@@ -4,6 +4,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from tests.model import unit_networks as networks
 from weight_evolution.model.unit_graph import find_units
@@ -72,9 +73,30 @@ def seen(model, x, graph):
     return output, values
 
 
+def weights_into(layer, unit):
+    """A view of a unit's weights: a row, of a transposed convolution a column of its group."""
+    if not getattr(layer, "transposed", False):
+        return layer.weight[unit]
+    inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    group = unit // outputs
+    return layer.weight[group * inputs : (group + 1) * inputs, unit % outputs]
+
+
+def weights_out_of(reader, unit):
+    """Views of the reader's weight that together are all that reads this unit there."""
+    layer, first = reader.module, reader.offset + unit * reader.block
+    if not isinstance(layer, _ConvNd):
+        return [layer.weight[:, first : first + reader.block]]
+    if layer.transposed:
+        return [layer.weight[first : first + reader.block]]
+    inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    channels = [divmod(channel, inputs) for channel in range(first, first + reader.block)]
+    return [layer.weight[group * outputs : (group + 1) * outputs, channel] for group, channel in channels]
+
+
 @torch.no_grad()
 def perturb(layer, unit):
-    layer.incoming(unit).add_(torch.randn(layer.incoming(unit).shape))
+    weights_into(layer.module, unit).add_(torch.randn(weights_into(layer.module, unit).shape))
     if layer.bias is not None:
         layer.bias[unit] += 3
     if layer.norm is not None:
@@ -105,7 +127,7 @@ def test_without_its_outgoing_weights_nothing_depends_on_a_unit(name):
                 changed_places += bool(different.any())
             model.load_state_dict(before)
             with torch.no_grad():
-                for part in (part for reader in layer.outgoing for part in reader.parts(unit)):
+                for part in (part for reader in layer.outgoing for part in weights_out_of(reader, unit)):
                     part.zero_()
             without, _ = seen(model, x, graph)
             perturb(layer, unit)
@@ -124,7 +146,7 @@ def test_outgoing_weights_are_of_one_unit_and_of_nothing_else(name):
         for reader in layer.outgoing:
             count = torch.zeros_like(reader.module.weight)
             for unit in range(layer.units):
-                parts = reader.parts(unit)
+                parts = weights_out_of(reader, unit)
                 assert sum(part.numel() for part in parts) == reader.elements
                 saved = reader.module.weight.detach().clone()
                 with torch.no_grad():
@@ -142,10 +164,12 @@ def test_outgoing_weights_are_of_one_unit_and_of_nothing_else(name):
 def test_norms_are_sums_over_the_parts(name):
     model, x = make(name)
     for layer in units_of(name, model, x).layers.values():
-        incoming = [layer.incoming(unit).abs().sum().item() for unit in range(layer.units)]
+        incoming = [weights_into(layer.module, unit).abs().sum().item() for unit in range(layer.units)]
         assert layer.incoming_norms().tolist() == pytest.approx(incoming)
         outgoing = [
-            torch.cat([part.abs().flatten() for reader in layer.outgoing for part in reader.parts(unit)]).mean().item()
+            torch.cat([part.abs().flatten() for reader in layer.outgoing for part in weights_out_of(reader, unit)])
+            .mean()
+            .item()
             for unit in range(layer.units)
         ]
         assert layer.outgoing_magnitudes().tolist() == pytest.approx(outgoing)

@@ -10,7 +10,6 @@ from weight_evolution.training.checkpoint import read_checkpoint, save_checkpoin
 from weight_evolution.training.config import TrainingConfig
 from weight_evolution.training.errors import UserError
 from weight_evolution.training.inferior import count_inferior_filters
-from weight_evolution.training.learning_rate import learning_rate
 from weight_evolution.training.methods import METHODS, Method
 from weight_evolution.training.runs import OutputOptions, train_seeds
 from weight_evolution.training.trainer import Trainer
@@ -262,15 +261,15 @@ def test_counting_inferior_filters_changes_nothing():
 
 
 def test_learning_rates():
-    published = [learning_rate(0.1, epoch, 200, "step") for epoch in (0, 59, 60, 119, 120, 179, 180, 199)]
+    published = [TrainingConfig().learning_rate(epoch) for epoch in (0, 59, 60, 119, 120, 179, 180, 199)]
     assert published == pytest.approx([0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4, 1e-4])
-    assert learning_rate(0.1, 3, 10, "step", milestones=[2, 5], gamma=0.5) == pytest.approx(0.05)
-    assert learning_rate(0.1, 0, 10, "cosine") == 0.1
-    assert learning_rate(0.1, 5, 10, "cosine") == pytest.approx(0.05)
-    assert learning_rate(0.1, 9, 10, "constant") == 0.1
-    assert [learning_rate(0.4, e, 10, "constant", warmup_epochs=3) for e in range(5)] == pytest.approx(
-        [0.1, 0.2, 0.3, 0.4, 0.4]
-    )
+    assert TrainingConfig(epochs=10, lr_milestones=[2, 5], lr_gamma=0.5).learning_rate(3) == pytest.approx(0.05)
+    cosine = TrainingConfig(epochs=10, lr_schedule="cosine")
+    assert cosine.learning_rate(0) == 0.1
+    assert cosine.learning_rate(5) == pytest.approx(0.05)
+    assert TrainingConfig(lr_schedule="constant").learning_rate(9) == 0.1
+    warm = TrainingConfig(lr=0.4, lr_schedule="constant", warmup_epochs=3)
+    assert [warm.learning_rate(epoch) for epoch in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
 
 
 def test_configuration_survives_a_round_trip():

@@ -57,9 +57,9 @@ class DeviceStep:
 
     Args:
         targets: the parameters that take part.
+        inferior_shifts: restricts the shifts, if any.
         options, measure_after: see `WeightEvolution`.
         optimizer_state: the optimizer whose state changes with the weights, if any.
-        inferior_shifts: restricts the shifts, if any.
         cuda_graph: replay a recording of the step where the model is on a GPU. The first step after the parameters
             moved runs as ever (it compiles kernels and fills tables), the second is recorded.
     """
@@ -67,11 +67,11 @@ class DeviceStep:
     def __init__(
         self,
         targets: Targets,
+        inferior_shifts: InferiorShifts | None,
         options: EvolutionOptions,
         *,
         measure_after: bool,
         optimizer_state: OptimizerState | None,
-        inferior_shifts: InferiorShifts | None,
         cuda_graph: bool,
     ) -> None:
         self._targets = targets

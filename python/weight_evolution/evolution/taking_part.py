@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from torch import nn
 from torch.optim import Optimizer
@@ -15,13 +14,6 @@ from ..model.targets import Targets
 from .device_step import DeviceStep
 from .inferior_shifts import InferiorShifts
 from .options import EvolutionOptions
-
-
-class MakeStep(Protocol):
-    """Makes the device's part of a step for these targets."""
-
-    def __call__(self, targets: Targets, *, inferior_shifts: InferiorShifts | None) -> DeviceStep:
-        """A `DeviceStep`."""
 
 
 class TakingPart:
@@ -43,7 +35,7 @@ class TakingPart:
         include: Sequence[ModuleFilter] | None,
         exclude: Sequence[ModuleFilter],
         optimizer: Optimizer | None,
-        make_step: MakeStep,
+        make_step: Callable[[Targets, InferiorShifts | None], DeviceStep],
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._include, self._exclude = include, exclude
@@ -78,8 +70,7 @@ class TakingPart:
         )
 
     def _step_of(self, targets: Targets) -> DeviceStep:
-        shifts = InferiorShifts(self._model, targets) if self._only_inferior_shifts else None
-        return self._make_step(targets, inferior_shifts=shifts)
+        return self._make_step(targets, InferiorShifts(self._model, targets) if self._only_inferior_shifts else None)
 
     def _structure_now(self) -> Structure:
         return Structure(self._model, candidates(self._model, self._linear), self._optimizer)

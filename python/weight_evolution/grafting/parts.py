@@ -16,7 +16,7 @@ from we_kernels import DTYPES
 from ..arguments import check_model
 from ..model.batch_norm_pairs import BatchNormPairs, find_batch_norms
 from ..model.module_filters import ModuleFilter, check_filters, left_out
-from ..model.targets import filters_of
+from ..model.targets import filters_of, has_filters
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules
 
@@ -187,15 +187,6 @@ def pair_up(model: nn.Module, parts: Parts, found: BatchNormPairs) -> FilterPair
 
 def _module_name(conv: Conv) -> str:
     return conv.name.rpartition(".")[0]
-
-
-def has_filters(module: nn.Module) -> bool:
-    """Whether the filters of the weight lie along one dimension, as `filters_of` gives it."""
-    return not (
-        isinstance(module, _ConvNd)
-        and module.transposed
-        and module.groups not in (1, module.in_channels, module.out_channels)
-    )
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

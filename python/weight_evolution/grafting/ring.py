@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import we_kernels as wk
 
 from ..model.wrappers import inside
+from ..tables import first_line
 from .network import Network
 
 CHUNK_BYTES = 1 << 20
@@ -138,10 +139,10 @@ class Ring:
         try:
             yield
         except RuntimeError as error:  # which error a backend raises for a lost peer differs
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ExchangeError(
                 f"filter grafting, {what}: rank {self.rank} of {self.size} lost another rank, or one did not come "
-                f"within the time-out of the process group ({reason}); the weights of this rank are unchanged"
+                f"within the time-out of the process group ({first_line(error)}); the weights of this rank are "
+                "unchanged"
             ) from error
 
 

@@ -16,6 +16,7 @@ from we_kernels import FilterBank
 
 from ..arguments import check_model
 from ..model.module_filters import ModuleFilter, check_filters, left_out
+from ..model.own_forward import computes_otherwise
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules, unwrap
 
@@ -24,7 +25,6 @@ Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 FROZEN = "frozen (requires_grad is False)"
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Their forward reads the weights of these children instead of calling them.
 _READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -223,17 +223,6 @@ def _unfit(name: str, module: _ConvNd | nn.Linear) -> str | None:
     check_weight(joined(name, "weight"), module, weight)
     if weight.numel() == 0:
         return "its weight is empty"
-    if _has_own_forward(module):
-        return f"{type(module).__name__} computes something else than {_plain_class(module).__name__}"
-    return None
-
-
-def _plain_class(module: nn.Module) -> type[nn.Module]:
-    return next(cls for cls in (*_CONVS, nn.Linear) if isinstance(module, cls))
-
-
-def _has_own_forward(module: nn.Module) -> bool:
-    """A subclass or instance with another forward cannot be replaced by two plain layers."""
-    cls = _plain_class(module)
-    methods = ("forward", "_conv_forward") if issubclass(cls, _ConvNd) else ("forward",)
-    return any(name in vars(module) or getattr(type(module), name) is not getattr(cls, name) for name in methods)
+    if {"forward", "_conv_forward"} & vars(module).keys():
+        return f"{type(module).__name__} has a forward of its own, set on the module"
+    return computes_otherwise(module)

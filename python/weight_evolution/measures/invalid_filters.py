@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..arguments import check_model, check_not_negative
 from ..model.convolutions import convolutions
+from ..model.targets import by_output
 
 PUBLISHED_THRESHOLDS = (0.1, 0.01)
 
@@ -52,6 +53,4 @@ def as_rows(module: _ConvNd, weight: Tensor) -> Tensor:
     weight = weight.detach()
     if weight.dtype in (torch.float16, torch.bfloat16):
         weight = weight.float()
-    if module.transposed:  # [in, out / groups, *kernel]
-        weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
-    return weight.flatten(1)
+    return by_output(module, weight).flatten(1)

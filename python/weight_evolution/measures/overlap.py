@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 import we_kernels as wk
 
 from ..arguments import check_model
 from ..model.convolutions import convolutions
 from ..model.module_filters import ModuleFilter, check_filters, left_out
+from ..model.targets import by_output
 from ..model.wrappers import named_modules
+from ..tables import table
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,13 @@ class OverlapReport:
         return float(torch.cat(maxima).double().mean()) if maxima else math.nan
 
     def __str__(self) -> str:
-        width = max([len("model"), *map(len, self.mean)])
-        lines = [f"{'layer':{width}}  filters  mean    mean of maxima"]
+        rows = [("layer", "filters", "mean", "mean of maxima")]
         for name, mean in self.mean.items():
             maximum = self.maximum[name]
-            lines.append(f"{name:{width}}  {len(maximum):7}  {mean:.4f}  {float(maximum.mean()):.4f}")
+            rows.append((name, str(len(maximum)), f"{mean:.4f}", f"{float(maximum.mean()):.4f}"))
         filters = sum(map(len, self.maximum.values()))
-        lines.append(f"{'model':{width}}  {filters:7}  {self.model_mean:.4f}  {self.model_maximum:.4f}")
-        return "\n".join(lines)
+        rows.append(("model", str(filters), f"{self.model_mean:.4f}", f"{self.model_maximum:.4f}"))
+        return "\n".join(table(rows))
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def measure_overlap(
     def chosen(name: str, module: nn.Module) -> bool:
         return left_out([name], module, include, exclude) is None
 
-    weights = {name: _filters(module, weight) for name, (module, weight) in convolutions(model, chosen).items()}
+    weights = {name: by_output(module, weight) for name, (module, weight) in convolutions(model, chosen).items()}
     bank = wk.FilterBank(weights.values(), names=list(weights))
     found = wk.filter_overlap(bank)
     means, maxima = found.mean.tolist(), bank.split(found.maximum.cpu())
@@ -88,10 +88,3 @@ def filter_overlap(
 ) -> dict[str, float]:
     """Parameter name -> mean absolute cosine over the pairs of its filters; see `measure_overlap`, which gives more."""
     return measure_overlap(model, include=include, exclude=exclude).mean
-
-
-def _filters(module: _ConvNd, weight: Tensor) -> Tensor:
-    """[N, ...]; a transposed convolution's weight is [in, out / groups, *kernel], its filters are the outputs."""
-    if not module.transposed:
-        return weight
-    return torch.unflatten(weight, 0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)

@@ -27,14 +27,20 @@ def reason_of_own_forward(module: nn.Module) -> str | None:
     A subclass with another forward (weight standardisation, binary or quantized weights) is tried on a copy: the output
     of one that merely pads, say, grows with its weight.
     """
+    reason = computes_otherwise(module)
+    if reason is None or _grows_with_weight(module):
+        return None
+    return f"{reason}: its output does not grow with it"
+
+
+def computes_otherwise(module: nn.Module) -> str | None:
+    """In words, that a convolution or Linear is of a subclass with a forward of its own; None for any other module."""
     plain = next((cls for cls in _PLAIN if isinstance(module, cls)), None)
     if plain is None or all(
         getattr(type(module), name, None) is getattr(plain, name, None) for name in ("forward", "_conv_forward")
     ):
         return None
-    if _grows_with_weight(module):
-        return None
-    return f"{type(module).__name__} computes something else than {plain.__name__}: its output does not grow with it"
+    return f"{type(module).__name__} computes something else than {plain.__name__}"
 
 
 @torch.no_grad()

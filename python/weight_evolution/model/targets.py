@@ -75,6 +75,22 @@ def filters_of(module: nn.Module, weight: Tensor) -> tuple[Tensor, int]:
     return weight.flatten(0, 1).unsqueeze(1), 0  # in == groups: filters of one kernel
 
 
+def has_filters(module: nn.Module) -> bool:
+    """Whether the filters of the weight lie along one dimension, as `filters_of` gives it."""
+    return not (
+        isinstance(module, _ConvNd)
+        and module.transposed
+        and module.groups not in (1, module.in_channels, module.out_channels)
+    )
+
+
+def by_output(module: nn.Module, weight: Tensor) -> Tensor:
+    """A weight of this module, [outputs, inputs of each, *kernel]; of a transposed convolution with groups, a copy."""
+    if not (isinstance(module, _ConvNd) and module.transposed):
+        return weight
+    return torch.unflatten(weight, 0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
 @dataclass
 class Targets:
     """The parameters of a model that take part, in module order, and their filter bank."""
@@ -135,12 +151,7 @@ def own_parameter(module: nn.Module, attribute: str, name: str) -> Tensor | None
         )
     if parameter is not None and is_lazy(parameter):
         raise TypeError(f"{name} is not initialized yet; run one forward pass first")
-    if (
-        isinstance(module, _ConvNd)
-        and module.transposed
-        and module.groups > 1
-        and module.groups not in (module.in_channels, module.out_channels)
-    ):
+    if isinstance(module, _ConvNd) and not has_filters(module):
         raise TypeError(
             f"{name}: the filters of a transposed convolution with {module.groups} groups do not lie along one "
             f"dimension; pass exclude=[{name.rpartition('.')[0]!r}]"

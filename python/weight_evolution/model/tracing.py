@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
+from ..tables import first_line
 from .copies import CannotCopyError, copy_without_values
 
 _AUTOCAST = ("cpu", "cuda")
@@ -66,13 +67,13 @@ def trace(model: nn.Module, example_inputs: tuple[Tensor, ...] | None = None) ->
         except CannotCopyError as error:
             raise NotTracedError([str(error)]) from error
         except Exception as error:
-            reasons.append(f"torch.fx: {_first_line(error)}")
+            reasons.append(f"torch.fx: {first_line(error)}")
         if example_inputs is None:
             raise NotTracedError([*reasons, "torch.export: not tried without example_inputs"])
         try:
             return _by_export(model, example_inputs)
         except Exception as error:
-            raise NotTracedError([*reasons, f"torch.export: {_first_line(error)}"]) from error
+            raise NotTracedError([*reasons, f"torch.export: {first_line(error)}"]) from error
 
 
 class _Tracer(fx.Tracer):
@@ -170,7 +171,3 @@ def restored() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         for kind, enabled in zip(_AUTOCAST, autocast, strict=True):
             torch.set_autocast_enabled(kind, enabled)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -25,7 +25,6 @@ from .unit_weights import (
     Layer,
     OutgoingWeights,
     incoming_norms,
-    incoming_weight,
     reason_without_weight,
     unit_count,
 )
@@ -69,10 +68,6 @@ class UnitLayer:
     def bias(self) -> Tensor | None:
         """[units]."""
         return self.module.bias
-
-    def incoming(self, unit: int) -> Tensor:
-        """A view of a unit's incoming weights."""
-        return incoming_weight(self.module, unit)
 
     def incoming_norms(self) -> Tensor:
         """L1 norm of each unit's incoming weights, without its bias: float32 or float64 [units]."""

@@ -34,24 +34,12 @@ def is_depthwise(layer: Layer) -> bool:
     return isinstance(layer, _ConvNd) and layer.groups == layer.in_channels > 1
 
 
-def incoming_weight(layer: Layer, unit: int) -> Tensor:
-    """A view of a unit's weights: a row, of a transposed convolution a column of its group."""
-    weight: Tensor = layer.weight
-    if not (isinstance(layer, _ConvNd) and layer.transposed):
-        row: Tensor = weight[unit]
-        return row
-    inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-    group = unit // outputs
-    column: Tensor = weight[group * inputs : (group + 1) * inputs, unit % outputs]
-    return column
-
-
 def incoming_norms(layer: Layer) -> Tensor:
     """L1 norm of each unit's weights, without the bias, float32 or float64 [units]."""
     magnitudes = _magnitudes(layer)
     if not (isinstance(layer, _ConvNd) and layer.transposed):
         return magnitudes.flatten(1).sum(1)
-    return torch.unflatten(magnitudes, 0, (layer.groups, -1)).flatten(3).sum((1, 3)).flatten()
+    return _by_column(magnitudes, layer)
 
 
 @dataclass(frozen=True)
@@ -68,24 +56,13 @@ class OutgoingWeights:
     offset: int
     block: int
 
-    def parts(self, unit: int) -> list[Tensor]:
-        """Views of the weight that together are all that reads this unit here."""
-        layer, first = self.module, self.offset + unit * self.block
-        if not isinstance(layer, _ConvNd):
-            return [layer.weight[:, first : first + self.block]]
-        if layer.transposed:
-            return [layer.weight[first : first + self.block]]
-        inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-        channels = [divmod(channel, inputs) for channel in range(first, first + self.block)]
-        return [layer.weight[group * outputs : (group + 1) * outputs, channel] for group, channel in channels]
-
     def norms(self, units: int) -> Tensor:
         """L1 norm of each unit's part, float32 or float64 [units]."""
         layer, magnitudes = self.module, _magnitudes(self.module)
         if isinstance(layer, _ConvNd) and layer.transposed:
             inputs = magnitudes.flatten(1).sum(1)
         elif isinstance(layer, _ConvNd):
-            inputs = torch.unflatten(magnitudes, 0, (layer.groups, -1)).flatten(3).sum((1, 3)).flatten()
+            inputs = _by_column(magnitudes, layer)
         else:
             inputs = magnitudes.sum(0)
         own = inputs[self.offset : self.offset + units * self.block]
@@ -123,3 +100,8 @@ def reason_without_weight(name: str, module: Layer) -> str | None:
 def _magnitudes(layer: Layer) -> Tensor:
     weight: Tensor = layer.weight.detach()
     return (weight if weight.dtype.itemsize > 2 else weight.float()).abs()
+
+
+def _by_column(magnitudes: Tensor, layer: _ConvNd) -> Tensor:
+    """Sums over the rows of each group and the kernel: [groups * columns]."""
+    return torch.unflatten(magnitudes, 0, (layer.groups, -1)).flatten(3).sum((1, 3)).flatten()

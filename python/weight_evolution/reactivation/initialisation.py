@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 import we_kernels as wk
 
+from ..model.targets import by_output
 from ..model.unit_graph import UnitLayer
 from ..model.unit_weights import Layer
 from ..model.writing import overwrite_
@@ -55,7 +56,7 @@ def draw_(layer: UnitLayer, revived: Tensor, init: Init, seed: int, rescale: boo
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         init(fresh)
-    drawn, values = _by_unit(layer.module, weight), _by_unit(layer.module, fresh)
+    drawn, values = by_output(layer.module, weight), by_output(layer.module, fresh)
     values = values.where(drawn != 0, 0)
     if rescale:
         has, wants = (x.flatten(1).float().norm(1, 1) for x in (values, drawn))
@@ -63,13 +64,6 @@ def draw_(layer: UnitLayer, revived: Tensor, init: Init, seed: int, rescale: boo
         values = values * factor.view(-1, *[1] * (values.dim() - 1)).to(values.dtype)
     chosen = revived.view(-1, *[1] * (values.dim() - 1))
     overwrite_(weight, _by_module(layer.module, torch.where(chosen, values, drawn)))
-
-
-def _by_unit(module: Layer, weight: Tensor) -> Tensor:
-    """[units, inputs, kernel...]"""
-    if not (isinstance(module, _ConvNd) and module.transposed):
-        return weight
-    return torch.unflatten(weight, 0, (module.groups, -1)).movedim(2, 1).flatten(0, 1)
 
 
 def _by_module(module: Layer, values: Tensor) -> Tensor:

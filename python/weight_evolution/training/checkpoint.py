@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from weight_evolution.tables import first_line
+
 from .errors import UserError
 from .models import make_model
 
@@ -108,5 +110,4 @@ def read_plain(path: Path, what: str, device: torch.device | str = "cpu") -> Any
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # of other bytes the unpickler raises nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not {what} or is damaged ({reason})") from None
+        raise UserError(f"{path} is not {what} or is damaged ({first_line(error)})") from None

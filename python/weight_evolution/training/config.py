@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from .arguments import momentum, non_negative_float, non_negative_int, option, positive_float, positive_int
 from .data import DATA
 from .errors import UserError
-from .learning_rate import LR_SCHEDULES
 from .models import MODEL_HELP
+
+LR_SCHEDULES = ("step", "cosine", "constant")
+STEP_FRACTIONS = (0.3, 0.6, 0.9)
+"""Of the epochs; 60, 120 and 180 of the published 200."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,18 @@ class TrainingConfig:
             raise UserError(f"lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got {self.lr_schedule!r}")
         if self.nesterov and self.momentum == 0:
             raise UserError("Nesterov momentum needs --momentum above 0; pass --no-nesterov")
+
+    def learning_rate(self, epoch: int) -> float:
+        """Of an epoch, from 0; a linear warm-up multiplies the first ones."""
+        rate = self.lr
+        if self.lr_schedule == "step":
+            drops = self.lr_milestones
+            if drops is None:
+                drops = [max(1, round(fraction * self.epochs)) for fraction in STEP_FRACTIONS]
+            rate *= self.lr_gamma ** sum(epoch >= drop for drop in drops)
+        elif self.lr_schedule == "cosine":
+            rate *= 0.5 * (1.0 + math.cos(math.pi * epoch / self.epochs))
+        return rate * min(1.0, (epoch + 1) / (self.warmup_epochs + 1))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint or JSON."""

@@ -82,11 +82,7 @@ class Networks:
             self.grafting = FilterGrafting(
                 models if group is None else models[0],
                 process_group=group,
-                strength=options["strength"],
-                sharpness=options["sharpness"],
-                level=options["level"],
-                criterion=options["criterion"],
-                bins=options["bins"],
+                **{name: options[name] for name in ("strength", "sharpness", "level", "criterion", "bins")},
                 example_inputs=example_image(models[0], dataset.train_images.shape[1:]),
             )
         for trainer in self.trainers.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from .config import TrainingConfig, first_difference
 from .data import Dataset, training_batches
 from .errors import UserError, user_errors
 from .inferior import count_inferior_filters
-from .learning_rate import learning_rate
 from .methods import Method, Training, make_methods
 from .models import check_output, make_model
 from .randomness import seeded
@@ -72,14 +71,8 @@ class Trainer:
         )
         training = Training(self.model, self.optimizer, input_size, seed)
         self.methods = make_methods(config.method, config.method_options, training)
-        self._iteration_hooks = [
-            method.after_iteration
-            for method in self.methods.values()
-            if type(method).after_iteration is not Method.after_iteration
-        ]
-        self._extra_losses = [
-            method.extra_loss for method in self.methods.values() if type(method).extra_loss is not Method.extra_loss
-        ]
+        self._iteration_hooks = self._own("after_iteration")
+        self._extra_losses = self._own("extra_loss")
         self.epoch = 0
         """Epochs done."""
         self.history: list[dict[str, float]] = []
@@ -97,15 +90,7 @@ class Trainer:
             UserError: the loss is not finite.
         """
         config, epoch = self.config, self.epoch
-        lr = learning_rate(
-            config.lr,
-            epoch,
-            config.epochs,
-            config.lr_schedule,
-            milestones=config.lr_milestones,
-            gamma=config.lr_gamma,
-            warmup_epochs=config.warmup_epochs,
-        )
+        lr = config.learning_rate(epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         start = time.perf_counter()
@@ -195,6 +180,11 @@ class Trainer:
             for key in method.options_of_epochs:
                 options.setdefault(name, {})[key] = config.method_options[name][key]
         return {"epochs": config.epochs, "method_options": options}
+
+    def _own(self, hook: str) -> list[Callable[..., Any]]:
+        """A hook of the methods that have one of their own."""
+        methods = self.methods.values()
+        return [getattr(method, hook) for method in methods if getattr(type(method), hook) is not getattr(Method, hook)]
 
     def _train(self, epoch: int) -> tuple[float, float]:
         config = self.config

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weight_evolution.tables import first_line
+
 from ..errors import UserError
 from .augmentation import Augmentation
 from .dataset import Dataset
@@ -33,7 +35,7 @@ def load_cifar(classes: int, root: Path | None = None, download: bool = False) -
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"CIFAR-{classes} is not in {root} or is corrupt; pass --root FOLDER, or --download to fetch it there "
-                f"({str(error).splitlines()[0]})"
+                f"({first_line(error)})"
             ) from None
         parts += [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)]
     train_images, train_labels, test_images, test_labels = parts

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from weight_evolution.tables import first_line
+
 from ..errors import UserError, user_errors
 from .mobilenet_v2 import CifarMobileNetV2
 from .resnet import CifarResNet
@@ -57,8 +59,7 @@ def check_output(model: nn.Module, name: str, image: torch.Size, num_classes: in
         with torch.no_grad():
             output = model.eval()(torch.zeros(1, *image, device=parameter.device))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--model {name} does not take images of shape {tuple(image)}: {reason}") from error
+        raise UserError(f"--model {name} does not take images of shape {tuple(image)}: {first_line(error)}") from error
     finally:
         model.train(was_training)
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -74,7 +75,7 @@ def _make_timm(name: str, in_channels: int, num_classes: int) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=num_classes)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"--model timm:{name}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--model timm:{name}: {first_line(error)}") from None
     return model
 
 
@@ -93,10 +94,9 @@ def _make_from_factory(name: str, in_channels: int, num_classes: int) -> nn.Modu
             given = {key: value for key, value in given.items() if key in parameters}
         model = factory(**given)
     except Exception as error:  # of the user's code
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"--model {name} does not work called with {' and '.join(given) or 'nothing'}: {reason}; write a factory "
-            "in a module of your own that takes in_channels and num_classes"
+            f"--model {name} does not work called with {' and '.join(given) or 'nothing'}: {first_line(error)}; write a "
+            "factory in a module of your own that takes in_channels and num_classes"
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"--model {name} must give a torch.nn.Module, got {type(model).__name__}")
