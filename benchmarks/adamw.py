@@ -9,17 +9,13 @@ something was reset. Prints a table, writes JSON.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from benchmarks import entry, memory
-from benchmarks.asynchronous import BANDWIDTH_BYTES, PAUSE, make_model
-from benchmarks.timing import Contestant, Spread, clock_for, ratios, spread, take_turns
+from benchmarks import optimizer_steps
+from benchmarks.optimizer_steps import Row, measure, over_plain, table, too_slow
 from benchmarks.verify import WrongResultError
 from weight_evolution import UnitAdamW
 
@@ -36,34 +32,14 @@ PASSES = 7
 """Parameter, gradient and moments are read, all but the gradient written."""
 
 
-@dataclass
-class Row:
-    """One contestant on one network."""
-
-    model: str
-    op: str
-    parameters: int
-    repeats: int
-    seconds: Spread
-    ratio_plain: Spread
-    """Times the plain step."""
-    floor: float
-    """Share of the time that the bytes it cannot avoid take at the read bandwidth."""
-
-
-class Steps:
-    """The three contestants on one network, from equal states."""
+class Steps(optimizer_steps.Steps):
+    """The three contestants."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        self.models = {op: make_model(name, device) for op in ("plain", "unit", "aged")}
+        super().__init__(name, device, ("plain", "unit", "aged"))
         plain = torch.optim.AdamW(self.models["plain"].parameters(), foreach=True, **OPTIONS)
         self.units = {op: UnitAdamW(self.models[op].parameters(), **OPTIONS) for op in ("unit", "aged")}
-        self.calls: dict[str, Callable[[], object]] = {"plain": plain.step}
-        self.calls |= {op: optimizer.step for op, optimizer in self.units.items()}
-
-    def contestants(self) -> list[Contestant]:
-        """Plain first: it is the baseline."""
-        return [Contestant(op, nullcontext, call) for op, call in self.calls.items()]
+        self.calls = {"plain": plain.step, **{op: optimizer.step for op, optimizer in self.units.items()}}
 
     def verify(self) -> None:
         """Two steps, between which the third contestant is reset in part.
@@ -96,64 +72,29 @@ class Steps:
         self.units["aged"].reset_units_(param, rows, columns)
         return new
 
-    def least_bytes(self, op: str) -> int:
-        """What every step reads and writes at least."""
+    def least_bytes(self, op: str) -> float:
         return sum(PASSES * param.numel() * param.element_size() for param in self.models[op].parameters())
 
 
-def measure(name: str, steps: Steps, device: torch.device, repeats: int) -> list[Row]:
-    """A row per contestant."""
-    clock = clock_for(device)
-    times = take_turns(steps.contestants(), lambda: time.sleep(PAUSE), clock, repeats)
-    bandwidth = memory.measure(memory.make_buffer(BANDWIDTH_BYTES, device), clock, 5)
-    count = sum(param.numel() for param in steps.models["plain"].parameters())
-    return [
-        Row(
-            name,
-            op,
-            count,
-            repeats,
-            spread(own),
-            ratios(own, times["plain"]),
-            steps.least_bytes(op) / bandwidth.read / spread(own).median,
-        )
-        for op, own in times.items()
-    ]
-
-
-def table(rows: list[Row]) -> str:
-    """Markdown."""
-    lines = [
-        "| model | step | parameters | median ms | p20 | p80 | / plain | floor |",
-        "| --- | --- | --: | --: | --: | --: | --: | --: |",
-    ]
-    for row in rows:
-        times = " | ".join(f"{1e3 * seconds:.2f}" for seconds in row.seconds)
-        lines.append(
-            f"| {row.model} | {row.op} | {row.parameters} | {times} | {row.ratio_plain.median:.2f} | {row.floor:.0%} |"
-        )
-    return "\n".join(lines)
-
-
-def missed_bars(rows: list[Row]) -> list[str]:
+def missed_bars(rows: Sequence[Row]) -> list[str]:
     """One line for each bar that was measured and missed."""
-    return [
-        f"missed: {row.model}, {row.op}: {row.ratio_plain.median:.2f} times plain, bar {SLOWEST[row.op]:g}"
-        for row in rows
-        if row.op in SLOWEST and row.ratio_plain.median > SLOWEST[row.op]
-    ]
+    return [line for row in rows for line in too_slow(row, SLOWEST)]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0, or 1 when a result is wrong or, with --check, a bar is missed."""
-    options = entry.make_parser(__doc__, "adamw", REPEATS, list(REPEATS)).parse_args(arguments)
-
-    def measure_model(name: str, device: torch.device, repeats: int) -> list[Row]:
-        steps = Steps(name, device)
-        steps.verify()
-        return measure(name, steps, device, repeats)
-
-    return entry.run(options, measure_model, table, lambda rows, _: missed_bars(rows), {"reset": RESET, **OPTIONS})
+    return optimizer_steps.run(
+        arguments,
+        __doc__,
+        "adamw",
+        REPEATS,
+        list(REPEATS),
+        Steps,
+        rows=lambda steps, repeats: measure(steps, repeats)[0],
+        table=lambda rows: table(rows, {"/ plain": over_plain}),
+        missed_bars=missed_bars,
+        settings={"reset": RESET, **OPTIONS},
+    )
 
 
 if __name__ == "__main__":

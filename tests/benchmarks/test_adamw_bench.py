@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from benchmarks import adamw
+from benchmarks import adamw, optimizer_steps
+from benchmarks.timing import Spread
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.setattr(adamw, "BANDWIDTH_BYTES", 1 << 20)
+    monkeypatch.setattr(optimizer_steps, "BANDWIDTH_BYTES", 1 << 20)
     return adamw
 
 
@@ -42,7 +43,7 @@ def test_a_wrong_result_is_found(bench, op):
 
 def test_missed_bars_are_named(bench):
     def row(op, plain):
-        return bench.Row("resnet18", op, 1, 1, *[bench.Spread(value, value, value) for value in (1.0, plain)], 0.5)
+        return bench.Row("resnet18", op, 1, 1, *[Spread(value, value, value) for value in (1.0, plain)], 0.5)
 
     rows = [row("plain", 1.0), row("unit", 1.2), row("aged", 1.05)]
     assert bench.missed_bars(rows) == ["missed: resnet18, unit: 1.20 times plain, bar 1.05"]

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from benchmarks import asynchronous
+from benchmarks import asynchronous, optimizer_steps
+from benchmarks.timing import Spread
 
 
 @pytest.fixture
 def bench(monkeypatch):
-    monkeypatch.setattr(asynchronous, "BANDWIDTH_BYTES", 1 << 20)
+    monkeypatch.setattr(optimizer_steps, "BANDWIDTH_BYTES", 1 << 20)
     return asynchronous
 
 
@@ -55,8 +56,8 @@ def test_filters_that_must_stay_are_checked(bench, monkeypatch):
 
 def test_missed_bars_are_named(bench):
     def row(op, plain, loop):
-        ratios = [bench.Spread(value, value, value) for value in (1.0, plain, loop)]
-        return bench.Row("mobilenetv2", op, 1, 1, *ratios, 0.5)
+        seconds, over_plain, over_loop = (Spread(value, value, value) for value in (1.0, plain, loop))
+        return bench.LoopRow("mobilenetv2", op, 1, 1, seconds, over_plain, 0.5, over_loop)
 
     rows = [row("plain", 1.0, 2.0), row("sgd", 1.2, 4.0), row("hook", 1.5, 2.0), row("loop", 1.5, 1.0)]
     assert bench.missed_bars(rows) == [
