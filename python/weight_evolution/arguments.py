@@ -6,6 +6,9 @@ TypeError stands for a value of the wrong type, ValueError for one out of range.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -78,3 +81,28 @@ def check_inputs(example_inputs: Tensor | tuple[Tensor, ...] | None) -> tuple[Te
     if example_inputs is not None and not isinstance(example_inputs, tuple):
         raise TypeError(f"example_inputs must be a tensor or a tuple of them, got {type(example_inputs).__name__}")
     return example_inputs
+
+
+def checked(default: Any, check: Callable[..., Any], *limits: Any) -> Any:
+    """A field of `Checked` options: ``check(value, name, *limits)`` returns the plain value."""
+    return field(default=default, metadata={"check": check, "limits": limits})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Options of a method, each with its published default and its check.
+
+    Raises:
+        TypeError, ValueError: name the option and say what it must be.
+    """
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            if entry.metadata:
+                value = entry.metadata["check"](getattr(self, entry.name), entry.name, *entry.metadata["limits"])
+                object.__setattr__(self, entry.name, value)
+
+
+def unless_none(value: Any, name: str, check: Callable[..., Any], *limits: Any) -> Any:
+    """None, or what the check returns."""
+    return None if value is None else check(value, name, *limits)

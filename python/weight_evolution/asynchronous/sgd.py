@@ -16,7 +16,7 @@ from we_kernels.checks import check_choice
 
 from ..arguments import check_share
 from ..model.checked_optimizer import CheckedOptimizer, loss_of
-from ..model.module_filters import ModuleFilter
+from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.targets import Target, Targets
 from .calls import only_makes_state
 from .convolutions import Convolutions
@@ -103,7 +103,7 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
         )
         find: Callable[[Iterable[Tensor]], Targets]
         if model is not None:
-            find = partial(find_convolutions, model, select, include=include, exclude=exclude)
+            find = partial(find_convolutions, model, select, ModuleChoice(include, exclude))
         else:
             find = partial(listed_convolutions, () if conv_weights is None else tuple(conv_weights), select)
         convolutions = Convolutions(find, self, model)

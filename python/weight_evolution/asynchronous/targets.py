@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..arguments import check_model
-from ..model.module_filters import ModuleFilter, check_filters, left_out
+from ..model.module_filters import ModuleChoice
 from ..model.targets import Target, Targets, own_parameter
 from ..model.weights import check_weight, reason_without_layers
-from ..model.wrappers import joined, named_modules
+from ..model.wrappers import joined
 
 SELECTS = ("filters", "input_channels")
 
@@ -68,9 +67,8 @@ def listed_convolutions(weights: Iterable[Tensor], select: str, parameters: Iter
 def find_convolutions(
     model: nn.Module,
     select: str,
+    choice: ModuleChoice,
     parameters: Iterable[Tensor],
-    include: Sequence[ModuleFilter] | None,
-    exclude: Sequence[ModuleFilter],
 ) -> Targets:
     """Weights of the model's convolutions that are among ``parameters`` (the optimizer's), in module order.
 
@@ -81,8 +79,7 @@ def find_convolutions(
         TypeError: ``model`` is not a module, or a weight cannot take part (parametrized, lazy).
         ValueError: an entry of ``include`` or ``exclude`` matches no module, or no convolution is left.
     """
-    modules = dict(named_modules(check_model(model)))
-    check_filters(include, exclude, modules)
+    modules = choice.modules_of(model)
     make = FilterTarget if select == "filters" else ChannelTarget
     optimized = set(map(id, parameters))
     items: list[Target] = []
@@ -92,7 +89,7 @@ def find_convolutions(
         if not isinstance(module, _ConvNd):
             continue
         full_name = joined(name, "weight")
-        if reason := left_out([name], module, include, exclude):
+        if reason := choice.left_out(module, name):
             skipped[full_name] = reason
         elif id(parameter := own_parameter(module, "weight", full_name)) in seen:
             skipped[full_name] = "shared with a parameter listed before"

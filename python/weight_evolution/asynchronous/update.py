@@ -15,7 +15,7 @@ import we_kernels as wk
 from we_kernels.checks import check_choice
 
 from ..arguments import check_optimizer
-from ..model.module_filters import ModuleFilter
+from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.wrapped_optimizers import wrapped_optimizers
 from .calls import check_hooks, only_makes_state, within_another_step
 from .convolutions import Convolutions
@@ -112,7 +112,7 @@ class AsynchronousUpdate(OfSubsets):
                 )
         check_hooks(optimizer)
         check_choice(select, "select", SELECTS)
-        find = partial(find_convolutions, model, select, include=include, exclude=exclude)
+        find = partial(find_convolutions, model, select, ModuleChoice(include, exclude))
         convolutions = Convolutions(find, optimizer, model)
         self._subsets = Subsets(
             convolutions, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale

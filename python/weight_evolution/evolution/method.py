@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from ..arguments import check_count, check_flag
-from ..model.module_filters import ModuleFilter
+from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.optimizer_state import check_optimizer_state
 from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state, read_count
 from .device_step import DeviceStep, Outcome
@@ -137,8 +137,7 @@ class WeightEvolution:
         self._taking_part = TakingPart(
             model,
             self._options,
-            include=include,
-            exclude=exclude,
+            ModuleChoice(include, exclude),
             optimizer=optimizer,
             make_step=partial(
                 DeviceStep,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import nn
 from torch.optim import Optimizer
 
-from ..model.module_filters import ModuleFilter
+from ..model.module_filters import ModuleChoice
 from ..model.parameters import COMPUTED, candidates, find_targets
 from ..model.structure import Structure
 from ..model.targets import Targets
@@ -20,7 +20,8 @@ class TakingPart:
     """Which parameters of a model take part, found anew where the model changed.
 
     Args:
-        model, options, include, exclude, optimizer: see `WeightEvolution`.
+        model, options, optimizer: see `WeightEvolution`.
+        choice: its ``include`` and ``exclude``.
         make_step: of the targets and the restriction of the shifts.
 
     Raises:
@@ -31,14 +32,12 @@ class TakingPart:
         self,
         model: nn.Module,
         options: EvolutionOptions,
+        choice: ModuleChoice,
         *,
-        include: Sequence[ModuleFilter] | None,
-        exclude: Sequence[ModuleFilter],
         optimizer: Optimizer | None,
         make_step: Callable[[Targets, InferiorShifts | None], DeviceStep],
     ) -> None:
-        self._model, self._optimizer = model, optimizer
-        self._include, self._exclude = include, exclude
+        self._model, self._choice, self._optimizer = model, choice, optimizer
         self._linear, self._only_inferior_shifts = options.linear_rate > 0, options.only_inferior_shifts
         self._make_step = make_step
         self.targets = self._find()
@@ -65,9 +64,7 @@ class TakingPart:
         self.targets, self.device_step, self._structure = targets, device_step, self._structure_now()
 
     def _find(self) -> Targets:
-        return find_targets(
-            self._model, linear=self._linear, include=self._include, exclude=self._exclude, optimizer=self._optimizer
-        )
+        return find_targets(self._model, self._choice, linear=self._linear, optimizer=self._optimizer)
 
     def _step_of(self, targets: Targets) -> DeviceStep:
         return self._make_step(targets, InferiorShifts(self._model, targets) if self._only_inferior_shifts else None)

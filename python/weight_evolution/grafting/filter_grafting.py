@@ -15,7 +15,7 @@ import we_kernels as wk
 
 from ..arguments import check_count, check_inputs
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
-from ..model.module_filters import ModuleFilter
+from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state
 from .network import Choice, Information, Network
 from .parts import first_difference
@@ -87,7 +87,7 @@ class FilterGrafting:
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
         self._rule = Rule(strength, sharpness, level, criterion, bins, round_coefficient)
-        choice = Choice(level, include, exclude, batch_norm_pairs, check_inputs(example_inputs))
+        choice = Choice(level, ModuleChoice(include, exclude), batch_norm_pairs, check_inputs(example_inputs))
         self._steps = 0
         self._ring: Ring | None = None
 

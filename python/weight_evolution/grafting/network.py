@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import we_kernels as wk
 
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS, as_rows, count_under, filter_norms
-from ..model.module_filters import ModuleFilter
+from ..model.module_filters import ModuleChoice
 from ..model.wrappers import named_modules
 from .coefficients import filter_coefficients, layer_coefficients
 from .parts import Conv, FilterPairs, Parts, find_norms, find_parts, pair_up
@@ -51,8 +51,7 @@ class Choice:
     """What of a model takes part, and how its convolutions and BatchNorms are paired."""
 
     level: str
-    include: Sequence[ModuleFilter] | None
-    exclude: Sequence[ModuleFilter]
+    modules: ModuleChoice
     batch_norm_pairs: Mapping[str, str | None] | None
     example_inputs: tuple[Tensor, ...] | None
 
@@ -76,7 +75,7 @@ class Network:
             TypeError, ValueError: something cannot be grafted (any more).
         """
         choice = self._choice
-        parts = find_parts(self.model, include=choice.include, exclude=choice.exclude)
+        parts = find_parts(self.model, choice.modules)
         pairs = None
         if choice.level == "filter":
             structure: list[tuple[str, type]] = [(name, type(module)) for name, module in named_modules(self.model)]

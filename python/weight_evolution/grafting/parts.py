@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from we_kernels import DTYPES
 
 from ..arguments import check_model
 from ..model.batch_norm_pairs import BatchNormPairs, find_batch_norms
-from ..model.module_filters import ModuleFilter, check_filters, left_out
+from ..model.module_filters import ModuleChoice
 from ..model.targets import filters_of, has_filters
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules
@@ -69,12 +69,10 @@ class Parts:
         return grafted | {name: f"not grafted ({why})" for name, why in self.skipped.items()}
 
 
-def find_parts(
-    model: nn.Module, *, include: Sequence[ModuleFilter] | None = None, exclude: Sequence[ModuleFilter] = ()
-) -> Parts:
+def find_parts(model: nn.Module, choice: ModuleChoice) -> Parts:
     """What follows a convolution in module order, up to the next, belongs to it; what comes before the first, to that.
 
-    Entries of ``include`` and ``exclude`` may name parameters and buffers, too. A convolution whose weight is left out
+    Entries of the choice may name parameters and buffers, too. A convolution whose weight is left out
     by them is not measured, so what follows it belongs to the one before.
 
     Raises:
@@ -84,7 +82,7 @@ def find_parts(
     """
     modules = dict(named_modules(check_model(model, "each model")))
     owners = modules | {joined(name, a): module for name, module in modules.items() for a, _ in _tensors(module)}
-    check_filters(include, exclude, owners)
+    choice.check(owners)
     items: list[Part] = []
     convs: list[Conv] = []
     skipped: dict[str, str] = {}
@@ -94,7 +92,7 @@ def find_parts(
     for module_name, module in modules.items():
         weight_name = joined(module_name, "weight")
         if isinstance(module, (_ConvNd, _BatchNorm, nn.Linear)):
-            if reason := left_out((module_name, weight_name), module, include, exclude):
+            if reason := choice.left_out(module, module_name, weight_name):
                 skipped[weight_name] = reason
             else:
                 _require_own_weight(module, weight_name)
@@ -104,7 +102,7 @@ def find_parts(
                         convs.append(Conv(weight_name, module))
         for attribute, tensor in _tensors(module):
             name = joined(module_name, attribute)
-            if reason := left_out((module_name, name), module, include, exclude):
+            if reason := choice.left_out(module, module_name, name):
                 skipped[name] = reason
                 continue
             if is_lazy(tensor):

@@ -12,6 +12,7 @@ from torch.nn.utils import skip_init
 from we_kernels.checks import check_integer
 
 from ..model.copies import copy_model
+from ..model.module_filters import EVERYTHING
 from .layers import Layer, Plain, find_layers
 
 VANISHING = 1e-4
@@ -34,7 +35,7 @@ def compact_like(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
     """
     if not ranks:
         return copy_model(model)
-    layers, skipped = find_layers(model, linear=True, include=None, exclude=())
+    layers, skipped = find_layers(model, EVERYTHING, linear=True)
     by_name = {layer.name: layer for layer in layers}
     replacements: dict[nn.Module, nn.Module] = {}
     for name, rank in ranks.items():

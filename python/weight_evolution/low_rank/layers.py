@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -14,8 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from we_kernels import FilterBank
 
-from ..arguments import check_model
-from ..model.module_filters import ModuleFilter, check_filters, left_out
+from ..model.module_filters import ModuleChoice
 from ..model.own_forward import computes_otherwise
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules, unwrap
@@ -80,17 +79,9 @@ class Layer:
 class Layers:
     """The layers of a model that take part, in module order. Models change, so each call looks at them anew."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        linear: bool,
-        include: Sequence[ModuleFilter] | None,
-        exclude: Sequence[ModuleFilter],
-    ) -> None:
-        self.items, self.unfit = find_layers(model, linear=linear, include=include, exclude=exclude)
-        self._model = unwrap(model)
-        self._options = linear, include, exclude
+    def __init__(self, model: nn.Module, choice: ModuleChoice, *, linear: bool) -> None:
+        self.items, self.unfit = find_layers(model, choice, linear=linear)
+        self._model, self._choice, self._linear = unwrap(model), choice, linear
         _check_weights(self.items)
         self._shapes = {layer.name: layer.shape for layer in self.items}
         self.frozen: set[str] = set()
@@ -109,9 +100,9 @@ class Layers:
             TypeError, ValueError: a layer is gone, has another shape or cannot be projected any more, or one can be
                 that could not before.
         """
-        fit, unfit = _sort(self._model, *self._options)
-        now = {layer.name: layer for layer in fit}
         modules = dict(named_modules(self._model))
+        fit, unfit = _sort(modules, self._choice, self._linear)
+        now = {layer.name: layer for layer in fit}
         frozen = {name for name in self._shapes if unfit.get(name) == FROZEN}
         for name, shape in self._shapes.items():
             if name in frozen:
@@ -151,13 +142,7 @@ def changed(name: str, what: str) -> ValueError:
     return ValueError(f"{name} has changed since LowRankProjection was made: {what}. Undo that or make a new one")
 
 
-def find_layers(
-    model: nn.Module,
-    *,
-    linear: bool,
-    include: Sequence[ModuleFilter] | None,
-    exclude: Sequence[ModuleFilter],
-) -> tuple[list[Layer], dict[str, str]]:
+def find_layers(model: nn.Module, choice: ModuleChoice, *, linear: bool) -> tuple[list[Layer], dict[str, str]]:
     """The layers in module order, and the names of the convs (and Linears) left out with the reason.
 
     Raises:
@@ -165,9 +150,7 @@ def find_layers(
         ValueError: an entry of ``include`` or ``exclude`` matches no module, a weight is only a part of it, or no layer
             is left.
     """
-    modules = dict(named_modules(check_model(model)))
-    check_filters(include, exclude, modules)
-    layers, skipped = _sort(model, linear, include, exclude)
+    layers, skipped = _sort(choice.modules_of(model), choice, linear)
     if not layers:
         reason = f"left out: {skipped}" if skipped else reason_without_layers(model)
         linears = "" if linear else " (Linear layers take part with linear=True)"
@@ -175,10 +158,7 @@ def find_layers(
     return layers, skipped
 
 
-def _sort(
-    model: nn.Module, linear: bool, include: Sequence[ModuleFilter] | None, exclude: Sequence[ModuleFilter]
-) -> tuple[list[Layer], dict[str, str]]:
-    modules = dict(named_modules(model))
+def _sort(modules: Mapping[str, nn.Module], choice: ModuleChoice, linear: bool) -> tuple[list[Layer], dict[str, str]]:
     holders: dict[int, list[str]] = defaultdict(list)
     for name, module in modules.items():
         for parameter in module.parameters(recurse=False):
@@ -194,7 +174,7 @@ def _sort(
     for name, module in modules.items():
         if not isinstance(module, (_ConvNd, nn.Linear) if linear else _ConvNd):
             continue
-        if (reason := left_out([name], module, include, exclude)) or (reason := _unfit(name, module)):
+        if (reason := choice.left_out(module, name)) or (reason := _unfit(name, module)):
             skipped[name] = reason
         elif parent := read_by.get(id(module)):
             skipped[name] = f"{parent} reads its weight directly"

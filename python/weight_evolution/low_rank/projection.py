@@ -15,7 +15,7 @@ import we_kernels as wk
 from ..arguments import check_flag, check_inputs, check_positive, check_share
 from ..model.batch_norm_pairs import BatchNormPairs
 from ..model.copies import copy_model
-from ..model.module_filters import ModuleFilter
+from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.optimizer_state import StateUpdate, check_optimizer_state
 from ..model.state import check_same_model, check_state, read_count
 from ..model.tracing import restored
@@ -95,7 +95,7 @@ class LowRankProjection:
         if len(chosen) > 1:
             raise ValueError(f"ranks are chosen by one of prune_ratio, ranks and budget; got {' and '.join(chosen)}")
         self._example_inputs = check_inputs(example_inputs)
-        self._layers = Layers(model, linear=check_flag(linear, "linear"), include=include, exclude=exclude)
+        self._layers = Layers(model, ModuleChoice(include, exclude), linear=check_flag(linear, "linear"))
         self._model = unwrap(model)
         self._replicas = Replicas.of(model)
         if self._optimizer_state is not None:

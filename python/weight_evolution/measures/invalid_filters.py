@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..arguments import check_model, check_not_negative
+from ..arguments import check_not_negative
 from ..model.convolutions import convolutions
 from ..model.targets import by_output
 
@@ -30,7 +30,7 @@ def count_invalid_filters(model: nn.Module, threshold: float = 0.1) -> tuple[int
         ValueError: ``threshold`` is not a finite number from 0, or a weight is only a part of it (FSDP).
     """
     check_not_negative(threshold, "threshold")
-    norms = filter_norms(convolutions(check_model(model)).values())
+    norms = filter_norms(convolutions(model).values())
     return count_under(norms, [threshold])[0], len(norms)
 
 

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 import we_kernels as wk
 
-from ..arguments import check_model
 from ..model.convolutions import convolutions
-from ..model.module_filters import ModuleFilter, check_filters, left_out
+from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.targets import by_output
-from ..model.wrappers import named_modules
 from ..tables import table
 
 
@@ -68,15 +66,11 @@ def measure_overlap(
     Raises:
         TypeError, ValueError: name the argument or parameter and say what to do.
     """
-    check_filters(include, exclude, dict(named_modules(check_model(model))))
-
-    def chosen(name: str, module: nn.Module) -> bool:
-        return left_out([name], module, include, exclude) is None
-
-    weights = {name: by_output(module, weight) for name, (module, weight) in convolutions(model, chosen).items()}
+    found = convolutions(model, ModuleChoice(include, exclude))
+    weights = {name: by_output(module, weight) for name, (module, weight) in found.items()}
     bank = wk.FilterBank(weights.values(), names=list(weights))
-    found = wk.filter_overlap(bank)
-    means, maxima = found.mean.tolist(), bank.split(found.maximum.cpu())
+    overlap = wk.filter_overlap(bank)
+    means, maxima = overlap.mean.tolist(), bank.split(overlap.maximum.cpu())
     positions = dict(zip(weights, bank.position, strict=True))
     return OverlapReport(
         {name: means[i] for name, i in positions.items()}, {name: maxima[i] for name, i in positions.items()}

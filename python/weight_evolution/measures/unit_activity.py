@@ -13,12 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from we_kernels import to_device
 
-from ..arguments import check_count, check_flag, check_inputs, check_model
+from ..arguments import check_count, check_flag, check_inputs
 from ..model.links import Links
-from ..model.module_filters import ModuleFilter, check_filters
+from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.unit_graph import UnitLayer, find_units
 from ..model.weights import reason_without_layers
-from ..model.wrappers import named_modules
 from .dormancy_report import DormancyReport
 from .unit_sums import UnitSums, fits
 
@@ -58,8 +57,7 @@ class UnitActivity:
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
         with_gradients: bool = False,
     ) -> None:
-        check_model(model)
-        check_filters(include, exclude, dict(named_modules(model)))
+        ModuleChoice(include, exclude).modules_of(model)
         self._batches = None if batches is None else check_count(batches, "batches", 1)
         self._with_gradients = check_flag(with_gradients, "with_gradients")
         self.graph = find_units(model, include=include, exclude=exclude, example_inputs=check_inputs(example_inputs))

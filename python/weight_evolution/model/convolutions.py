@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
@@ -11,28 +9,29 @@ from torch.nn.parameter import is_lazy
 from we_kernels import FilterBank
 
 from .copies import copy_model
+from .module_filters import EVERYTHING, ModuleChoice
 from .weights import check_weight
-from .wrappers import joined, named_modules
+from .wrappers import joined
 
 
-def convolutions(
-    model: nn.Module, chosen: Callable[[str, nn.Module], bool] | None = None
-) -> dict[str, tuple[_ConvNd, Tensor]]:
+def convolutions(model: nn.Module, choice: ModuleChoice = EVERYTHING) -> dict[str, tuple[_ConvNd, Tensor]]:
     """Parameter name -> convolution and weight, in module order; a shared weight once.
 
     A computed weight (parametrize, weight_norm, prune) is as forward would have it. The model is only read, even where
     reading computes: spectral_norm goes on with its iteration.
 
     Args:
-        chosen: of a module's name and the module, whether it counts; all when left out.
+        model: the network.
+        choice: those that count.
 
     Raises:
-        TypeError, ValueError: a weight is not initialized yet, not a whole one, or of a kind that `FilterBank` refuses.
+        TypeError, ValueError: see `ModuleChoice.modules_of`; or a weight is not initialized yet, not a whole one, or of
+            a kind that `FilterBank` refuses.
     """
     found: dict[str, tuple[_ConvNd, Tensor]] = {}
     seen: set[int] = set()
-    for name, module in named_modules(model):
-        if not isinstance(module, _ConvNd) or not (chosen is None or chosen(name, module)):
+    for name, module in choice.modules_of(model).items():
+        if not isinstance(module, _ConvNd) or choice.left_out(module, name):
             continue
         full_name = joined(name, "weight")
         weight: Tensor | None

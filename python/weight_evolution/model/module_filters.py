@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from torch import nn
+
+from ..arguments import check_model
+from .wrappers import named_modules
 
 ModuleFilter = str | type[nn.Module]
 
 
-def left_out(
-    names: Iterable[str],
-    module: nn.Module,
-    include: Sequence[ModuleFilter] | None,
-    exclude: Sequence[ModuleFilter],
-) -> str | None:
-    """Why ``include`` and ``exclude`` leave a module out (or what else has these names in it); None: they do not."""
+class ModuleChoice(NamedTuple):
+    """The two arguments."""
 
-    def listed(entries: Sequence[ModuleFilter]) -> bool:
-        return any(_matches(entry, name, module) for entry in entries for name in names)
+    include: Sequence[ModuleFilter] | None = None
+    exclude: Sequence[ModuleFilter] = ()
 
-    if listed(exclude):
-        return "excluded"
-    return None if include is None or listed(include) else "not included"
+    def left_out(self, module: nn.Module, *names: str) -> str | None:
+        """Why a module (or what else has these names in it) is left out; None: it is not."""
+
+        def listed(entries: Sequence[ModuleFilter]) -> bool:
+            return any(_matches(entry, name, module) for entry in entries for name in names)
+
+        if listed(self.exclude):
+            return "excluded"
+        return None if self.include is None or listed(self.include) else "not included"
+
+    def check(self, modules: Mapping[str, nn.Module]) -> None:
+        """Every entry of the two is a name, pattern or type that matches some module.
+
+        Raises:
+            TypeError, ValueError: name the argument and the entry.
+        """
+        for argument, entries in self._asdict().items():
+            if entries is not None:
+                _check_entries(entries, argument, modules)
+
+    def modules_of(self, model: nn.Module) -> dict[str, nn.Module]:
+        """All modules of a model by name, without wrappers.
+
+        Raises:
+            TypeError, ValueError: ``model`` is no module, or see `check`.
+        """
+        modules = dict(named_modules(check_model(model)))
+        self.check(modules)
+        return modules
 
 
-def check_filters(
-    include: Sequence[ModuleFilter] | None, exclude: Sequence[ModuleFilter], modules: Mapping[str, nn.Module]
-) -> None:
-    """Every entry of the two is a name, pattern or type that matches some module.
-
-    Raises:
-        TypeError, ValueError: name the argument and the entry.
-    """
-    for argument, entries in (("include", include), ("exclude", exclude)):
-        if entries is not None:
-            _check_entries(entries, argument, modules)
+EVERYTHING = ModuleChoice()
 
 
 def _check_entries(entries: Sequence[ModuleFilter], argument: str, modules: Mapping[str, nn.Module]) -> None:

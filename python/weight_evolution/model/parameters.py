@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 from torch import nn
@@ -10,8 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
-from ..arguments import check_model
-from .module_filters import ModuleFilter, check_filters, left_out
+from .module_filters import ModuleChoice
 from .optimizer_state import OptimizerState
 from .outputs import output_layers
 from .own_forward import reason_of_own_forward
@@ -25,18 +24,13 @@ COMPUTED = "computed from other parameters (parametrize, weight_norm or prune), 
 
 
 def find_targets(
-    model: nn.Module,
-    *,
-    linear: bool,
-    include: Sequence[ModuleFilter] | None,
-    exclude: Sequence[ModuleFilter],
-    optimizer: Optimizer | None = None,
+    model: nn.Module, choice: ModuleChoice, *, linear: bool, optimizer: Optimizer | None = None
 ) -> Targets:
     """Convolutions, BatchNorms and, if asked, Linears, in module order; a shared parameter is taken once.
 
     Names are as if there were no wrappers (torch.compile, DataParallel, activation checkpointing, ...). Left out,
-    unless ``include`` names them: layers whose output is the network's, where torch.fx can trace it (and others are
-    left), and adapters (LoRA).
+    unless the choice includes them by name: layers whose output is the network's, where torch.fx can trace it (and
+    others are left), and adapters (LoRA).
 
     Raises:
         TypeError: ``model`` is not a module, or a weight cannot take part (lazy, distributed); says which and what to
@@ -44,16 +38,15 @@ def find_targets(
         ValueError: an entry of ``include`` or ``exclude`` matches no module, the optimizer is of another model, or
             nothing is left to evolve.
     """
-    modules = dict(named_modules(check_model(model)))
-    check_filters(include, exclude, modules)
+    modules = choice.modules_of(model)
     kinds = {name: _kinds_of(module, linear) for name, module in modules.items()}
-    outputs = _output_weights(model, modules) if include is None and any(kinds.values()) else set()
+    outputs = _output_weights(model, modules) if choice.include is None and any(kinds.values()) else set()
     trained = None
     if optimizer is not None:
         parameters = [module._parameters.get(attribute) for module, attribute in candidates(model, linear)]
         OptimizerState(optimizer, "keep").check_trains([p for p in parameters if p is not None])
         trained = set(map(id, parameters_of(optimizer)))
-    choose = partial(_choose, modules, kinds, include, exclude, trained)
+    choose = partial(_choose, modules, kinds, choice, trained)
     items, skipped = choose(outputs)
     if not items and outputs:  # a network of output layers only
         items, skipped = choose(set())
@@ -67,8 +60,7 @@ def find_targets(
 def _choose(
     modules: Mapping[str, nn.Module],
     kinds: Mapping[str, list[tuple[str, str]]],
-    include: Sequence[ModuleFilter] | None,
-    exclude: Sequence[ModuleFilter],
+    choice: ModuleChoice,
     trained: set[int] | None,
     outputs: set[int],
 ) -> tuple[list[Target], dict[str, str]]:
@@ -79,7 +71,7 @@ def _choose(
     for name, module in modules.items():
         for attribute, kind in kinds[name]:
             full_name = joined(name, attribute)
-            if reason := left_out([name], module, include, exclude):
+            if reason := choice.left_out(module, name):
                 skipped[full_name] = reason
                 continue
             if attribute not in module._parameters:
@@ -96,7 +88,7 @@ def _choose(
                 skipped[full_name] = "shared with a parameter listed before"
             elif id(parameter) in outputs:
                 skipped[full_name] = "its layer's output is the network's; include= brings it back"
-            elif include is None and _is_adapter(name):
+            elif choice.include is None and _is_adapter(name):
                 skipped[full_name] = "part of an adapter (LoRA); include= brings it back"
             elif (reason := reason_of_own_forward(module)) is not None:
                 skipped[full_name] = reason

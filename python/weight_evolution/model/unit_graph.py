@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..tables import table
-from .module_filters import ModuleFilter, left_out
+from .module_filters import ModuleChoice, ModuleFilter
 from .shapes import shapes_of
 from .tracing import NotTracedError, Trace, trace
 from .unit_flow import Flow, UnitFlows
@@ -125,7 +125,7 @@ def find_units(
     """
     modules = dict(named_modules(model))
     tied = _tied_weights(modules)
-    candidates, skipped = _candidates(modules, tied, include, exclude)
+    candidates, skipped = _candidates(modules, tied, ModuleChoice(include, exclude))
     try:
         traced = trace(model, example_inputs)
     except NotTracedError as error:
@@ -150,17 +150,14 @@ def find_units(
 
 
 def _candidates(
-    modules: Mapping[str, nn.Module],
-    tied: Mapping[str, str],
-    include: Sequence[ModuleFilter] | None,
-    exclude: Sequence[ModuleFilter],
+    modules: Mapping[str, nn.Module], tied: Mapping[str, str], choice: ModuleChoice
 ) -> tuple[dict[str, Layer], dict[str, str]]:
     """Layers that can take part by themselves, and why others cannot."""
     candidates: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
     for name, module in modules.items():
         if isinstance(module, (_ConvNd, nn.Linear)):
-            reason = left_out([name], module, include, exclude) or reason_without_weight(name, module)
+            reason = choice.left_out(module, name) or reason_without_weight(name, module)
             if reason is None and name in tied:
                 reason = f"its weight is {tied[name]}"
             if reason is None:

@@ -94,9 +94,10 @@ def _make_from_factory(name: str, in_channels: int, num_classes: int) -> nn.Modu
             given = {key: value for key, value in given.items() if key in parameters}
         model = factory(**given)
     except Exception as error:  # of the user's code
+        call = f"called with {' and '.join(given) or 'nothing'}: {first_line(error)}"
         raise UserError(
-            f"--model {name} does not work called with {' and '.join(given) or 'nothing'}: {first_line(error)}; write a "
-            "factory in a module of your own that takes in_channels and num_classes"
+            f"--model {name} does not work {call}; write a factory in a module of your own that takes in_channels and "
+            "num_classes"
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"--model {name} must give a torch.nn.Module, got {type(model).__name__}")
