@@ -63,6 +63,15 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return state
 
 
+def heading(path: Path, state: Mapping[str, Any]) -> str:
+    """What a checkpoint is of, for the first line of what is printed about it."""
+    config = state["config"]
+    return (
+        f"{path}: {config['model']} on {config['data']}, method {config['method']}, seed {state['seed']}, "
+        f"{state['epoch']} of {config['epochs']} epochs"
+    )
+
+
 def restored_model(state: Mapping[str, Any], device: torch.device | str = "cpu") -> nn.Module:
     """The network of a checkpoint.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,15 +15,14 @@ import torch.distributed as dist
 import we_kernels
 from we_kernels.info import format_info
 from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError
-from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS
 
-from .arguments import add_options, fraction, non_negative_float, non_negative_int, options_of, positive_int
+from .arguments import add_options, fraction, non_negative_int, options_of, positive_int
 from .compacting import compact_checkpoint
 from .config import TrainingConfig
 from .data import load_data
 from .demo import DemoOptions, RandomLabels, Stationary, run_demo
 from .errors import UserError
-from .inspection import inspect_checkpoint
+from .inspection import InspectOptions, inspect_checkpoint
 from .launch import own_device, process_group, started_processes
 from .methods import METHODS, DistillationMethod, GraftingMethod, method_names, method_options
 from .networks import train_networks
@@ -96,18 +96,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.description = "Print what an evolution of a checkpoint would select; the file is only read."
     parser.set_defaults(run=_inspect)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--conv-rate", type=fraction, metavar="R", help="without a schedule (default: the run's)")
+    add_options(parser, InspectOptions)
     _add_alias(parser, "--rate", of="conv_rate", type=fraction)
-    parser.add_argument("--norm-rate", type=fraction, metavar="R", help="of BatchNorms, without a schedule")
-    parser.add_argument("--local-ratio", type=fraction, metavar="R", help="default: the run's")
-    parser.add_argument(
-        "--thresholds",
-        type=non_negative_float,
-        nargs="+",
-        default=list(PUBLISHED_THRESHOLDS),
-        metavar="T",
-        help="count the filters whose L1 norm is under each (default 0.1 0.01)",
-    )
 
 
 def _add_compact(parser: argparse.ArgumentParser) -> None:
@@ -130,12 +120,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "digits, where they do not: baseline, weight evolution, ReDo, unit reactivation."
     )
     parser.set_defaults(run=_demo)
-    default = DemoOptions(Path())
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="default demo-output")
-    parser.add_argument("--seeds", type=non_negative_int, nargs="+", default=list(default.seeds), metavar="N")
-    parser.add_argument(
-        "--processes", type=positive_int, default=default.processes, metavar="N", help="default %(default)s"
-    )
+    add_options(parser, DemoOptions)
     parser.add_argument("--quiet", action="store_true", help="print the result only")
     _add_alias(parser, "--no-progress", of="quiet", action="store_true")
     add_options(parser.add_argument_group("random labels"), RandomLabels)
@@ -177,7 +162,7 @@ def _train(options: argparse.Namespace) -> None:
     )
     output = options_of(OutputOptions, options)
     dataset = load_data(options.data, options.root, options.download)
-    say = (lambda line: None) if options.quiet else _say
+    say = (lambda line: None) if options.quiet else partial(print, flush=True)
     if grafting:
         with process_group(device, options.graft_time_out) as group:
             results = train_networks(config, seeds, dataset, device, output, say, group)
@@ -238,11 +223,7 @@ def _networks_line(results: dict[str, Any]) -> str:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    print(
-        inspect_checkpoint(
-            options.checkpoint, options.conv_rate, options.norm_rate, options.local_ratio, options.thresholds
-        )
-    )
+    print(inspect_checkpoint(options.checkpoint, options_of(InspectOptions, options)))
 
 
 def _compact(options: argparse.Namespace) -> None:
@@ -253,12 +234,12 @@ def _compact(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    demo = DemoOptions(
-        folder=options.output,
+    demo = options_of(
+        DemoOptions,
+        options,
         seeds=tuple(_seeds(options)),
         random_labels=options_of(RandomLabels, options, images=RandomLabels.images, batch_size=RandomLabels.batch_size),
         stationary=options_of(Stationary, options),
-        processes=options.processes,
     )
     print(run_demo(demo, _device(options), quiet=options.quiet))
 
@@ -277,10 +258,6 @@ def _device(options: argparse.Namespace) -> torch.device:
         raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
     use_cuda = options.device == "cuda" or (options.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import nn
 from weight_evolution import LowRankProjection, compact_like
 from weight_evolution.low_rank import CompactReport
 
-from .checkpoint import load_weights, read_checkpoint, read_plain, restored_model, save_checkpoint
+from .checkpoint import heading, load_weights, read_checkpoint, read_plain, restored_model, save_checkpoint
 from .config import TrainingConfig
 from .data import load_data
 from .errors import UserError, user_errors
@@ -90,8 +90,7 @@ def compact_checkpoint(
     image = "x".join(map(str, input_size))
     return "\n".join(
         [
-            f"{checkpoint}: {config.model} on {config.data}, method {config.method}, seed {state['seed']}, "
-            f"{state['epoch']} of {config.epochs} epochs",
+            heading(checkpoint, state),
             f"parameters {report.parameters_before:,} -> {report.parameters_after:,} ({report.parameters_share:.1%})",
             f"MACs of one {image} image {report.macs_before:,} -> {report.macs_after:,} ({report.macs_share:.1%})",
             accuracy,
@@ -158,7 +157,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a compact network; weight-evolution compact CHECKPOINT -o OUT writes one")
     if saved.get("format") != _FORMAT:
         raise UserError(f"{path} has format {saved.get('format')}, this version reads {_FORMAT}")
-    for name, kind in _TYPES.items():
-        if not isinstance(saved.get(name), kind):
-            raise UserError(f"{path} is damaged: {name} is missing or of another type")
+    if wrong := [name for name, kind in _TYPES.items() if not isinstance(saved.get(name), kind)]:
+        raise UserError(f"{path} is damaged: {wrong[0]} is missing or of another type")
     return saved

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import nn
 from weight_evolution import count_invalid_filters
 from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS
 
-from .checkpoint import read_checkpoint, restored_model
+from .arguments import fraction, non_negative_float, option
+from .checkpoint import heading, read_checkpoint, restored_model
 from .config import TrainingConfig
 from .errors import user_errors
 from .inferior import PUBLISHED_LOCAL_RATIO, PUBLISHED_RATE, count_inferior_filters
@@ -20,23 +21,27 @@ from .methods.evolution import EvolutionMethod, Options, make_evolution
 from .trainer import headline_accuracy
 
 
-def inspect_checkpoint(
-    path: Path,
-    rate: float | None = None,
-    norm_rate: float | None = None,
-    local_ratio: float | None = None,
-    thresholds: Sequence[float] = PUBLISHED_THRESHOLDS,
-) -> str:
+@dataclass(frozen=True)
+class InspectOptions:
+    """What to select with instead of the checkpoint's options."""
+
+    conv_rate: float | None = option(None, "without a schedule (default: the run's)", type=fraction, metavar="R")
+    norm_rate: float | None = option(None, "of BatchNorms, without a schedule", type=fraction, metavar="R")
+    local_ratio: float | None = option(None, "default: the run's", type=fraction, metavar="R")
+    thresholds: tuple[float, ...] = option(
+        PUBLISHED_THRESHOLDS,
+        "count the filters whose L1 norm is under each (default 0.1 0.01)",
+        type=non_negative_float,
+        nargs="+",
+        metavar="T",
+    )
+
+
+def inspect_checkpoint(path: Path, given: InspectOptions) -> str:
     """A readable table: per parameter the filters, the inferior ones and the importances; per group the threshold.
 
     Options are those that the checkpoint was trained with, its schedule and counters included; the published base
     rates if it was trained without evolution.
-
-    Args:
-        path: a checkpoint of ``weight-evolution train``.
-        rate, norm_rate: rates to use as they are, without a schedule, for convolutions and for BatchNorms.
-        local_ratio: in place of the checkpoint's.
-        thresholds: count the filters whose L1 norm is under each.
 
     Raises:
         UserError: the file cannot be read or does not fit its own model.
@@ -45,15 +50,11 @@ def inspect_checkpoint(
     config = TrainingConfig.from_dict(state["config"])
     trained_with: Mapping[str, Any] | None = config.method_options.get(EvolutionMethod.name)
     options = dict(trained_with or asdict(Options()))
-    if rate is not None or norm_rate is not None:
+    norm_rates = {"norm_scale_rate": given.norm_rate, "norm_shift_rate": given.norm_rate}
+    others = {"conv_rate": given.conv_rate, **norm_rates, "local_ratio": given.local_ratio}
+    options |= {name: value for name, value in others.items() if value is not None}
+    if given.conv_rate is not None or given.norm_rate is not None:
         options["schedule"] = None
-    if rate is not None:
-        options["conv_rate"] = rate
-    if norm_rate is not None:
-        options["norm_scale_rate"] = options["norm_shift_rate"] = norm_rate
-    if local_ratio is not None:
-        options["local_ratio"] = local_ratio
-
     model = restored_model(state)
     evolution = make_evolution(model, None, options)
     if trained_with is not None:
@@ -65,12 +66,11 @@ def inspect_checkpoint(
     accuracy = f", test accuracy {headline_accuracy(state['history'][-1]):.2f}%" if state["history"] else ""
     return "\n".join(
         [
-            f"{path}: {config.model} on {config.data}, method {config.method}, seed {state['seed']}, "
-            f"{state['epoch']} of {config.epochs} epochs{accuracy}",
+            heading(path, state) + accuracy,
             f"inferior at the published rate {PUBLISHED_RATE} and local ratio {PUBLISHED_LOCAL_RATIO}, without "
             "schedule and starvation rule: "
             f"{found.inferior} of {found.filters} conv filters",
-            *(f"invalid, L1 norm under {threshold:g}: {_invalid(model, threshold)}" for threshold in thresholds),
+            *(f"invalid, L1 norm under {threshold:g}: {_invalid(model, threshold)}" for threshold in given.thresholds),
             _source(trained_with is not None, options, last_epoch),
             "",
             str(report),

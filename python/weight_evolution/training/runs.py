@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -168,9 +169,12 @@ def run_epochs(
     """
     first = next(trainer for _, trainer in trainers.values())
     end = first.config.epochs if output.stop_after is None else min(first.config.epochs, output.stop_after)
-    folders = [folder for folder in trainers if output.tensorboard]
-    boards = {folder: TensorBoardLog(folder / "tensorboard", first.epoch) for folder in folders}
-    try:
+    with ExitStack() as stack:
+        boards = {
+            folder: stack.enter_context(closing(TensorBoardLog(folder / "tensorboard", first.epoch)))
+            for folder in trainers
+            if output.tensorboard
+        }
         while first.epoch < end:
             run_epoch()
             if first.epoch % output.checkpoint_every == 0 or first.epoch == end:
@@ -180,9 +184,6 @@ def run_epochs(
                 if folder in boards:
                     boards[folder].write(trainer.history[-1])
                 say(_epoch_line(trainer, trainer.history[-1], name))
-    finally:
-        for board in boards.values():
-            board.close()
 
 
 def _draw(trainer: Trainer, folder: Path, say: Callable[[str], None]) -> None:

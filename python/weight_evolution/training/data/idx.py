@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -33,9 +34,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
     if len(content) < header:
         raise UserError(f"{path} is cut off within its header ({len(content)} of {header} bytes)")
     shape = struct.unpack(f">{dims}I", content[4:header])
-    expected = 1
-    for size in shape:
-        expected *= size
+    expected = math.prod(shape)
     if len(content) - header != expected:
         state = "is cut off" if len(content) - header < expected else "is too long"
         raise UserError(

@@ -13,6 +13,7 @@ import torch
 
 from we_kernels import __version__
 
+from ..arguments import non_negative_int, option, positive_int
 from ..errors import UserError
 from ..logs import to_json, write_log, write_text
 from ..runs import make_folder
@@ -35,11 +36,11 @@ ROWS = {
 class DemoOptions:
     """Seeds and output of both parts; nothing of a run depends on ``processes``."""
 
-    folder: Path
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    folder: Path = option(Path("demo-output"), flag="output", type=Path, metavar="DIR")
+    seeds: tuple[int, ...] = option((0, 1, 2, 3, 4), type=non_negative_int, nargs="+", metavar="N")
     random_labels: RandomLabels = field(default_factory=RandomLabels)
     stationary: Stationary = field(default_factory=Stationary)
-    processes: int = 1
+    processes: int = option(1, type=positive_int, metavar="N")
 
 
 def run_demo(options: DemoOptions, device: torch.device, quiet: bool = False) -> str:

@@ -39,6 +39,7 @@ class AsynchronousMethod(Method):
 
     name = "asynchronous"
     kind = Options
+    said = (OVERLAP_MEAN, "overlap {:.4f}")
     title = "weight asynchronous update (--method asynchronous)"
     description = "in each iteration a random subset of each convolution's filters moves; the log gets their overlap"
 
@@ -50,10 +51,6 @@ class AsynchronousMethod(Method):
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
         return super().options(arguments) | {"select": arguments.select.replace("-", "_")}
-
-    @classmethod
-    def describe(cls, row: Mapping[str, float]) -> list[str]:
-        return [f"overlap {row[OVERLAP_MEAN]:.4f}"] if OVERLAP_MEAN in row else []
 
     @classmethod
     def draw(cls, history: Sequence[Mapping[str, float]], folder: Path) -> None:

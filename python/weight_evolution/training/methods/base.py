@@ -50,10 +50,12 @@ class Method:
     kind: ClassVar[type[DataclassInstance]]
     """Of its options, as a checkpoint holds them; made by `arguments.option`."""
     title: ClassVar[str]
+    """Heads its options in the help of the command ``train``; `description` is the text below."""
     description: ClassVar[str | None] = None
-    """Heads its options in the help of the command ``train``."""
     prefix: ClassVar[str] = ""
     """Of the names that its options have there."""
+    said: ClassVar[tuple[str, str] | None] = None
+    """A column of the log, and what is said of it after an epoch, with its value as {}."""
     options_of_epochs: ClassVar[tuple[str, ...]] = ()
     """Names of the options that follow from the number of epochs; a run that is extended gets new ones."""
 
@@ -93,7 +95,7 @@ class Method:
     @classmethod
     def describe(cls, row: Mapping[str, float]) -> list[str]:
         """What is said of an epoch, from the method's columns in its row of the log, if it has any there."""
-        return []
+        return [cls.said[1].format(row[cls.said[0]])] if cls.said is not None and cls.said[0] in row else []
 
     @classmethod
     def summarize(cls, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:

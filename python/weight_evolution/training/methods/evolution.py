@@ -61,6 +61,7 @@ class EvolutionMethod(Method):
 
     name = "evolution"
     kind = Options
+    said = ("evolution_replaced_conv", "evolved {}")
     title = "weight evolution (--method evolution)"
     options_of_epochs = ("epochs", "schedule")
 
@@ -103,10 +104,6 @@ class EvolutionMethod(Method):
             columns[f"evolution_threshold_{kind}"] = report.thresholds[kind]
             columns[f"evolution_replaced_{kind}"] = sum(report.inferior[name] for name in names)
         return columns
-
-    @classmethod
-    def describe(cls, row: Mapping[str, float]) -> list[str]:
-        return [f"evolved {row['evolution_replaced_conv']}"] if "evolution_replaced_conv" in row else []
 
     @classmethod
     def summarize(cls, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:

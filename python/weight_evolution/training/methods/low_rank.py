@@ -57,6 +57,7 @@ class LowRankMethod(Method):
 
     name = "low-rank"
     kind = Options
+    said = ("compact_test_accuracy", "compact {:.2f}%")
     title = "low-rank projection (--method low-rank)"
     description = "the accuracy reported is the compact network's"
 
@@ -77,10 +78,6 @@ class LowRankMethod(Method):
             ratios = [Options.prune_ratio]
         ratio = ratios[0] if ratios is not None and len(ratios) == 1 else ratios
         return super().options(arguments) | {"prune_ratio": ratio}
-
-    @classmethod
-    def describe(cls, row: Mapping[str, float]) -> list[str]:
-        return [f"compact {row['compact_test_accuracy']:.2f}%"] if "compact_test_accuracy" in row else []
 
     @classmethod
     def summarize(cls, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class ReactivationMethod(Method):
 
     name = "reactivation"
     kind = Options
+    said = ("reactivation_revived", "revived {}")
     title = "unit reactivation (--method reactivation)"
     description = "units that no longer fire start anew; the log gets how many did, and how many were dead"
     prefix = "reactivation_"
@@ -78,10 +79,6 @@ class ReactivationMethod(Method):
                 all_ranks=False,
                 **options,
             )
-
-    @classmethod
-    def describe(cls, row: Mapping[str, float]) -> list[str]:
-        return [f"revived {row['reactivation_revived']}"] if "reactivation_revived" in row else []
 
     @classmethod
     def summarize(cls, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
