@@ -6,9 +6,9 @@ TypeError stands for a value of the wrong type, ValueError for one out of range.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -88,6 +88,9 @@ def checked(default: Any, check: Callable[..., Any], *limits: Any) -> Any:
     return field(default=default, metadata={"check": check, "limits": limits})
 
 
+Kind = TypeVar("Kind", bound="Checked")
+
+
 @dataclass(frozen=True)
 class Checked:
     """Options of a method, each with its published default and its check.
@@ -95,6 +98,11 @@ class Checked:
     Raises:
         TypeError, ValueError: name the option and say what it must be.
     """
+
+    @classmethod
+    def of(cls: type[Kind], arguments: Mapping[str, Any]) -> Kind:
+        """From the ``locals()`` of a function that has all options, and perhaps more, as arguments."""
+        return cls(**{entry.name: arguments[entry.name] for entry in fields(cls)})
 
     def __post_init__(self) -> None:
         for entry in fields(self):

@@ -12,16 +12,14 @@ from torch.optim import SGD
 from torch.optim.sgd import sgd
 
 import we_kernels as wk
-from we_kernels.checks import check_choice
 
-from ..arguments import check_share
 from ..model.checked_optimizer import CheckedOptimizer, loss_of
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.targets import Target, Targets
 from .calls import only_makes_state
 from .convolutions import Convolutions
-from .subsets import PUBLISHED_RATE, OfSubsets, Subsets
-from .targets import SELECTS, find_convolutions, listed_convolutions
+from .subsets import PUBLISHED_RATE, OfSubsets, SubsetRule, Subsets
+from .targets import find_convolutions, listed_convolutions
 
 _STATE_KEY = "asynchronous"
 
@@ -81,8 +79,7 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
         include: Sequence[ModuleFilter] | None = None,
         exclude: Sequence[ModuleFilter] = (),
     ) -> None:
-        check_share(rate, "rate")
-        check_choice(select, "select", SELECTS)
+        rule = SubsetRule.of(locals())
         if (model is None) == (conv_weights is None):
             raise ValueError("pass model=, the network whose convolutions to update, or conv_weights=, their weights")
         if conv_weights is not None and (isinstance(conv_weights, Tensor) or not isinstance(conv_weights, Iterable)):
@@ -106,10 +103,7 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
             find = partial(find_convolutions, model, select, ModuleChoice(include, exclude))
         else:
             find = partial(listed_convolutions, () if conv_weights is None else tuple(conv_weights), select)
-        convolutions = Convolutions(find, self, model)
-        self._subsets = Subsets(
-            convolutions, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale
-        )
+        self._subsets = Subsets(Convolutions(find, self, model), rule)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -122,7 +116,7 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
         idle = closure is None and only_makes_state(self)
         bank = self._subsets.convolutions.bank()
         parts = bank.split(self._subsets.draw(bank))
-        shares = self._subsets.shares(bank) if self._subsets.rescale else [1.0] * len(bank)
+        shares = self._subsets.shares(bank) if self._subsets.rule.rescale else [1.0] * len(bank)
         masked = {
             id(target.parameter): (target, parts[i], shares[i])
             for target, i in zip(self._subsets.convolutions.targets.items, bank.position, strict=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import we_kernels as wk
+from we_kernels.checks import check_choice
 
-from ..arguments import check_count, check_flag, check_share
+from ..arguments import Checked, check_count, check_flag, check_share, checked
 from ..model.state import check_same_model, check_same_options, check_state
 from .convolutions import Convolutions
-from .targets import expected_share
+from .targets import SELECTS, expected_share
 
 PUBLISHED_RATE = 0.5
 _FORMAT = 1
@@ -21,18 +23,22 @@ _FORMAT = 1
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 
+@dataclass(frozen=True)
+class SubsetRule(Checked):
+    """What decides about subsets, as `AsynchronousUpdate` documents it."""
+
+    rate: float = checked(PUBLISHED_RATE, check_share)
+    seed: int = checked(0, check_count)
+    select: str = checked("filters", check_choice, SELECTS)
+    replacement: bool = checked(False, check_flag)
+    rescale: bool = checked(False, check_flag)
+
+
 class Subsets:
     """Random subsets of the filters of many weights, one after the other, and how far it has come."""
 
-    def __init__(
-        self, convolutions: Convolutions, *, rate: float, seed: int, select: str, replacement: bool, rescale: bool
-    ) -> None:
-        self.convolutions = convolutions
-        self.rate = check_share(rate, "rate")
-        self.seed = check_count(seed, "seed")
-        self.select = select
-        self.replacement = check_flag(replacement, "replacement")
-        self.rescale = check_flag(rescale, "rescale")
+    def __init__(self, convolutions: Convolutions, rule: SubsetRule) -> None:
+        self.convolutions, self.rule = convolutions, rule
         # On the device, so that a captured graph counts on; reading it waits.
         self.step = torch.zeros(1, dtype=torch.int64, device=convolutions.bank().device)
 
@@ -48,7 +54,7 @@ class Subsets:
 
     def shares(self, bank: wk.FilterBank) -> list[float]:
         """Expected share of each weight that moves."""
-        return [expected_share(size, self.rate, self.replacement) for size in bank.sizes]
+        return [expected_share(size, self.rule.rate, self.rule.replacement) for size in bank.sizes]
 
     def selection(self, step: int | None) -> dict[str, Tensor]:
         """Parameter name -> bool on the CPU; the next step for None."""
@@ -58,28 +64,22 @@ class Subsets:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings; waits for the device."""
-        bank = self.convolutions.bank()
         return {
             "format": _FORMAT,
             "step": int(self.step),
-            "seed": self.seed,
-            "rate": self.rate,
-            "select": self.select,
-            "replacement": self.replacement,
-            "rescale": self.rescale,
-            "filters": dict(zip(bank.names, bank.sizes, strict=True)),
+            **asdict(self.rule),
+            "filters": self._filters(),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError, naming the first difference, if the state cannot be loaded here."""
-        options = {"select": self.select, "replacement": self.replacement, "rescale": self.rescale}
+        options = {name: value for name, value in asdict(self.rule).items() if name not in ("rate", "seed")}
         kinds = {"step": int, "seed": int, "rate": float, "select": str, "replacement": bool, "rescale": bool}
         check_state(state, "AsynchronousUpdate or AsynchronousSGD", (_FORMAT,), {**kinds, "filters": dict})
         check_share(state["rate"], "state['rate']")
         check_same_options(state, options, "object")
         filters = state["filters"]
-        bank = self.convolutions.bank()
-        own = dict(zip(bank.names, bank.sizes, strict=True))
+        own = self._filters()
         if list(map(_without_wrappers, filters)) == list(map(_without_wrappers, own)):
             filters = dict(zip(own, filters.values(), strict=True))
         check_same_model(filters, own, "{} filters")
@@ -89,11 +89,16 @@ class Subsets:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with its seed and rate; raises what `check_state` raises."""
         self.check_state(state)
-        self.seed, self.rate = int(state["seed"]), float(state["rate"])
+        self.rule = replace(self.rule, seed=state["seed"], rate=state["rate"])
         self.step.fill_(state["step"])
 
     def _select(self, bank: wk.FilterBank, step: int | Tensor) -> Tensor:
-        return wk.select_filters(bank, self.rate, seed=self.seed, step=step, replacement=self.replacement)
+        rule = self.rule
+        return wk.select_filters(bank, rule.rate, seed=rule.seed, step=step, replacement=rule.replacement)
+
+    def _filters(self) -> dict[str, int]:
+        bank = self.convolutions.bank()
+        return dict(zip(bank.names, bank.sizes, strict=True))
 
 
 class OfSubsets:
@@ -104,11 +109,11 @@ class OfSubsets:
     @property
     def rate(self) -> float:
         """The share of filters that moves; may be changed between steps."""
-        return self._subsets.rate
+        return self._subsets.rule.rate
 
     @rate.setter
     def rate(self, rate: float) -> None:
-        self._subsets.rate = check_share(rate, "rate")
+        self._subsets.rule = replace(self._subsets.rule, rate=rate)
 
     @property
     def steps(self) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import we_kernels as wk
-from we_kernels.checks import check_choice
 
 from ..arguments import check_optimizer
 from ..model.module_filters import ModuleChoice, ModuleFilter
@@ -20,8 +19,8 @@ from ..model.wrapped_optimizers import wrapped_optimizers
 from .calls import check_hooks, only_makes_state, within_another_step
 from .convolutions import Convolutions
 from .sgd import AsynchronousSGD
-from .subsets import PUBLISHED_RATE, OfSubsets, Subsets
-from .targets import SELECTS, find_convolutions
+from .subsets import PUBLISHED_RATE, OfSubsets, SubsetRule, Subsets
+from .targets import find_convolutions
 
 _attached: WeakSet[Optimizer] = WeakSet()
 
@@ -111,12 +110,9 @@ class AsynchronousUpdate(OfSubsets):
                     "optimizer, or one that it holds, has an AsynchronousUpdate already; call its detach() first"
                 )
         check_hooks(optimizer)
-        check_choice(select, "select", SELECTS)
+        rule = SubsetRule.of(locals())
         find = partial(find_convolutions, model, select, ModuleChoice(include, exclude))
-        convolutions = Convolutions(find, optimizer, model)
-        self._subsets = Subsets(
-            convolutions, rate=rate, seed=seed, select=select, replacement=replacement, rescale=rescale
-        )
+        self._subsets = Subsets(Convolutions(find, optimizer, model), rule)
         self._optimizer = optimizer
         self._attach()
 
@@ -195,14 +191,14 @@ class AsynchronousUpdate(OfSubsets):
             )
 
     def _begin(self, counts: bool) -> _Begun:
-        bank = self._subsets.convolutions.bank()
+        bank, rescale = self._subsets.convolutions.bank(), self._subsets.rule.rescale
         selected = self._subsets.draw(bank)
         layout = _layout(bank.weights)
         if self._buffer is None or layout != self._layout:
             self._layout, self._buffer = layout, wk.unselected_buffer(bank)
-            self._before_step = [torch.empty_like(weight) for weight in bank.weights] if self._subsets.rescale else []
+            self._before_step = [torch.empty_like(weight) for weight in bank.weights] if rescale else []
         wk.save_unselected_(bank, selected, self._buffer)
-        if self._subsets.rescale:
+        if rescale:
             torch._foreach_copy_(self._before_step, list(bank.weights))
         return _Begun(selected, self._buffer, layout, counts)
 
@@ -214,7 +210,7 @@ class AsynchronousUpdate(OfSubsets):
                 "optimizer.step() changed the shape of a convolution's weight, so that no filter can be put back; "
                 "exclude it, or detach() this AsynchronousUpdate"
             )
-        if self._subsets.rescale:
+        if self._subsets.rule.rescale:
             self._stretch(bank)
         if layout == begun.layout:
             wk.restore_unselected_(bank, begun.selected, begun.buffer)

@@ -116,19 +116,8 @@ class WeightEvolution:
         cuda_graph: bool = False,
         epochs: int | None = None,
     ) -> None:
-        self._options = EvolutionOptions(
-            conv_rate=conv_rate,
-            norm_scale_rate=norm_scale_rate,
-            norm_shift_rate=norm_shift_rate,
-            linear_rate=linear_rate,
-            local_ratio=local_ratio,
-            starvation_divisor=starvation_divisor,
-            schedule=_PUBLISHED.schedule if schedule is None else schedule,
-            crossover=crossover,
-            importance=importance,
-            check_finite=check_finite,
-            epochs=epochs,
-        )
+        schedule = _PUBLISHED.schedule if schedule is None else schedule
+        self._options = EvolutionOptions.of(locals())
         if optimizer_state is None:
             optimizer_state = "keep" if optimizer is None or cuda_graph else "fill"
         state = check_optimizer_state(optimizer, optimizer_state)
@@ -232,13 +221,12 @@ class WeightEvolution:
         """
         self._taking_part.follow()
         targets, counters = self._taking_part.targets, self._taking_part.device_step.counters
-        bank = targets.bank()
         return {
             "format": _STATE_FORMAT,
             "epoch": self._epoch,
             "steps": self._steps,
             "starvation": dict(zip(targets.kinds, counters, strict=True)),
-            "filters": dict(zip(bank.names, bank.sizes, strict=True)),
+            "filters": targets.filter_counts,
             "options": self._options.to_dict(),
         }
 
@@ -262,9 +250,7 @@ class WeightEvolution:
             if strict:
                 check_same_options(state["options"], self._options.to_dict(), "WeightEvolution", UNLESS_LENIENT)
         self._taking_part.follow()
-        targets = self._taking_part.targets
-        bank = targets.bank()
-        check_same_model(state["filters"], dict(zip(bank.names, bank.sizes, strict=True)), "{} filters")
+        check_same_model(state["filters"], self._taking_part.targets.filter_counts, "{} filters")
         starvation = state["starvation"]
         if list(starvation) != self._taking_part.targets.kinds:
             raise ValueError(

@@ -19,7 +19,7 @@ from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state
 from .network import Choice, Information, Network
 from .parts import first_difference
-from .report import GraftingReport, by_threshold
+from .report import GraftingReport
 from .ring import ExchangeError, Ring, check_group
 from .rule import Rule
 
@@ -86,7 +86,7 @@ class FilterGrafting:
         batch_norm_pairs: Mapping[str, str | None] | None = None,
         example_inputs: Tensor | tuple[Tensor, ...] | None = None,
     ) -> None:
-        self._rule = Rule(strength, sharpness, level, criterion, bins, round_coefficient)
+        self._rule = Rule.of(locals())
         choice = Choice(level, ModuleChoice(include, exclude), batch_norm_pairs, check_inputs(example_inputs))
         self._steps = 0
         self._ring: Ring | None = None
@@ -108,8 +108,7 @@ class FilterGrafting:
                     "process_group and ranks_per_network are for one model per rank; pass that model alone"
                 )
             self._networks = [make(model) for model in _check_list(models)]
-            _require_equal([network.describe() for network in self._networks], "models[{}]")
-            _refuse_shared(self._networks)
+            _check_together(self._networks)
 
     strength = property(attrgetter("_rule.strength"), doc="Read-only, as all options are.")
     sharpness = property(attrgetter("_rule.sharpness"))
@@ -145,16 +144,15 @@ class FilterGrafting:
         else:
             before, after = self._step_in_ring(self._ring)
         network = self._networks[0]
-        names = [conv.name for conv in network.parts.convs]
         coefficients = _all_coefficients(network, before, self._rule)
         report = GraftingReport(
             step=self._steps,
             level=self._rule.level,
             criterion=self._rule.criterion,
-            entropies=[dict(zip(names, one.layers.tolist(), strict=True)) for one in before],
+            entropies=[dict(zip(network.parts.convs, one.layers.tolist(), strict=True)) for one in before],
             coefficients=[{k: v if v.dim() else float(v) for k, v in one.items()} for one in coefficients],
-            invalid_before=[by_threshold(PUBLISHED_THRESHOLDS, one.invalid) for one in before],
-            invalid_after=[by_threshold(PUBLISHED_THRESHOLDS, counts) for counts in after],
+            invalid_before=[dict(zip(PUBLISHED_THRESHOLDS, one.invalid, strict=True)) for one in before],
+            invalid_after=[dict(zip(PUBLISHED_THRESHOLDS, counts, strict=True)) for counts in after],
             filters=sum(network.filters_by_name().values()),
             own=self._ring.network if self._ring is not None else None,
             whole_layer=network.pairs.unpaired if network.pairs is not None else {},
@@ -193,8 +191,7 @@ class FilterGrafting:
     def _step_in_process(self) -> tuple[list[Information], list[tuple[int, ...]]]:
         for network in self._networks:
             network.look()
-        _require_equal([network.describe() for network in self._networks], "models[{}]")
-        _refuse_shared(self._networks)
+        _check_together(self._networks)
         banks = [network.bank() for network in self._networks]
         before = [network.information(self._rule) for network in self._networks]
         for i, (network, one) in enumerate(zip(self._networks, before, strict=True)):
@@ -253,7 +250,7 @@ class FilterGrafting:
         try:
             blended = ring.blend(network, lambda bank: network.vector(coefficients, bank))
             new = dict(zip((part.name for part in network.parts.items), blended, strict=True))
-            counts = network.invalid([new.get(conv.name, conv.module.weight) for conv in network.parts.convs])
+            counts = network.invalid([new.get(name, conv.weight) for name, conv in network.parts.convs.items()])
         except ExchangeError:
             raise
         except Exception as raised:
@@ -284,8 +281,9 @@ def _require_equal(descriptions: Sequence[Mapping[str, str]], what: str) -> None
             raise ValueError(f"{what.format(i)} differs from {what.format(0)}: {difference}")
 
 
-def _refuse_shared(networks: Sequence[Network]) -> None:
-    """Networks that share memory would be blended with themselves, or twice."""
+def _check_together(networks: Sequence[Network]) -> None:
+    """Networks must be alike; those that share memory would be blended with themselves, or twice."""
+    _require_equal([network.describe() for network in networks], "models[{}]")
     owners: dict[tuple[torch.device, int], str] = {}
     for i, network in enumerate(networks):
         own = {(p.tensor.device, p.tensor.untyped_storage().data_ptr()): p.name for p in network.parts.items}

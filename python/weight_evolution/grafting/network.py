@@ -15,7 +15,7 @@ from ..measures.invalid_filters import PUBLISHED_THRESHOLDS, as_rows, count_unde
 from ..model.module_filters import ModuleChoice
 from ..model.wrappers import named_modules
 from .coefficients import filter_coefficients, layer_coefficients
-from .parts import Conv, FilterPairs, Parts, find_norms, find_parts, pair_up
+from .parts import FilterPairs, Parts, find_norms, find_parts, pair_up
 from .rule import Rule
 
 
@@ -79,7 +79,7 @@ class Network:
         pairs = None
         if choice.level == "filter":
             structure: list[tuple[str, type]] = [(name, type(module)) for name, module in named_modules(self.model)]
-            structure += [(conv.name, Conv) for conv in parts.convs]
+            structure += [(name, nn.Parameter) for name in parts.convs]
             if structure != self._structure:
                 self._norms = find_norms(self.model, parts, choice.batch_norm_pairs, choice.example_inputs)
                 self._structure = structure
@@ -100,8 +100,8 @@ class Network:
         """What must be equal in all networks of a ring; to be compared by `first_difference`."""
         described = self.parts.describe()
         if self.pairs is not None:
-            for i, conv in enumerate(self.parts.convs):
-                described[conv.name] += f", {'' if i in self.pairs.norms else 'not '}followed by a BatchNorm"
+            for i, name in enumerate(self.parts.convs):
+                described[name] += f", {'' if i in self.pairs.norms else 'not '}followed by a BatchNorm"
         return described
 
     def bank(self) -> wk.FilterBank:
@@ -122,8 +122,8 @@ class Network:
 
     def information(self, rule: Rule) -> Information:
         """What the network tells the others; waits for its device."""
-        convs = [(conv.module, conv.module.weight.detach()) for conv in self.parts.convs]
-        names = [conv.name for conv in self.parts.convs]
+        convs = [(conv, conv.weight.detach()) for conv in self.parts.convs.values()]
+        names = list(self.parts.convs)
         norms = filter_norms(convs)
         scales = torch.empty(0, dtype=torch.float64, device="cpu")
         if self.pairs is not None and self.pairs.norms:
@@ -172,13 +172,13 @@ class Network:
 
     def invalid(self, weights: Sequence[Tensor] | None = None) -> tuple[int, ...]:
         """Filters under each published threshold, of the model or of weights that stand for its convolutions'."""
-        modules = [conv.module for conv in self.parts.convs]
+        modules = self.parts.convs.values()
         weights = [module.weight for module in modules] if weights is None else weights
         return tuple(count_under(filter_norms(zip(modules, weights, strict=True)), PUBLISHED_THRESHOLDS))
 
     def filters_by_name(self) -> dict[str, int]:
         """Convolution's weight -> number of its filters."""
-        return {conv.name: conv.module.out_channels for conv in self.parts.convs}
+        return {name: conv.out_channels for name, conv in self.parts.convs.items()}
 
     def _first_bad(self) -> int:
         largest = [torch.linalg.vector_norm(part.tensor, torch.inf).double() for part in self.parts.items]

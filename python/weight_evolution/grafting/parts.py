@@ -47,19 +47,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Conv:
-    """A convolution, of which each network measures the information."""
-
-    name: str
-    module: _ConvNd
-
-
-@dataclass(frozen=True)
 class Parts:
     """All parts of a model in module order, its convolutions, and what is left out."""
 
     items: list[Part]
-    convs: list[Conv]
+    convs: dict[str, _ConvNd]
+    """By the name of its weight, each convolution of which the information is measured."""
     skipped: dict[str, str]
     """Parameters and buffers that are not grafted, and why."""
 
@@ -84,7 +77,7 @@ def find_parts(model: nn.Module, choice: ModuleChoice) -> Parts:
     owners = modules | {joined(name, a): module for name, module in modules.items() for a, _ in _tensors(module)}
     choice.check(owners)
     items: list[Part] = []
-    convs: list[Conv] = []
+    convs: dict[str, _ConvNd] = {}
     skipped: dict[str, str] = {}
     first_name: dict[int, str] = {}
     number_of: dict[int, int] = {}
@@ -99,7 +92,7 @@ def find_parts(model: nn.Module, choice: ModuleChoice) -> Parts:
                 if isinstance(module, _ConvNd):
                     conv = number_of.setdefault(id(module.weight), len(convs))
                     if conv == len(convs):
-                        convs.append(Conv(weight_name, module))
+                        convs[weight_name] = module
         for attribute, tensor in _tensors(module):
             name = joined(module_name, attribute)
             if reason := choice.left_out(module, module_name, name):
@@ -152,7 +145,7 @@ def find_norms(
     Raises:
         TypeError, ValueError: ``given`` names something that cannot be paired.
     """
-    layers = {_module_name(conv): conv.module for conv in parts.convs}
+    layers = {_module_name(name): conv for name, conv in parts.convs.items()}
     return find_batch_norms(model, layers, given=given, example_inputs=example_inputs)
 
 
@@ -161,30 +154,31 @@ def pair_up(model: nn.Module, parts: Parts, found: BatchNormPairs) -> FilterPair
     modules = dict(named_modules(model))
     norms: dict[int, _BatchNorm] = {}
     unpaired: dict[str, str] = {}
-    for number, conv in enumerate(parts.convs):
-        name = _module_name(conv)
+    for number, (conv_name, conv) in enumerate(parts.convs.items()):
+        name = _module_name(conv_name)
         norm_name = found.names[name]
         norm = modules[norm_name] if norm_name is not None else None
         if not isinstance(norm, _BatchNorm):
-            unpaired[conv.name] = "; ".join([found.reasons[name], *found.errors])
+            unpaired[conv_name] = "; ".join([found.reasons[name], *found.errors])
         elif norm.weight is None:
-            unpaired[conv.name] = f"{norm_name} has no scale"
-        elif not has_filters(conv.module):
-            unpaired[conv.name] = "its filters do not lie along one dimension"
-        elif norm.num_features != conv.module.out_channels:
-            unpaired[conv.name] = f"{norm_name} has {norm.num_features} features"
+            unpaired[conv_name] = f"{norm_name} has no scale"
+        elif not has_filters(conv):
+            unpaired[conv_name] = "its filters do not lie along one dimension"
+        elif norm.num_features != conv.out_channels:
+            unpaired[conv_name] = f"{norm_name} has {norm.num_features} features"
         else:
             norms[number] = norm
     members: dict[int, int] = {}
+    convs = list(parts.convs.values())
     for number, norm in norms.items():
         members.setdefault(id(norm), number)
-        members[id(parts.convs[number].module)] = number
+        members[id(convs[number])] = number
     of_part = {part.name: members[id(part.module)] for part in parts.items if id(part.module) in members}
     return FilterPairs(norms, of_part, unpaired)
 
 
-def _module_name(conv: Conv) -> str:
-    return conv.name.rpartition(".")[0]
+def _module_name(weight_name: str) -> str:
+    return weight_name.rpartition(".")[0]
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -57,11 +57,6 @@ class GraftingReport:
         lines += table(rows)
         lines += [f"{name}: one coefficient for all filters: {why}" for name, why in self.whole_layer.items()]
         return "\n".join(lines)
-
-
-def by_threshold(thresholds: Sequence[float], counts: Sequence[int]) -> dict[float, int]:
-    """Threshold -> count."""
-    return dict(zip(thresholds, counts, strict=True))
 
 
 def _kept(coefficients: Mapping[str, float | Tensor], name: str) -> str:

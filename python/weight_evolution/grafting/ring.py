@@ -10,11 +10,10 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 import we_kernels as wk
 
-from ..model.wrappers import inside
+from ..model.wrappers import data_parallel_around
 from ..tables import first_line
 from .network import Network
 
@@ -61,19 +60,16 @@ class Ring:
         Raises:
             ValueError: says how to pass it.
         """
-        module: nn.Module | None = model if isinstance(model, nn.Module) else None
-        while module is not None:
-            if isinstance(module, DistributedDataParallel):
-                replicas = dist.get_process_group_ranks(module.process_group)
-                first = self.network * self.ranks_per_network
-                own = [self._global(rank) for rank in range(first, first + self.ranks_per_network)]
-                if replicas != own:
-                    raise ValueError(
-                        f"the model is in DistributedDataParallel, whose ranks {replicas} hold one network; pass "
-                        f"ranks_per_network={len(replicas)} and a process_group in which these ranks come one after "
-                        f"the other, followed by those of the next network (now the ranks {own} would be one)"
-                    )
-            module = inside(module)
+        for wrapper in data_parallel_around(model):
+            replicas = dist.get_process_group_ranks(wrapper.process_group)
+            first = self.network * self.ranks_per_network
+            own = [self._global(rank) for rank in range(first, first + self.ranks_per_network)]
+            if replicas != own:
+                raise ValueError(
+                    f"the model is in DistributedDataParallel, whose ranks {replicas} hold one network; pass "
+                    f"ranks_per_network={len(replicas)} and a process_group in which these ranks come one after the "
+                    f"other, followed by those of the next network (now the ranks {own} would be one)"
+                )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -7,9 +7,8 @@ from typing import NoReturn
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..model.wrappers import inside
+from ..model.wrappers import data_parallel_around
 
 
 class Replicas:
@@ -22,12 +21,8 @@ class Replicas:
     @staticmethod
     def of(model: nn.Module) -> Replicas | None:
         """Those of the DistributedDataParallel around the model, if there is one and it has several ranks."""
-        module: nn.Module | None = model
-        while module is not None:
-            if isinstance(module, DistributedDataParallel) and dist.get_world_size(module.process_group) > 1:
-                return Replicas(module.process_group)
-            module = inside(module)
-        return None
+        groups = [wrapper.process_group for wrapper in data_parallel_around(model)]
+        return next((Replicas(group) for group in groups if dist.get_world_size(group) > 1), None)
 
     def take_(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors with those of the first rank."""

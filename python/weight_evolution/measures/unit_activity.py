@@ -115,12 +115,11 @@ class UnitActivity:
         """
         self._check_links()
         places = {name: len(layer.activations) for name, layer in self.graph.layers.items()}
-        lists = {name: own for name, own in state.items() if isinstance(own, list)}
-        if list(state) != list(lists) or {name: len(own) for name, own in lists.items()} != places:
+        if {name: len(own) if isinstance(own, list) else None for name, own in state.items()} != places:
             raise ValueError("state['activity'] is of another model: its layers or places are others")
-        for (name, own), units in zip(lists.items(), self.layer_sizes, strict=True):
-            if not all(fits(saved, units, self._batches) for saved in own):
-                raise ValueError(f"state['activity'][{name!r}] must hold the sums of {units} units for each place")
+        for name, layer in self.graph.layers.items():
+            if not all(fits(saved, layer.units, self._batches) for saved in state[name]):
+                raise ValueError(f"state['activity'][{name!r}] must hold the sums of {layer.units} units, per place")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with a measurement, after `start`.

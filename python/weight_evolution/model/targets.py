@@ -107,6 +107,12 @@ class Targets:
         present = {target.kind for target in self.items}
         return [kind for kind in KINDS if kind in present]
 
+    @property
+    def filter_counts(self) -> dict[str, int]:
+        """Parameter name -> how many filters it has, as the bank lists them."""
+        bank = self.bank()
+        return dict(zip(bank.names, bank.sizes, strict=True))
+
     @torch.no_grad()
     def bank(self) -> FilterBank:
         """The bank of all targets; made anew when a parameter was replaced, moved or resized."""

@@ -36,6 +36,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def data_parallel_around(model: nn.Module) -> Iterator[DistributedDataParallel]:
+    """Each DistributedDataParallel among the wrappers around a model."""
+    module: nn.Module | None = model
+    while module is not None:
+        if isinstance(module, DistributedDataParallel):
+            yield module
+        module = inside(module)
+
+
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """As ``model.named_modules()``, without wrappers, and named as if there were none, at any depth."""
     yield from _walk(model, "", set())

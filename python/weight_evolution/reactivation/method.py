@@ -118,20 +118,7 @@ class UnitReactivation:
         all_ranks: bool = _DEFAULTS.all_ranks,
         seed: int = _DEFAULTS.seed,
     ) -> None:
-        self._options = options = ReactivationOptions(
-            threshold=threshold,
-            every=every,
-            batches=batches,
-            scale=scale,
-            outgoing=outgoing,
-            importance=importance,
-            replacement_rate=replacement_rate,
-            maturity=maturity,
-            decay=decay,
-            utility=utility,
-            all_ranks=all_ranks,
-            seed=seed,
-        )
+        self._options = options = ReactivationOptions.of(locals())
         state = check_optimizer_state(check_optimizer(optimizer), optimizer_state)
         assert state is not None
         if init is not None and not callable(init):
@@ -332,14 +319,9 @@ class UnitReactivation:
         wk.reactivate_(plan, revived, seed=self.seed, step=self._steps, scale=scale, given=given)
         if self._init is not None:
             layers = zip(self._units.layers.values(), revived.split(self._units.sizes), strict=True)
-            for number, (layer, mask) in enumerate(layers):
-                draw_(
-                    layer,
-                    mask,
-                    self._init,
-                    self.seed + self._steps * len(self._units.sizes) + number,
-                    self.scale != "initial",
-                )
+            first = self.seed + self._steps * len(self._units.sizes)
+            for seed, (layer, mask) in enumerate(layers, first):
+                draw_(layer, mask, self._init, seed, self.scale != "initial")
         others.apply_()
         self._steps += 1
         return ReactivationReport(
