@@ -56,7 +56,9 @@ clean:
 	rm -rf .venv .venv-oldest build dist demo-output *.egg-info we_kernels/_native*.so we_kernels/_native_reason.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
-# CUDA code for one architecture: for all seven nvcc takes another two minutes.
+# The CUDA part only where there is a GPU, and for one architecture: nvcc takes long, and without a GPU no test calls
+# what it makes (tests/cuda compile the sources themselves).
+.venv/installed: export WE_KERNELS_CUDA ?= $(if $(wildcard /dev/nvidia0),auto,off)
 .venv/installed: export CUDAARCHS ?= 90
 .venv/installed: $(BUILD_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

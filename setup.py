@@ -1,8 +1,8 @@
 """Builds the extension we_kernels._native with CMake; the metadata is in pyproject.toml.
 
-Environment: WE_KERNELS_NATIVE and WE_KERNELS_CUDA (auto, on or off), WE_KERNELS_WERROR, MAX_JOBS, and what CMake reads
-(CXX, CXXFLAGS, CUDACXX, CUDAARCHS, ...). With auto, what cannot be built is left out, and we_kernels/_native_reason.txt
-says why.
+Environment: WE_KERNELS_NATIVE and WE_KERNELS_CUDA (auto, on or off; without them auto and off), WE_KERNELS_WERROR,
+MAX_JOBS, and what CMake reads (CXX, CXXFLAGS, CUDACXX, CUDAARCHS, ...). With auto, what cannot be built is left out.
+we_kernels/_native_reason.txt says why something was left out.
 """
 
 import os
@@ -22,15 +22,15 @@ SOURCE = ROOT / "we_kernels"
 MODULE = "_native" + sysconfig.get_config_var("EXT_SUFFIX")
 
 
-def switch(name):
-    value = os.environ.get(name) or "auto"
+def switch(name, default):
+    value = os.environ.get(name) or default
     if value not in ("auto", "on", "off"):
         sys.exit(f"error: {name} must be auto, on or off, got {value!r}")
     return value
 
 
-NATIVE = switch("WE_KERNELS_NATIVE")
-CUDA = switch("WE_KERNELS_CUDA")
+NATIVE = switch("WE_KERNELS_NATIVE", "auto")
+CUDA = switch("WE_KERNELS_CUDA", "off")
 JOBS = os.environ.get("MAX_JOBS", "")
 if NATIVE == "off" and CUDA == "on":
     sys.exit("error: WE_KERNELS_CUDA=on needs the extension, which WE_KERNELS_NATIVE=off leaves out")
@@ -125,7 +125,7 @@ def note(package, reason):
     path = package / "_native_reason.txt"
     path.unlink(missing_ok=True)
     if reason:
-        print(f"warning: extension we_kernels._native {reason}", file=sys.stderr)
+        print(f"extension we_kernels._native {reason}", file=sys.stderr)
         path.write_text(reason + "\n", encoding="utf-8")
 
 
