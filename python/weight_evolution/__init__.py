@@ -1,48 +1,24 @@
 """Training methods that bring inferior convolution filters back to life instead of pruning them.
 
 `WeightEvolution` is one line in a training loop; the kernels behind it are the package ``we_kernels``.
+Its names come from `weight_evolution.api`, which is imported with PyTorch when one is first used: the command's help
+needs neither.
 """
 
-from we_kernels import BackendUnavailableError, NonFiniteWeightError, __version__
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .asynchronous import AsynchronousSGD, AsynchronousUpdate
-from .evolution import EvolutionReport, StagedSigmoid, WeightEvolution
-from .grafting import ExchangeError, FilterGrafting, GraftingReport, distillation_loss
-from .low_rank import CompactReport, LowRankProjection, ProjectionReport, compact_like
-from .measures import (
-    DormancyReport,
-    OverlapReport,
-    UnitActivity,
-    count_invalid_filters,
-    filter_overlap,
-    measure_overlap,
-)
-from .reactivation import ReactivationReport, UnitAdamW, UnitReactivation
+if TYPE_CHECKING:
+    from .api import *  # noqa: F403
 
-__all__ = [
-    "AsynchronousSGD",
-    "AsynchronousUpdate",
-    "BackendUnavailableError",
-    "CompactReport",
-    "DormancyReport",
-    "EvolutionReport",
-    "ExchangeError",
-    "FilterGrafting",
-    "GraftingReport",
-    "LowRankProjection",
-    "NonFiniteWeightError",
-    "OverlapReport",
-    "ProjectionReport",
-    "ReactivationReport",
-    "StagedSigmoid",
-    "UnitActivity",
-    "UnitAdamW",
-    "UnitReactivation",
-    "WeightEvolution",
-    "__version__",
-    "compact_like",
-    "count_invalid_filters",
-    "distillation_loss",
-    "filter_overlap",
-    "measure_overlap",
-]
+
+def __getattr__(name: str) -> object:
+    api = import_module(".api", __name__)
+    globals().update({each: getattr(api, each) for each in ("__all__", *api.__all__)})
+    if name in globals():
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module(".api", __name__).__all__})

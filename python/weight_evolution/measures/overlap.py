@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ class OverlapReport:
     def model_mean(self) -> float:
         """Mean of the layers' means, each counted once; layers of one filter are left out. NaN without any."""
         means = [mean for name, mean in self.mean.items() if len(self.maximum[name]) > 1]
-        return statistics.fmean(means) if means else math.nan
+        return math.fsum(means) / len(means) if means else math.nan
 
     @property
     def model_maximum(self) -> float:

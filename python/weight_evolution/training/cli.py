@@ -1,4 +1,4 @@
-"""The command ``weight-evolution``."""
+"""What the command ``weight-evolution`` does."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 import we_kernels
 from we_kernels.info import format_info
-from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError
+from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError, command
 
 from .arguments import add_options, fraction, non_negative_int, options_of, positive_int
 from .compacting import compact_checkpoint
@@ -46,30 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line, without the usage; options are not guessed from their first letters."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = _Parser(
-        prog="weight-evolution",
-        description=f"Train networks by {', '.join(METHODS)} (joined by +) or as a baseline; look at what was trained.",
-    )
-    parser.add_argument("--version", action="version", version=we_kernels.__version__)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_train(commands.add_parser("train", help="train a network from one or more seeds"))
-    _add_inspect(commands.add_parser("inspect", help="print what an evolution of a checkpoint would select"))
-    _add_compact(commands.add_parser("compact", help="write the compact network of a low-rank checkpoint"))
-    _add_demo(commands.add_parser("demo", help="the methods where units die, and where they do not, in minutes"))
-    info = commands.add_parser("info", help="print versions and available backends")
-    info.set_defaults(run=lambda options: print(format_info(we_kernels.info())))
+    parser, commands = command.make_parser()
+    _add_train(commands["train"])
+    _add_inspect(commands["inspect"])
+    _add_compact(commands["compact"])
+    _add_demo(commands["demo"])
+    commands["info"].set_defaults(run=lambda options: print(format_info(we_kernels.info())))
     return parser
 
 
