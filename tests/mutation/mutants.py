@@ -305,10 +305,10 @@ MUTANTS = [
     Mutant(_CUDA + "starvation.cu", "here.count % limit == 0", "here.count % limit == 1", _EMULATED),
     Mutant(_CUDA + "starvation.cu", "counter < limit ? counter : limit - 1", "counter", _EMULATED),
     Mutant(_CUDA + "threads.cuh", "__syncthreads();  // before the next", "// before the next", _EMULATED),
-    Mutant(_CUDA + "crossover.cu", "magnitude_bits(own) < smallest", "magnitude_bits(own) <= smallest", _EMULATED),
-    Mutant(_CUDA + "crossover.cu", "if (has_nan) return;", "if (has_nan && false) return;", _EMULATED),
+    Mutant(_CUDA + "crossing.cuh", "magnitude_bits(own) < smallest", "magnitude_bits(own) <= smallest", _EMULATED),
+    Mutant(_CUDA + "crossing.cuh", "if (has_nan) return;", "if (has_nan && false) return;", _EMULATED),
     Mutant(_CUDA + "crossover.cu", "if (source >= layer.filters) continue;", "", _EMULATED),
-    Mutant(_CUDA + "crossover.cu", "if (head_of(p, elements) != head) head = elements;", "", _EMULATED),
+    Mutant(_CUDA + "crossing.cuh", "if (head_of(p, elements) != head) head = elements;", "", _EMULATED),
     Mutant(
         "csrc/bindings/cuda_device.h", "check_size(name, elements, expected);", "", "tests/cuda/test_cuda_bindings.py"
     ),
