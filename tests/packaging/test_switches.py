@@ -62,6 +62,16 @@ def test_cuda_auto_leaves_out_what_nvcc_cannot_build(source, tmp_path):
     assert f"WE_KERNELS_CUDA=on, but {nvcc} cannot compile" in " ".join(done.stdout.split())
 
 
+def test_cuda_is_not_looked_for_unless_asked_for(source, tmp_path):
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\nexit 1\n")
+    nvcc.chmod(0o755)
+    done = configure(source, tmp_path, CUDACXX=str(nvcc))
+    assert done.returncode == 0, done.stdout
+    assert "CUDA part left out: WE_KERNELS_CUDA=off, the default" in done.stdout
+    assert not (tmp_path / "called").exists()
+
+
 @pytest.mark.slow
 @needs_nvcc
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import sysconfig
 import tarfile
 import zipfile
 
@@ -51,15 +52,36 @@ def test_sdist_holds_the_sources(sdist):
 def test_isolated_build(sdist, tmp_path):
     """pip's own build environment has no torch; warnings are errors, nvcc's too."""
     pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, sdist)
-    done = builds.run(*pip, cwd=tmp_path, WE_KERNELS_NATIVE="on", WE_KERNELS_WERROR="ON", CUDAARCHS="90")
+    switches = {"WE_KERNELS_NATIVE": "on", "WE_KERNELS_CUDA": "auto", "WE_KERNELS_WERROR": "ON", "CUDAARCHS": "90"}
+    done = builds.run(*pip, cwd=tmp_path, **switches)
     assert done.returncode == 0, done.stdout
     (wheel,) = tmp_path.glob("*.whl")
     assert len([name for name in names_in(wheel) if name.startswith("we_kernels/_native.")]) == 1
 
     site = builds.unpack(wheel, tmp_path / "site")
     assert builds.python(USE, site, tmp_path).startswith("native")
-    with_cuda = builds.python("from we_kernels import _native; print(hasattr(_native, 'cuda_status'))", site, tmp_path)
-    assert with_cuda == str(shutil.which("nvcc") is not None)
+    said = builds.python("import runpy; runpy.run_module('we_kernels')", site, tmp_path)
+    assert ("CUDA for 90" in said) == (shutil.which("nvcc") is not None)
+    assert ("built without CUDA: nvcc was not found" in said) == (shutil.which("nvcc") is None)
+
+
+def test_a_plain_build_says_why_there_is_no_cuda(source, tmp_path):
+    """The compiler is spared: the module is that of the tests' own package."""
+    built = [path for path in (builds.ROOT / "we_kernels").glob("_native.*") if path.suffix in (".so", ".pyd")]
+    if len(built) != 1:
+        pytest.skip("the extension is not built")
+    cmake = tmp_path / "bin" / "cmake"
+    cmake.parent.mkdir()
+    real = shutil.which("cmake", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
+    cmake.write_text(f'#!/bin/sh\ncase "$1" in --build) cp {built[0]} "$2" ;; *) exec {real} "$@" ;; esac\n')
+    cmake.chmod(0o755)
+    path = f"{cmake.parent}:{os.environ['PATH']}"
+    wheel = builds.made(builds.hook("build_wheel", source, tmp_path, PATH=path), tmp_path)
+    site = builds.unpack(wheel, tmp_path / "site")
+    reason = "built without CUDA: WE_KERNELS_CUDA=off, the default"
+    assert reason in (site / "we_kernels" / "_native_reason.txt").read_text(encoding="utf-8")
+    said = builds.python("import runpy; runpy.run_module('we_kernels')", site, tmp_path)
+    assert "CUDA for" in said or f"the native extension was {reason}" in said
 
 
 def test_without_the_extension(source, tmp_path):
