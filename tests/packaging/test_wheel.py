@@ -18,6 +18,10 @@ bank = wk.FilterBank([weight])
 donor = wk.evolve_(bank, rate=0.6, local_ratio=0.5).donor
 print(wk.backend_of("evolve_", torch.device("cpu")), donor.tolist())
 """
+REPORT = """
+import runpy
+runpy.run_module("we_kernels")
+"""
 
 
 def python_files(root):
@@ -59,8 +63,8 @@ def test_isolated_build(sdist, tmp_path):
     assert len([name for name in names_in(wheel) if name.startswith("we_kernels/_native.")]) == 1
 
     site = builds.unpack(wheel, tmp_path / "site")
-    assert builds.python(USE, site, tmp_path).startswith("native")
-    said = builds.python("import runpy; runpy.run_module('we_kernels')", site, tmp_path)
+    said = builds.python(USE + REPORT, site, tmp_path)
+    assert said.startswith("native")
     assert ("CUDA for 90" in said) == (shutil.which("nvcc") is not None)
     assert ("built without CUDA: nvcc was not found" in said) == (shutil.which("nvcc") is None)
 
@@ -80,7 +84,7 @@ def test_a_plain_build_says_why_there_is_no_cuda(source, tmp_path):
     site = builds.unpack(wheel, tmp_path / "site")
     reason = "built without CUDA: WE_KERNELS_CUDA=off, the default"
     assert reason in (site / "we_kernels" / "_native_reason.txt").read_text(encoding="utf-8")
-    said = builds.python("import runpy; runpy.run_module('we_kernels')", site, tmp_path)
+    said = builds.python(REPORT, site, tmp_path)
     assert "CUDA for" in said or f"the native extension was {reason}" in said
 
 
@@ -90,16 +94,17 @@ def test_without_the_extension(source, tmp_path):
     assert not [name for name in names_in(wheel) if name.endswith(".so")]
 
     site = builds.unpack(wheel, tmp_path / "site")
-    assert builds.python(USE, site, tmp_path) == "torch [2, 3, -1, -1]"
-    assert "WE_KERNELS_NATIVE=off" in builds.python("import runpy; runpy.run_module('we_kernels')", site, tmp_path)
+    said = builds.python(USE + REPORT, site, tmp_path)
+    assert said.startswith("torch [2, 3, -1, -1]\n")
+    assert "WE_KERNELS_NATIVE=off" in said
 
 
 def test_a_failing_build_installs_pure_and_says_why(source, tmp_path):
     compiler = {"CXX": "/bin/false", "WE_KERNELS_CUDA": "off"}
     wheel = builds.made(builds.hook("build_wheel", source, tmp_path, **compiler), tmp_path)
     site = builds.unpack(wheel, tmp_path / "site")
-    assert builds.python(USE, site, tmp_path).startswith("torch")
-    said = builds.python("import runpy; runpy.run_module('we_kernels')", site, tmp_path)
+    said = builds.python(USE + REPORT, site, tmp_path)
+    assert said.startswith("torch")
     assert "CMake Error" in said
     assert "/bin/false" in said
 
@@ -121,10 +126,9 @@ def test_a_compiler_that_speaks_another_language(source, tmp_path):
     wheel = builds.made(builds.hook("build_wheel", source, tmp_path, PATH=path, **ASCII), tmp_path)
     site = builds.unpack(wheel, tmp_path / "site")
     assert "Datei »mögen« \\xff fehlt" in (site / "we_kernels" / "_native_reason.txt").read_text(encoding="utf-8")
-    assert builds.python(USE, site, tmp_path, **ASCII).startswith("torch")
-    assert "CMake Error: Datei" in builds.python(
-        "import runpy; runpy.run_module('we_kernels')", site, tmp_path, **ASCII
-    )
+    said = builds.python(USE + REPORT, site, tmp_path, **ASCII)
+    assert said.startswith("torch")
+    assert "CMake Error: Datei" in said
 
 
 def test_sources_that_hide_the_installed_package(source, tmp_path):
