@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .api import *  # noqa: F403
+else:
 
-
-def __getattr__(name: str) -> object:
-    api = import_module(".api", __name__)
-    globals().update({each: getattr(api, each) for each in ("__all__", *api.__all__)})
-    if name in globals():
-        return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        api = import_module(".api", __name__)
+        globals().update({each: getattr(api, each) for each in ("__all__", *api.__all__)})
+        if name in globals():
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
