@@ -17,6 +17,7 @@ from torch.distributed import TCPStore
 def main(processes, module, *arguments):
     """Exit status: that of the last rank that failed, or 0."""
     run = import_module(module).main
+    import_module("torch._dynamo")  # every rank's first optimizer step would
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": processes}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # the store is here, not in rank 0, which may end first

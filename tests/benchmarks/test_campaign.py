@@ -35,7 +35,7 @@ def finished(process, folder):
     return folder.with_suffix(".txt").read_text()
 
 
-@pytest.mark.slow  # the second stage runs all of its phases, too
+@pytest.mark.slow  # two minutes
 def test_dry_run_of_the_first_stage(tmp_path):
     process = start(tmp_path / "out", "first", "--dry-run")
     output = finished(process, tmp_path / "out")
@@ -55,6 +55,7 @@ def test_dry_run_of_the_first_stage(tmp_path):
         json.loads(line)
 
 
+@pytest.mark.slow  # two minutes
 def test_dry_run_of_the_second_stage(tmp_path):
     process = start(tmp_path / "out", "second", "--dry-run")
     output = finished(process, tmp_path / "out")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch.library import opcheck
 
 import we_kernels as wk
 from tests.banks import DTYPES, FORMATS, place, random_values
@@ -132,7 +131,7 @@ def test_repeats_bit_for_bit(backend, memory_format):
     assert torch.equal(found[0], found[2])
 
 
-def test_operator(backend):
+def test_operator(backend, opcheck):
     activation, sums = torch.randn(3, 5, 2, 4), torch.zeros(5, dtype=torch.float64)
     for overwrite in (False, True):
         arguments = (sums.clone(), activation, 1, overwrite)

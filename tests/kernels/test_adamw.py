@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.library import opcheck
 from torch.optim.adam import adam
 
 import we_kernels as wk
@@ -164,6 +163,7 @@ def ages(shape, groups, row, column, t):
     return found
 
 
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("options", ["AdamW", "all", "no memory"])
 @pytest.mark.parametrize("formats", [SAME, DENSE[1], DENSE[3], *GAPS], ids="-".join)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -261,10 +261,11 @@ def operator_arguments(amsgrad, on_device, young):
     return (*lists, *lr, 0.9, 0.99, 1e-8, 0.1, True, False)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("young", [False, True])
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_opcheck(backend, amsgrad, on_device, young):
+def test_opcheck(backend, opcheck, amsgrad, on_device, young):
     opcheck(torch.ops.we_kernels.unit_adamw_.default, operator_arguments(amsgrad, on_device, young))
 
 

@@ -7,7 +7,6 @@ from itertools import combinations
 
 import pytest
 import torch
-from torch.library import opcheck
 
 import we_kernels as wk
 from tests.banks import DTYPES, FORMATS, place, random_values
@@ -137,7 +136,7 @@ def test_repeats_bit_for_bit(backend):
     assert torch.equal(first.maximum, second.maximum)
 
 
-def test_operator(backend):
+def test_operator(backend, opcheck):
     weights = [torch.randn(7, 5, 3, 3), torch.randn(4, 9, 1, 1), torch.randn(11).double()]
     opcheck(torch.ops.we_kernels.filter_overlap.default, (weights, [0, 1, 0], [0, 0, 0]))
     compiled = torch.compile(lambda w: wk.filter_overlap(wk.FilterBank(w)), fullgraph=True, backend="aot_eager")

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from torch.library import opcheck
 
 import we_kernels as wk
 from tests.banks import DTYPES
@@ -142,7 +141,7 @@ def test_parents_of_parents(backend):
     assert grandchild.tolist() == [True, False] * 3
 
 
-def test_opcheck(backend):
+def test_opcheck(backend, opcheck):
     plan = make_plan(torch.float32)
     view = plan.view()
     revived = torch.arange(UNITS) % 3 == 0

@@ -1,6 +1,5 @@
 """One rank of test_unit_activity: measures its own batches, saves what it is told of all."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ def inputs_of(rank: int) -> list[torch.Tensor]:
     return [torch.randn(2 + rank, 5, generator=generator) for _ in range(1 + rank)]
 
 
-def main(folder: Path) -> None:
+def main(folder: str) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     model = DistributedDataParallel(make_net().eval())
@@ -46,9 +45,5 @@ def main(folder: Path) -> None:
             activity.activations(all_ranks=True)
         except RuntimeError as error:
             found["of none"] = str(error)
-    torch.save(found, folder / f"rank-{rank}.pt")
+    torch.save(found, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

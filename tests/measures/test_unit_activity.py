@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.measures.activity_worker import inputs_of, make_net
 from tests.model import unit_networks as networks
-from tests.processes import ROOT, torchrun
+from tests.processes import ROOT, run_ranks
 from weight_evolution import UnitActivity
 from weight_evolution.training.models import make_model
 
@@ -486,7 +486,7 @@ def test_a_reshaped_layer_is_noticed_in_the_pass():
 
 
 def test_ranks_are_averaged(tmp_path):
-    done = torchrun(2, "tests.measures.activity_worker", tmp_path)
+    done = run_ranks(2, "tests.measures.activity_worker", tmp_path)
     assert done.returncode == 0, done.stderr
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
     expected = measured(make_net().eval(), [*inputs_of(0), *inputs_of(1)])

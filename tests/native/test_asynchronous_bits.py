@@ -139,7 +139,7 @@ def test_signs_of_zeros(native, dtype, lr):
     assert torch.equal(bits(params), bits(wanted))
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", ["default", pytest.param("avx2", marks=pytest.mark.slow)])
 def test_as_torch_rounds_on_older_processors(native, capability):
     """PyTorch uses no fused multiply-add there, if the processor has none: its answer is found out, not assumed."""
     program = "import tests.native.test_asynchronous_bits as t; t.step_like_torch(1); t.step_like_torch(2)"

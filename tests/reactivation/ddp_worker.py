@@ -1,6 +1,5 @@
 """One rank of test_ddp: trains on its own data, resets the same units, saves weights and optimizer state."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from tests.asynchronous.twins import BATCHES, make_net, snapshot
 from weight_evolution import UnitAdamW
 
 
-def main(folder: Path) -> None:
+def main(folder: str) -> None:
     dist.init_process_group("gloo")
     rank, model = dist.get_rank(), make_net()
     parallel = DistributedDataParallel(model)
@@ -23,9 +22,5 @@ def main(folder: Path) -> None:
         optimizer.step()
         if step == 1:
             optimizer.reset_units_(model.stem.weight, torch.arange(8) < 3)
-    torch.save({"weights": snapshot(model), "state": optimizer.state_dict()}, folder / f"rank-{rank}.pt")
+    torch.save({"weights": snapshot(model), "state": optimizer.state_dict()}, Path(folder) / f"rank-{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,12 +1,12 @@
-"""Two gloo processes on loopback, started by torchrun. NCCL needs GPUs and is not tested."""
+"""Two gloo processes on loopback. NCCL needs GPUs and is not tested."""
 
 import torch
 
-from tests.processes import torchrun
+from tests.processes import run_ranks
 
 
 def test_all_ranks_stay_equal(tmp_path):
-    done = torchrun(2, "tests.reactivation.ddp_worker", tmp_path)
+    done = run_ranks(2, "tests.reactivation.ddp_worker", tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2))
     for name, weight in first["weights"].items():
