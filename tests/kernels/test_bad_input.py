@@ -146,7 +146,9 @@ def test_a_distributed_tensor():
     try:
         part = distribute_tensor(torch.ones(4, 3), init_device_mesh("cpu", (1,)), [Shard(0)])
         for weight in (part, torch.nn.Parameter(part)):
-            with pytest.raises(TypeError, match="conv.weight is a DTensor, of which this rank holds a part; .*gather the"):
+            with pytest.raises(
+                TypeError, match=r"conv\.weight is a DTensor, of which this rank holds a part; .*gather the"
+            ):
                 wk.FilterBank([weight], names=["conv.weight"])
     finally:
         dist.destroy_process_group()

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from weight_evolution.training.data import Dataset, load_data
+from tests.training.training_runs import small_digits
+from weight_evolution.training.data import Dataset
 
 
 @pytest.fixture(autouse=True)
@@ -20,14 +21,4 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
-    """A tenth of the digits, to be quick."""
-    whole = load_data("digits")
-    return Dataset(
-        "digits",
-        whole.train_images[:90],
-        whole.train_labels[:90],
-        whole.test_images[:70],
-        whole.test_labels[:70],
-        10,
-        whole.augmentation,
-    )
+    return small_digits()

@@ -137,7 +137,7 @@ def test_runs_come_in_the_order_of_the_jobs(processes):
     assert len(ticks) == 6
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_error_of_a_run_is_raised(processes):
     with pytest.raises(ZeroDivisionError):
         run_all([partial(divmod, 1, 0)], processes, lambda: None)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.processes import torchrun
+from tests.processes import run_ranks, torchrun
 from tests.training.training_runs import EPOCHS, make_config
 from weight_evolution import FilterGrafting
 from weight_evolution.training import UserError, cli
@@ -260,13 +260,27 @@ def test_bad_options_are_one_line(few_digits, tmp_path, capsys, arguments, messa
     assert error.count("\n") == 1
 
 
-def test_under_torchrun_it_is_the_same(tmp_path, monkeypatch):
-    options = ["train", *SMALL[:-1], "--batch-size", "512", "--threads", "1"]
-    grafting = [*options, "--method", "grafting"]
-    ranks = torchrun(2, "weight_evolution.training.cli", *grafting, "--output", tmp_path / "r")
+GRAFTING = ["train", *SMALL[:-1], "--threads", "1", "--method", "grafting"]
+
+
+@pytest.mark.slow
+def test_under_torchrun_it_is_the_same(tmp_path):
+    options = [*GRAFTING, "--batch-size", "512"]
+    assert_the_same(
+        torchrun(2, "weight_evolution.training.cli", *options, "--output", tmp_path / "r"), options, tmp_path
+    )
+
+
+def test_on_ranks_it_is_the_same(few_digits, tmp_path):
+    ranks = run_ranks(2, "tests.training.cli_rank", *GRAFTING, "--output", tmp_path / "r")
+    assert_the_same(ranks, GRAFTING, tmp_path)
+
+
+def assert_the_same(ranks, options, tmp_path):
+    """Of what finished processes trained and what one process does with these options."""
     assert ranks.returncode == 0, ranks.stderr
     assert ranks.stdout.count("results in") == 1
-    assert run(*grafting, "--output", tmp_path / "p") == 0
+    assert run(*options, "--output", tmp_path / "p") == 0
     for i in range(2):
         one, other = (model_of(tmp_path / name / "seed-0" / f"network-{i}" / CHECKPOINT) for name in ("r", "p"))
         assert_same(one, other)
