@@ -10,7 +10,8 @@ KERNELS = {"importance", "threshold", "rank", "starvation", "match", "crossover"
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-@pytest.mark.parametrize("capability", [90, *(pytest.param(other, marks=pytest.mark.slow) for other in (80, 100))])
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_compiles_without_spills(capability):
     done = run_module("tests.cuda.resources", capability)
     print(done.stdout)

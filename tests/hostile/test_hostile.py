@@ -3,6 +3,8 @@
 import os
 import re
 
+import pytest
+
 from tests.processes import run_module
 
 BROKEN_PROMISES = """
@@ -56,11 +58,11 @@ def run(*arguments, fault="", folder=None):
 
 
 def test_a_sample_keeps_the_promises():
-    result = run("--seed", 100_000, "--programs", 16)
+    result = run("--seed", 100_000, "--programs", 8)
     assert result.returncode == 0, result.stdout + result.stderr
     returned, refused = map(int, re.search(r"in all: (\d+) calls returned, (\d+) refused", result.stdout).groups())
-    assert returned + refused == 16 * 12
-    assert returned > refused > 20
+    assert returned + refused == 8 * 12
+    assert returned > refused > 10
 
 
 def test_broken_promises_are_found(tmp_path):
@@ -74,6 +76,7 @@ def test_broken_promises_are_found(tmp_path):
         assert re.search(rf"FOUND\nseed \d+\n(.*\n)*?  {finding}", result.stdout), (finding, result.stdout)
 
 
+@pytest.mark.slow  # it waits for a hang
 def test_a_crash_and_a_hang_are_found_with_their_seeds(tmp_path):
     # Both programs make a WeightEvolution and step it; others may do if the generator is changed.
     result = run("--seed", 20, "--programs", 2, "--limit", 10, fault=CRASH_THEN_HANG, folder=tmp_path)

@@ -16,10 +16,10 @@ def poison(poisoned):
 
 @pytest.fixture
 def examples(backend, request):
-    """Hypothesis's settings. In a plain run a quarter: the interpreter takes about a second per example."""
+    """Hypothesis's settings; in a plain run few examples: the interpreter takes about a second for one."""
     plain = tiers.deselects(request.config)
     return settings(
-        max_examples=(3 if plain else 8) if backend == "triton" else (30 if plain else 120),
+        max_examples=(2 if plain else 8) if backend == "triton" else (15 if plain else 120),
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
         derandomize=True,

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import we_kernels as wk
+from tests import tiers
 
 
 def spread(generator, size):
@@ -59,21 +60,26 @@ def test_a_large_layer_is_matched():
     assert int((found.donor >= 0).sum()) > 1000
 
 
-@settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    st.lists(st.integers(0, 90), min_size=1, max_size=8),
-    st.sampled_from(list(FLAVOURS)),
-    st.sampled_from((0.0, 0.05, 0.3, 0.5, 0.9, 1.0)),
-    st.sampled_from((None, 0.0, 0.1, 0.5, 0.999, 1.0)),
-    st.sampled_from((None, 1.0, 2.5)),
-    st.integers(0, 2**16),
-    st.integers(1, 3),
-    st.booleans(),
-)
-def test_any_layers(sizes, flavour, rate, ratio, limit, seed, groups, zero_is_inferior):
-    compare(sizes, flavour, rate, ratio, limit, seed, groups, zero_is_inferior)
+def test_any_layers(request):
+    @settings(
+        max_examples=40 if tiers.deselects(request.config) else 300,
+        deadline=None,
+        derandomize=True,
+    )
+    @given(
+        st.lists(st.integers(0, 90), min_size=1, max_size=8),
+        st.sampled_from(list(FLAVOURS)),
+        st.sampled_from((0.0, 0.05, 0.3, 0.5, 0.9, 1.0)),
+        st.sampled_from((None, 0.0, 0.1, 0.5, 0.999, 1.0)),
+        st.sampled_from((None, 1.0, 2.5)),
+        st.integers(0, 2**16),
+        st.integers(1, 3),
+        st.booleans(),
+    )
+    def check(sizes, flavour, rate, ratio, limit, seed, groups, zero_is_inferior):
+        compare(sizes, flavour, rate, ratio, limit, seed, groups, zero_is_inferior)
+
+    check()
 
 
 def test_a_counter_at_its_end_does_not_overflow():
