@@ -12,16 +12,12 @@ import torch
 CASES = 2
 """Of one test function that the interpreter runs."""
 INTERPRETED = {
-    "test_interpreted.py": CASES,
-    "test_asynchronous_interpreted.py": CASES,
-    "test_adamw_interpreted.py": CASES,
-    "test_reactivation_interpreted.py": CASES,
-    "test_gpu_methods.py": 1,
+    "test_interpreted.py",
+    "test_asynchronous_interpreted.py",
+    "test_adamw_interpreted.py",
+    "test_reactivation_interpreted.py",
 }
-"""Files that run in the interpreter as a whole, and how many cases of a function; elsewhere ``backend`` says so.
-
-What test_gpu_methods.py is for runs on GPUs: here one case shows that a check works.
-"""
+"""Files that run in the interpreter as a whole; elsewhere ``backend`` says so."""
 
 
 def deselects(config):
@@ -52,7 +48,7 @@ def left_out(items):
 def most_of(item):
     """How many items of its function a plain run takes; None: all."""
     if is_interpreted(item):
-        return INTERPRETED.get(item.path.name, CASES)
+        return CASES
     marker = item.get_closest_marker("sampled")
     return marker.args[0] if marker else None
 

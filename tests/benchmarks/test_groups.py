@@ -34,9 +34,17 @@ def test_matching(): raise AssertionError("another group's")
 """
 
 
-@pytest.fixture
-def ended(tmp_path, monkeypatch):
+one_run = pytest.mark.xdist_group("group-of-tests")  # one process runs it
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
     """The group "triton-importance" of the fake file, with a limit of two seconds for a test."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield run_group(tmp_path_factory.mktemp("group"), monkeypatch)
+
+
+def run_group(tmp_path, monkeypatch):
     path = tmp_path / "tests/triton/test_gpu.py"
     path.parent.mkdir(parents=True)
     path.write_text(FAKE)
@@ -53,6 +61,7 @@ def ended(tmp_path, monkeypatch):
     return runner, runner.run(phases["triton-importance"]), tmp_path
 
 
+@one_run
 def test_a_group_survives_its_tests(ended):
     runner, ending, _ = ended
     assert (ending.outcome, ending.starts) == ("failed", 3)
@@ -74,6 +83,7 @@ def test_a_group_survives_its_tests(ended):
     assert gpu_report.is_red(runner.journal)
 
 
+@one_run
 def test_tracebacks_are_kept_and_shortened(ended):
     log = (ended[2] / "tests.log").read_text()
     assert "lines left out" in log

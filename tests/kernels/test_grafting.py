@@ -331,7 +331,7 @@ def test_compiles_into_one_graph():
             assert not torch.equal(a, old)
 
 
-@pytest.mark.parametrize("layers", [1, 40])
+@pytest.mark.parametrize("layers", [1, 9])
 def test_launches_do_not_grow_with_the_layers(layers):
     launch = pytest.importorskip("we_kernels.runtime.triton.launch")
     if backends.unavailable("triton", "cpu"):

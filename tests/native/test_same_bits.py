@@ -102,7 +102,7 @@ def test_activity(native, dtype, memory_format):
     assert all(case.guards_intact() for case in cases)
 
 
-@pytest.mark.sampled(40)
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("flavour", ["normal", "ties", "zeros", "tiny"])
 @pytest.mark.parametrize("rule", ["paper", "released"])
 @pytest.mark.parametrize("memory_format", FORMATS)

@@ -2,8 +2,8 @@
 
     python -m tests.triton.aot_table [--sample] [compute capability ...]
 
-With ``--sample`` one specialisation of each kernel. Exits with 1 if a kernel spills registers, flushes subnormals or,
-where bits count, contracts a multiplication and an addition.
+With ``--sample`` one specialisation of one kernel of each method. Exits with 1 if a kernel spills registers, flushes
+subnormals or, where bits count, contracts a multiplication and an addition.
 """
 
 import math
@@ -322,12 +322,19 @@ def variants():
         yield Variant(kernel["correction_kernel"], {"ACC": dtype, "ENTRIES": adamw.ENTRIES}, plain)
 
 
+def method_of(kernel):
+    """The package in we_kernels that it is in."""
+    return kernel.fn.__module__.split(".")[1]
+
+
 def sample(variants):
-    """One of each kernel: the one whose constants the kernels before it had least, so that all dtypes appear."""
-    of_kernel, chosen, seen = {}, [], Counter()
+    """One of each method, of its first kernel: whose constants those before it had least, so that all dtypes appear."""
+    of_method, chosen, seen = {}, [], Counter()
     for variant in variants:
-        of_kernel.setdefault(variant.kernel.__name__, []).append(variant)
-    for found in of_kernel.values():
+        found = of_method.setdefault(method_of(variant.kernel), [])
+        if not found or found[0].kernel is variant.kernel:
+            found.append(variant)
+    for found in of_method.values():
         chosen.append(min(found, key=lambda variant: sum(seen[constant] for constant in variant.key()[1])))
         seen.update(chosen[-1].key()[1])
     return chosen

@@ -20,6 +20,7 @@ if torch.cuda.is_available() == (os.environ.get("TRITON_INTERPRET") == "1"):
 
 DEVICE = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 SOME = slice(None) if DEVICE.type == "cuda" else slice(1, None, 5)
+pytestmark = [pytest.mark.slow] if DEVICE.type == "cpu" else []
 mixes = pytest.mark.parametrize("mix", matrix.MIXES[SOME], ids=matrix.mix_id)
 
 
