@@ -3,6 +3,7 @@
 import itertools
 import math
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 
@@ -21,7 +22,7 @@ TENSORS = {
     "transposed": ((8, 5, 2, 3), 2, 15, 0, "zero", "draw"),
     "kept outgoing": ((5, 9), 1, None, 7, "keep", "keep"),
     "flattened": ((11, 24), 1, None, 15, "keep", "zero"),
-    "long": ((9, 1100), 1, 7, None, "draw", "keep"),
+    "long": ((3, 1100), 1, 7, None, "draw", "keep"),
     "bias": ((7,), 1, 0, None, "zero", "keep"),
     "scale": ((9,), 1, 7, None, "mean or one", "keep"),
     "variance": ((9,), 1, 7, None, "one", "keep"),
@@ -76,6 +77,7 @@ def make_plan(dtype):
     return plan_of([case.weight for case in make_cases(dtype)])
 
 
+@cache
 def philox(c0, c1, c2, c3, seed):
     """The first number, with Python's integers (Salmon et al. 2011)."""
     low, k0, k1 = 0xFFFFFFFF, seed & 0xFFFFFFFF, seed >> 32

@@ -19,6 +19,7 @@ def test_names_of_values():
     assert [getattr(rule, name.upper().replace(" ", "_")) for name in VALUES] == list(range(len(VALUES)))
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_against_loops(backend, dtype, scale):
