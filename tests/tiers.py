@@ -10,14 +10,14 @@ from zlib import crc32
 import torch
 
 CASES = 2
-"""Of one test function that the interpreter runs."""
+"""Of one test function with the backend "triton", which the interpreter runs."""
 INTERPRETED = {
     "test_interpreted.py",
     "test_asynchronous_interpreted.py",
     "test_adamw_interpreted.py",
     "test_reactivation_interpreted.py",
 }
-"""Files that run in the interpreter as a whole; elsewhere ``backend`` says so."""
+"""Files that run in the interpreter as a whole, of which one case of a function; elsewhere ``backend`` says so."""
 
 
 def deselects(config):
@@ -47,15 +47,12 @@ def left_out(items):
 
 def most_of(item):
     """How many items of its function a plain run takes; None: all."""
-    if is_interpreted(item):
+    if item.path.name in INTERPRETED:
+        return 1
+    if parameters(item).get("backend") == "triton":
         return CASES
     marker = item.get_closest_marker("sampled")
     return marker.args[0] if marker else None
-
-
-def is_interpreted(item):
-    """Whether Triton's interpreter runs the item."""
-    return parameters(item).get("backend") == "triton" or item.path.name in INTERPRETED
 
 
 def parameters(item):

@@ -80,12 +80,12 @@ def step_like_torch(threads):
                     assert torch.equal(bits(a), bits(b)), (i, dtype, len(a), threads, form)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_sizes_and_threads(native, threads):
     step_like_torch(threads)
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", ["default", pytest.param("avx2", marks=pytest.mark.slow)])
 def test_as_torch_rounds_on_older_processors(native, capability):
     program = "import tests.native.test_adamw_bits as t; t.step_like_torch(1); t.step_like_torch(2)"
     settings = environment(ATEN_CPU_CAPABILITY=capability, WE_KERNELS_BACKEND="native")

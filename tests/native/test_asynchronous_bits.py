@@ -120,7 +120,7 @@ def step_like_torch(threads):
             assert torch.equal(bits(ours), bits(wanted)), (dtype, len(ours), threads)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_sizes_and_threads(native, threads):
     step_like_torch(threads)
 
