@@ -25,7 +25,7 @@ oldest:
 
 # The folders whose tests take seconds; with the linters under two minutes.
 check: lint
-	$(BIN)/python -m pytest -n auto --dist loadgroup tests/kernels tests/model tests/evolution -k "not triton and not compile"
+	$(pytest) tests/kernels tests/model tests/evolution -k "not triton and not compile and not opcheck"
 
 mutation: .venv/installed
 	$(BIN)/python -m tests.mutation.check

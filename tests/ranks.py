@@ -3,7 +3,8 @@
     python -m tests.ranks PROCESSES MODULE [argument ...]
 
 Runs ``MODULE.main(*arguments)`` in each, with the variables that ``torch.distributed.init_process_group`` reads. Rank
-by rank as under torchrun, but one that fails does not end the others.
+by rank as under torchrun, but one that fails does not end the others. The module imports ``torch._dynamo`` if its ranks
+use DistributedDataParallel or step an optimizer, of which the first in each rank would import it.
 """
 
 import os
@@ -17,7 +18,6 @@ from torch.distributed import TCPStore
 def main(processes, module, *arguments):
     """Exit status: that of the last rank that failed, or 0."""
     run = import_module(module).main
-    import_module("torch._dynamo")  # every rank's first optimizer step would
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": processes}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # the store is here, not in rank 0, which may end first

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import time
+from functools import cache
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ def resets(seed):
     return rows, [torch.randint(0, 5, (size,), generator=generator).float() for size in sizes]
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("form", FORMS, ids=len)
 @pytest.mark.parametrize("flavour", ["normal", "tiny"])
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -61,6 +63,13 @@ def test_every_level_and_number_of_threads(native, dtype, memory_format, flavour
                 assert bool(((bits(a) == bits(b)) | (a.isnan() & b.isnan())).all())
 
 
+@cache
+def start_of(dtype):
+    """Parameters, gradients, means, squares and maxima of every size."""
+    tensors = [[random_values((size,), dtype, seed + size) for size in SIZES] for seed in range(0, 5000, 1000)]
+    return tensors[:3] + [[tensor.abs() for tensor in part] for part in tensors[3:]]
+
+
 def step_like_torch(threads):
     """One step on every dtype and size is torch's, bit for bit."""
     torch.set_num_threads(threads)
@@ -69,9 +78,7 @@ def step_like_torch(threads):
         beta1, beta2 = options["betas"]
         settings = {name: value for name, value in options.items() if name != "betas"}
         for dtype in DTYPES:
-            ours = [[random_values((size,), dtype, seed + size) for size in SIZES] for seed in range(0, 5000, 1000)]
-            ours[3:] = [[tensor.abs() for tensor in part] for part in ours[3:]]
-            theirs = copy.deepcopy(ours)
+            ours, theirs = copy.deepcopy(start_of(dtype)), copy.deepcopy(start_of(dtype))
             steps = [torch.tensor(4.0) for _ in SIZES]
             adam(*theirs, steps, foreach=True, beta1=beta1, beta2=beta2, **settings)
             wk.unit_adamw_(*ours, None, None, 1, [5] * len(SIZES), **options)

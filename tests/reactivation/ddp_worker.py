@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 

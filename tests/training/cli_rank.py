@@ -3,6 +3,7 @@
 import os
 
 import torch
+import torch._dynamo
 
 from tests.training.training_runs import small_digits
 from weight_evolution.training import cli
