@@ -511,7 +511,7 @@ def test_attaching_twice_is_an_error():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
 def test_names_and_states_know_no_wrappers():
     model, other = make_net(), make_net()
-    wrapped = nn.DataParallel(torch.compile(model))
+    wrapped = nn.DataParallel(torch.compile(model, backend="eager"))
     update = AsynchronousUpdate(SGD(model.parameters(), lr=0.1), wrapped, seed=4, exclude=["stem"])
     plain = AsynchronousUpdate(SGD(other.parameters(), lr=0.1), other, exclude=["stem"])
     assert list(update.selection()) == list(plain.selection()) == list(CONVS)[1:]

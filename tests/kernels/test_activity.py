@@ -21,7 +21,7 @@ SHAPES = [
     ((7,), 0),
     ((4, 2, 3, 2, 3, 2), 3),
     ((2, 9, 37, 31), 1),
-    ((2, 130, 5, 11), 1),
+    ((1, 130, 3, 5), 1),
 ]
 """Every size of a shape differs from its others, or is 1: runs, columns, both taken together, one position only."""
 EPS = 2.0**-23

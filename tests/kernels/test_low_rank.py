@@ -15,6 +15,7 @@ from torch.library import opcheck
 
 import we_kernels as wk
 from tests.banks import FORMATS, place
+from tests.processes import environment
 from we_kernels.low_rank import batch, bounds, parallel, projection, stack, subspace
 
 CASES = sorted((Path(__file__).parents[1] / "data" / "low_rank").glob("*.json"))
@@ -641,39 +642,48 @@ def test_bases_are_saved_and_renewed(ways):
     assert state["1"].shape == (30, 8)
 
 
-PRECISIONS = {
-    "older": "torch.set_float32_matmul_precision('medium')",
-    "newer": "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
-}
+PRECISIONS = [
+    "torch.set_float32_matmul_precision('medium')",
+    *(["torch.backends.mkldnn.matmul.fp32_precision = 'bf16'"] if hasattr(torch.backends.mkldnn, "matmul") else []),
+]
 
 
-@pytest.mark.parametrize("setting", PRECISIONS)
-def test_users_precision_settings_do_not_reach_it(setting):
-    """In a process of its own: the two ways to set it do not mix."""
-    if setting == "newer" and not hasattr(torch.backends.mkldnn, "matmul"):
-        pytest.skip("torch < 2.9")
+def test_users_precision_settings_do_not_reach_it():
+    """The older and the newer way to set it do not mix: each in a process of its own."""
     program = f"""
-import torch, we_kernels as wk
-{PRECISIONS[setting]}
-matmul = getattr(torch.backends.mkldnn, "matmul", None)
-chosen, seen, solve = getattr(matmul, "fp32_precision", None), [], torch.linalg.eigh
+import os, torch, we_kernels as wk
 
-def spy(*arguments):
-    seen.append(torch.get_float32_matmul_precision() if matmul is None else matmul.fp32_precision)
-    return solve(*arguments)
+def check():
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    chosen, seen, solve = getattr(matmul, "fp32_precision", None), [], torch.linalg.eigh
 
-torch.linalg.eigh = spy
-before = torch.randn(200, 300)
-after = before.clone()
-with torch.autocast("cpu", dtype=torch.bfloat16):
-    wk.project_low_rank_([after], 60, energy_transfer=False)
-assert getattr(matmul, "fp32_precision", None) == chosen
-assert seen in (["ieee"], ["highest"]), seen
-s = torch.linalg.svdvals(before.double())
-distance = float((after - before).double().norm())
-assert distance <= float(s[60:].norm()) * (1 + 1e-6), distance / float(s[60:].norm())
+    def spy(*arguments):
+        seen.append(torch.get_float32_matmul_precision() if matmul is None else matmul.fp32_precision)
+        return solve(*arguments)
+
+    torch.linalg.eigh = spy
+    before = torch.randn(200, 300)
+    after = before.clone()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wk.project_low_rank_([after], 60, energy_transfer=False)
+    assert getattr(matmul, "fp32_precision", None) == chosen
+    assert seen in (["ieee"], ["highest"]), seen
+    s = torch.linalg.svdvals(before.double())
+    distance = float((after - before).double().norm())
+    assert distance <= float(s[60:].norm()) * (1 + 1e-6), distance / float(s[60:].norm())
+
+for setting in {PRECISIONS!r}:
+    child = os.fork()
+    if not child:
+        exec(setting)
+        check()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, setting
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+    settings = environment(OMP_NUM_THREADS="1")
+    forking = "ignore:This process:DeprecationWarning"
+    command = [sys.executable, "-W", "error", "-W", forking, "-c", program]
+    subprocess.run(command, check=True, env=settings)
 
 
 def test_tied_weights_are_projected_once(implementation):

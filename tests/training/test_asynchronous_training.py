@@ -57,6 +57,7 @@ def assert_same(a, b):
         assert a == b
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("method", "options"),
     [

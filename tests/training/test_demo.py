@@ -16,6 +16,8 @@ from weight_evolution.training.demo.runs import Run, run_all
 
 CPU = torch.device("cpu")
 QUICK = RandomLabels(tasks=3, epochs=2, images=60, batch_size=20)
+# Each of two imports PyTorch and the trainer.
+several_processes = pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +130,7 @@ def test_the_best_learning_rate_is_named(capsys):
     assert capsys.readouterr().out.splitlines()[-2].endswith("| 0.01 |")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@several_processes
 def test_runs_come_in_the_order_of_the_jobs(processes):
     ticks = []
     jobs = [partial(Run, name, seed, [{"value": seed}]) for seed in range(3) for name in ("a", "b")]
@@ -137,7 +139,7 @@ def test_runs_come_in_the_order_of_the_jobs(processes):
     assert len(ticks) == 6
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@several_processes
 def test_an_error_of_a_run_is_raised(processes):
     with pytest.raises(ZeroDivisionError):
         run_all([partial(divmod, 1, 0)], processes, lambda: None)

@@ -91,6 +91,7 @@ def ranks_of(model: nn.Module, names) -> dict[str, int]:
     return ranks
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("method", "options"),
     [

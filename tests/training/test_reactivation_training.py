@@ -31,6 +31,7 @@ def config_of(method: str = "reactivation", **options) -> TrainingConfig:
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("method", "options"),
     [

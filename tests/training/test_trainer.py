@@ -42,6 +42,7 @@ def assert_same_state(a, b):
         assert a == b
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("method", "evolution"),
     [
