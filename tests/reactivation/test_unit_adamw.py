@@ -89,6 +89,7 @@ SHAPES = {"convolution": ((6, 4, 3, 3), 1), "groups": ((6, 4, 3), 3), "linear": 
 FRESH = {"betas": (0.9, 0.999), "weight_decay": 0.01, "lr": 0.01}
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"decoupled_weight_decay": False}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
