@@ -41,7 +41,7 @@ one_run = pytest.mark.xdist_group("group-of-tests")  # one process runs it
 def ended(tmp_path_factory):
     """The group "triton-importance" of the fake file, with a limit of two seconds for a test."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        yield run_group(tmp_path_factory.mktemp("group"), monkeypatch)
+        return run_group(tmp_path_factory.mktemp("group"), monkeypatch)
 
 
 def run_group(tmp_path, monkeypatch):

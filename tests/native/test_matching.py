@@ -61,11 +61,7 @@ def test_a_large_layer_is_matched():
 
 
 def test_any_layers(request):
-    @settings(
-        max_examples=40 if tiers.deselects(request.config) else 300,
-        deadline=None,
-        derandomize=True,
-    )
+    @settings(max_examples=40 if tiers.deselects(request.config) else 300, deadline=None, derandomize=True)
     @given(
         st.lists(st.integers(0, 90), min_size=1, max_size=8),
         st.sampled_from(list(FLAVOURS)),
