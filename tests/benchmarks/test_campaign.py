@@ -109,11 +109,11 @@ def _read(path):
 
 
 @no_gpu
-def test_without_a_gpu_it_says_so(tmp_path):
-    process = start(tmp_path / "out", "first")
-    output = finished(process, tmp_path / "out")
-    assert process.returncode == 2
-    assert "needs an NVIDIA GPU" in output
+def test_without_a_gpu_it_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "environment_of_children", dict)  # these two would outlast the test
+    monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
+    assert gpu.main(["first", "--output", str(tmp_path / "out")]) == 2
+    assert "needs an NVIDIA GPU" in capsys.readouterr().err
 
 
 def test_results_are_not_overwritten(tmp_path, capsys):

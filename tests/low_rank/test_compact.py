@@ -392,6 +392,7 @@ def test_torch_export():
     torch.testing.assert_close(exported(X), compact(X))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, in its exporter
 def test_onnx_export(tmp_path):
     pytest.importorskip("onnxscript", reason="torch's ONNX exporter needs onnxscript")

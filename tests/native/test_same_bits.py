@@ -180,6 +180,7 @@ def test_evolution(native, dtype, flavour):
     assert int((results[0][0] >= 0).sum()) > 5
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("share", [1.0, 0.97, 0.6, 0.4, 2.0**-20, 2.0**-30])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_entropies_of_a_huge_range(native, dtype, share):
