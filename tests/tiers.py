@@ -5,8 +5,6 @@ times as long as the other backends, and most cases of a test marked ``sampled``
 what is named (a test's id, ``-k`` and ``-m`` other than "not ..."), and where there is a GPU.
 """
 
-from zlib import crc32
-
 import torch
 
 CASES = 2
@@ -31,16 +29,17 @@ def deselects(config):
 def left_out(items):
     """The items that a plain run leaves out.
 
-    Of each function that is sampled some items stay, the same in every run; see `spread`. It begins elsewhere in each
-    function, so that the functions of a file together show what two cases of one cannot: every dtype, every layout.
+    Of each function that is sampled some items stay, the same in every run; see `spread`. The functions of a file
+    together show what two cases of one cannot: every dtype, every layout.
     """
     out = [item for item in items if item.get_closest_marker("slow")]
     functions = {}
     for item in items:
         if item not in out and (most := most_of(item)):
             functions.setdefault((item.path, item.originalname, most), []).append(item)
-    for (_, name, most), function in functions.items():
-        kept = spread([parameters(item) for item in function], most, crc32(name.encode()) % len(function))
+    seen = {}
+    for (path, _, most), function in functions.items():
+        kept = spread([parameters(item) for item in function], most, seen.setdefault((path, most), set()))
         out += [item for place, item in enumerate(function) if place not in kept]
     return out
 
@@ -60,26 +59,29 @@ def parameters(item):
     return item.callspec.params if hasattr(item, "callspec") else {}
 
 
-def spread(cases, most, first=0):
+def spread(cases, most, seen=None):
     """Places of ``most`` of the cases that show as many values of every parameter as they can.
 
-    The first case, then again and again the one with the most values that were not shown before; of several such the
-    one that is farthest from those that were chosen. So four cases of four dtypes and four layouts show all eight.
+    Again and again the one with the most values that no chosen case has; of several such the one with the most that are
+    not in ``seen``, then the one that is farthest from those that were chosen. So four cases of four dtypes and four
+    layouts show all eight.
 
     Args:
         cases: for each case its parameters: name -> value.
         most: how many to choose.
-        first: place of the case to begin with.
+        seen: values that other functions show, as (name, repr); those of the chosen cases are added.
     """
+    seen = set() if seen is None else seen
     left = {place: {(name, repr(value)) for name, value in case.items()} for place, case in enumerate(cases)}
-    chosen, shown = [first], left.pop(first)
+    chosen, shown = [], set()
     while left and len(chosen) < most:
-        best = max(left, key=lambda place: (len(left[place] - shown), distance(place, chosen), -place))
+        best = max(left, key=lambda p: (len(left[p] - shown), len(left[p] - seen), distance(p, chosen), -p))
         chosen.append(best)
-        shown |= left.pop(best)
+        shown |= left[best]
+        seen |= left.pop(best)
     return sorted(chosen)
 
 
 def distance(place, others):
     """To the nearest."""
-    return min(abs(place - other) for other in others)
+    return min((abs(place - other) for other in others), default=0)
