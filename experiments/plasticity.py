@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from experiments.continual import Images, load_images
-from experiments.plasticity_journal import Journal
-from experiments.plasticity_settings import SETTINGS, Recipe, Result, Run, chosen_lr
+from experiments.journal import Journal, Result
+from experiments.plasticity_settings import SETTINGS, Recipe, Run, chosen_lr
 from experiments.plasticity_tables import tables
 from experiments.plasticity_training import train
 from weight_evolution.training import UserError
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--seeds must not hold {min(both)}, with which learning rates are tuned")
         if len(given.output) > 1 and not given.table:
             raise UserError("--output takes several files only with --table")
-        journals = [Journal(path, recipe) for path in given.output]
+        journals = [Journal(path, recipe, Run) for path in given.output]
         if not given.table:
             images = load_images(recipe.data, given.root)
             run_all(given.setting, recipe, journals[0], images, given.minutes, given.stack)
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_all(
-    names: Sequence[str], recipe: Recipe, journal: Journal, images: Images, minutes: float | None, stack: int
+    names: Sequence[str], recipe: Recipe, journal: Journal[Run], images: Images, minutes: float | None, stack: int
 ) -> None:
     """Train what is missing, until the time is over: no stack is begun that would not be done by then."""
     deadline = None if minutes is None else time.monotonic() + 60 * minutes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
+from experiments.journal import Result
 from experiments.rivals import ARMS, CLAIM, RELEASED, Arm
 
 
@@ -93,9 +93,6 @@ class Run:
     arm: str
     lr: float
     seed: int
-
-
-Result = Mapping[str, Any]
 
 
 def chosen_lr(tuning: str, arm: str, recipe: Recipe, results: Mapping[Run, Result]) -> float:

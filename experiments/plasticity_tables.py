@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.common import markdown
-from experiments.paired import half_width, holm, paired_p_value
-from experiments.plasticity_settings import SCORES, SETTINGS, Recipe, Result, Run, chosen_lr, score
+from experiments.journal import Result
+from experiments.paired import Comparisons, with_interval
+from experiments.plasticity_settings import SCORES, SETTINGS, Recipe, Run, chosen_lr, score
 from experiments.rivals import BASELINE
 
 
@@ -45,14 +46,7 @@ def _table(name: str, recipe: Recipe, results: Mapping[Run, Result], rows: Mappi
 
     pairs = {(arm, BASELINE): differences(arm, BASELINE) for arm in rows if arm != BASELINE}
     pairs |= {(setting.claim, arm): differences(setting.claim, arm) for arm in rows if arm != setting.claim}
-    tested = {str(pair): paired_p_value(values) for pair, values in pairs.items() if len(values) > 1}
-    adjusted = holm(tested)
-
-    def cell(first: str, second: str) -> str:
-        values = pairs.get((first, second), [])
-        if len(values) < 2:
-            return "-"
-        return f"{_mean(values, '+.1f')} (p {_p(adjusted[str((first, second))])})"
+    compared = Comparisons(pairs)
 
     def row(arm: str) -> list[str]:
         runs = [results[run] for run in rows[arm].values()]
@@ -64,11 +58,11 @@ def _table(name: str, recipe: Recipe, results: Mapping[Run, Result], rows: Mappi
         return [
             arm,
             f"{lr:g}{edge}",
-            _mean(list(scores[arm].values()), ".1f"),
+            with_interval(list(scores[arm].values()), 1),
             f"{100 * statistics.fmean(dead):.0f}",
             f"{statistics.fmean(revived):.0f}",
-            cell(arm, BASELINE),
-            cell(setting.claim, arm),
+            compared.cell((arm, BASELINE), 1),
+            compared.cell((setting.claim, arm), 1),
         ]
 
     seeds = sorted({seed for runs in rows.values() for seed in runs})
@@ -77,19 +71,10 @@ def _table(name: str, recipe: Recipe, results: Mapping[Run, Result], rows: Mappi
         f"images, {recipe.iterations} iterations of {recipe.batch_size} each. Score: {SCORES[setting.score]}, %. Seeds "
         f"{' '.join(map(str, seeds))}, 95% intervals; learning rates of {' '.join(f'{lr:g}' for lr in grid)}"
         f"{f', as chosen in {setting.tuned_in}' if setting.tuned_in else ''} by the mean score of seeds "
-        f"{' '.join(map(str, recipe.tuning_seeds))}. p: paired t-tests, {len(tested)} of them, Holm's correction.\n\n"
+        f"{' '.join(map(str, recipe.tuning_seeds))}. p: paired t-tests, {len(compared)} of them, Holm's correction.\n\n"
     )
     header = (
         *("method", "learning rate", "score", "dead units %", "units revived"),
         *("minus baseline", f"{setting.claim}, minus this"),
     )
     return head + markdown(header, map(row, rows))
-
-
-def _mean(values: Sequence[float], form: str) -> str:
-    spread = f" +- {half_width(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{form}}{spread}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from experiments.continual import Images, Stream, has_true_labels
-from experiments.plasticity_settings import SETTINGS, Recipe, Result, Run, Setting
+from experiments.journal import Result
+from experiments.plasticity_settings import SETTINGS, Recipe, Run, Setting
 from experiments.rivals import Arm, start_anew
 from experiments.stacked import Stack
 from weight_evolution import UnitActivity, UnitAdamW

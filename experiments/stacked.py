@@ -46,18 +46,22 @@ class Stack:
         networks: of one architecture, which torch.func.vmap can run; none of their parameters is frozen.
         optimizers: one for each, all torch.optim.Adam, AdamW, SGD or all UnitAdamW, with all of the network's
             parameters in one group, not yet used, and equal in all but the learning rate.
+        own_steps: let each optimizer make its own step, of whatever class and options it is; for networks that are so
+            large that the calls count for little, where torch.optim's fused steps are faster than the stack's.
 
     Raises:
         ValueError: they are not alike, or an option of the optimizers is not supported; nothing is changed.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
+    def __init__(
+        self, networks: Sequence[nn.Module], optimizers: Sequence[Optimizer], *, own_steps: bool = False
+    ) -> None:
         if not networks or len(networks) != len(optimizers):
             raise ValueError(f"optimizers must be one for each of the networks: {len(optimizers)}, {len(networks)}")
         self.networks, self._optimizers = list(networks), list(optimizers)
         named = [dict(network.named_parameters()) for network in networks]
         _check_alike(networks)
-        update = _update_of(optimizers, named)
+        update = None if own_steps else _update_of(optimizers, named)
         self._modules = [dict(network.named_modules()) for network in networks]
         self._template = copy.deepcopy(networks[0])
         self._buffers = _stacked([dict(network.named_buffers()) for network in networks])
@@ -67,7 +71,9 @@ class Stack:
             for own, grad in zip(named, parameter.grad, strict=True):
                 own[name].grad = grad
             parameter.requires_grad_()
-        self._update = update(self._parameters, named, self._optimizers, _groups_of(networks[0]))
+        self._update: _Adam | _Sgd | None = None
+        if update is not None:
+            self._update = update(self._parameters, named, self._optimizers, _groups_of(networks[0]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs [R, N, ...] for images [R, N, ...], in training mode; the networks' forward hooks are called."""
@@ -85,26 +91,53 @@ class Stack:
         return outputs
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Outputs in evaluation mode; no hook is called."""
+    def predict(self, images: Tensor, parameters: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Outputs in evaluation mode; no hook is called.
+
+        Args:
+            parameters: those of `copy_parameters`, instead of the present ones.
+        """
         self._template.eval()
-        return self._run(images, ())[0]
+        return self._run(images, (), parameters)[0]
+
+    def copy_parameters(self) -> dict[str, Tensor]:
+        """Of all networks as they are now, by name: [R, ...]."""
+        return {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
     def backward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Gradients of each network's mean cross-entropy, in the ``grad`` of its parameters; returns the outputs."""
+
+        def losses(outputs: Tensor) -> Tensor:
+            each = cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none")
+            return each.view(labels.shape).mean(1)
+
+        return self.differentiate(images, losses)
+
+    def differentiate(self, images: Tensor, losses: Callable[[Tensor], Tensor]) -> Tensor:
+        """Gradients of each network's loss, in the ``grad`` of its parameters; returns the outputs.
+
+        Args:
+            images: [R, N, ...].
+            losses: outputs [R, N, ...] -> [R].
+        """
         torch._foreach_zero_([_grad(parameter) for parameter in self._parameters.values()])
         outputs = self.forward(images)
-        losses = cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none")
-        losses.view(labels.shape).mean(1).sum().backward()
+        losses(outputs).sum().backward()
         return outputs.detach()
 
     @torch.no_grad()
     def step(self) -> None:
         """What each optimizer's step would do."""
+        if self._update is None:
+            for optimizer in self._optimizers:
+                optimizer.step()
+            return
         rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
         self._update(torch.tensor(rates, dtype=torch.float64))
 
-    def _run(self, images: Tensor, watched: Iterable[str]) -> tuple[Tensor, dict[str, _Call]]:
+    def _run(
+        self, images: Tensor, watched: Iterable[str], parameters: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, _Call]]:
         """Outputs, and the calls of the modules that are watched."""
         calls: dict[str, _Call] = {}
         modules = dict(self._template.named_modules())
@@ -112,13 +145,13 @@ class Stack:
             modules[name].register_forward_hook(_recorder(calls, name), with_kwargs=True) for name in sorted(watched)
         ]
 
-        def run(parameters: Any, buffers: Any, own: Tensor) -> tuple[Tensor, dict[str, _Call]]:
-            outputs: Tensor = functional_call(self._template, (parameters, buffers), (own,))
+        def run(weights: Any, buffers: Any, own: Tensor) -> tuple[Tensor, dict[str, _Call]]:
+            outputs: Tensor = functional_call(self._template, (weights, buffers), (own,))
             return outputs, calls
 
         try:
             result: tuple[Tensor, dict[str, _Call]] = vmap(run, randomness="different")(
-                self._parameters, self._buffers, images
+                self._parameters if parameters is None else dict(parameters), self._buffers, images
             )
         finally:
             for handle in handles:

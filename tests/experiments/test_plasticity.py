@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from experiments import plasticity, plasticity_training, rivals
 from experiments.continual import load_images
-from experiments.plasticity_journal import Journal
+from experiments.journal import Journal
 from experiments.plasticity_settings import SETTINGS, Run
 from experiments.plasticity_tables import tables
 from experiments.plasticity_training import train
@@ -225,6 +225,6 @@ def test_bad_arguments(tmp_path, capsys):
 def test_journals_of_two_processes(tmp_path):
     recipe = plasticity._QUICK
     for number in range(2):
-        Journal(tmp_path / f"{number}", recipe).write(Run("mlp", "ReDo", 1e-3, number), {"online": [0.5]})
+        Journal(tmp_path / f"{number}", recipe, Run).write(Run("mlp", "ReDo", 1e-3, number), {"online": [0.5]})
     for number in range(2):
-        assert list(Journal(tmp_path / f"{number}", recipe).results) == [Run("mlp", "ReDo", 1e-3, number)]
+        assert list(Journal(tmp_path / f"{number}", recipe, Run).results) == [Run("mlp", "ReDo", 1e-3, number)]

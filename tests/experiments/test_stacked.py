@@ -163,6 +163,47 @@ def test_learning_rates_are_read_at_every_step():
     assert moved == [True, False, True]
 
 
+def test_optimizers_of_any_class_make_their_own_steps():
+    makers = (
+        lambda parameters: torch.optim.Adam(parameters, 1e-2, amsgrad=True),
+        lambda parameters: torch.optim.Adam(parameters, 1e-3, fused=True),
+        lambda parameters: torch.optim.Rprop(parameters, 1e-3),
+    )
+    results = []
+    for stacked in (False, True):
+        networks = [network(seed, norm=False) for seed in range(3)]
+        optimizers = [make(own.parameters()) for make, own in zip(makers, networks, strict=True)]
+        if stacked:
+            stack = Stack(networks, optimizers, own_steps=True)
+            for images, labels in batches(20):
+                stack.backward(images, labels)
+                stack.step()
+        else:
+            train_alone(networks, optimizers, [nothing] * 3, 20)
+        results.append(networks)
+    assert_equal(*results)
+
+
+def test_any_loss_and_parameters_of_before():
+    networks = [network(seed, norm=False) for seed in range(3)]
+    stack = Stack(networks, [plain_sgd(own.parameters(), 1e-2) for own in networks])
+    before = copy.deepcopy(networks)
+    kept = stack.copy_parameters()
+    images, _ = next(batches(1))
+    weights = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    for _ in range(2):  # the second gradient is not added to the first
+        outputs = stack.differentiate(images, lambda outputs: outputs.square().sum((1, 2)) * weights)
+    assert not outputs.requires_grad
+    for own, old, x, weight, output in zip(networks, before, images, weights, outputs, strict=True):
+        torch.testing.assert_close(output, old(x))
+        (old(x).square().sum() * weight).backward()
+        for one, other in zip(own.parameters(), old.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad)
+    stack.step()
+    torch.testing.assert_close(stack.predict(images, kept), outputs)
+    assert not torch.equal(stack.predict(images)[2], outputs[2])
+
+
 def test_predictions_call_no_hook_and_change_nothing():
     networks = [network(seed) for seed in range(3)]
     stack = Stack(networks, [adam(own.parameters(), 1e-2) for own in networks])

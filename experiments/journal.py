@@ -1,36 +1,47 @@
-"""The runs of the plasticity experiment that are done, in a file of JSON lines."""
+"""What an experiment has done so far, in a file of JSON lines."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from experiments.plasticity_settings import Recipe, Result, Run
 from weight_evolution.training import UserError
 from weight_evolution.training.config import first_difference
 
+Result = Mapping[str, Any]
+"""What was measured of a run; JSON has it."""
 
-class Journal:
+RunT = TypeVar("RunT")
+
+
+class Journal(Generic[RunT]):
     """Results by run, as the lines of a file.
+
+    Args:
+        path: of the file.
+        recipe: a dataclass, what all runs depend on.
+        kind: the dataclass that says which run it is; its fields and those of results have different names.
 
     Raises:
         UserError: the file is of another recipe, or none of ours.
     """
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        self._path, self._recipe = path, recipe
-        self.results: dict[Run, Result] = {}
+    def __init__(self, path: Path, recipe: Any, kind: type[RunT]) -> None:
+        self._path, self._recipe, self._kind = path, recipe, kind
+        self.results: dict[RunT, Result] = {}
         if path.exists():
             self._read()
 
-    def write(self, run: Run, result: Result) -> None:
+    def write(self, run: RunT, result: Result) -> None:
         """Add a line, behind a first one with the recipe."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             if not self.results and not file.tell():
                 file.write(json.dumps({"recipe": asdict(self._recipe)}) + "\n")
-            file.write(json.dumps({**asdict(run), **result}) + "\n")
+            file.write(json.dumps({**asdict(run), **result}) + "\n")  # type: ignore[call-overload]
         self.results[run] = result
 
     def _read(self) -> None:
@@ -38,11 +49,12 @@ class Journal:
         whole = text[: text.rfind("\n") + 1]
         if whole != text:  # ended within a line
             self._path.write_text(whole, encoding="utf-8")
+        names = [field.name for field in fields(self._kind)]  # type: ignore[arg-type]
         try:
             head, *lines = map(json.loads, whole.splitlines())
             recipe = head["recipe"]
             for line in lines:
-                run = Run(**{name: line.pop(name) for name in ("setting", "arm", "lr", "seed")})
+                run = self._kind(**{name: line.pop(name) for name in names})
                 self.results[run] = line
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
