@@ -120,9 +120,10 @@ class Stack:
             images: [R, N, ...].
             losses: outputs [R, N, ...] -> [R].
         """
-        torch._foreach_zero_([_grad(parameter) for parameter in self._parameters.values()])
         outputs = self.forward(images)
-        losses(outputs).sum().backward()
+        parameters = list(self._parameters.values())
+        gradients = torch.autograd.grad(losses(outputs).sum(), parameters, materialize_grads=True)
+        torch._foreach_copy_([_grad(parameter) for parameter in parameters], gradients)
         return outputs.detach()
 
     @torch.no_grad()
