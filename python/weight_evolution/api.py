@@ -5,6 +5,7 @@ from we_kernels import BackendUnavailableError, NonFiniteWeightError, __version_
 from .asynchronous import AsynchronousSGD, AsynchronousUpdate
 from .evolution import EvolutionReport, StagedSigmoid, WeightEvolution
 from .grafting import ExchangeError, FilterGrafting, GraftingReport, distillation_loss
+from .health import HealthReport, filter_health
 from .low_rank import CompactReport, LowRankProjection, ProjectionReport, compact_like
 from .measures import (
     DormancyReport,
@@ -26,6 +27,7 @@ __all__ = [
     "ExchangeError",
     "FilterGrafting",
     "GraftingReport",
+    "HealthReport",
     "LowRankProjection",
     "NonFiniteWeightError",
     "OverlapReport",
@@ -40,6 +42,7 @@ __all__ = [
     "compact_like",
     "count_invalid_filters",
     "distillation_loss",
+    "filter_health",
     "filter_overlap",
     "measure_overlap",
 ]

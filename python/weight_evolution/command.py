@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 COMMANDS = {
     "train": "train a network from one or more seeds",
-    "inspect": "print what an evolution of a checkpoint would select",
+    "inspect": "the filter health of any network",
     "compact": "write the compact network of a low-rank checkpoint",
     "demo": "the methods where units die, and where they do not, in minutes",
     "info": "print versions and available backends",

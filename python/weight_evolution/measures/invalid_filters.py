@@ -48,8 +48,8 @@ def count_under(norms: Tensor, thresholds: Sequence[float]) -> list[int]:
     return [int((norms < threshold).sum()) for threshold in thresholds]
 
 
-def as_rows(module: _ConvNd, weight: Tensor) -> Tensor:
-    """A conv's weight as [filters, elements], half precision in float32."""
+def as_rows(module: nn.Module, weight: Tensor) -> Tensor:
+    """A conv's or Linear's weight as [filters, elements], half precision in float32."""
     weight = weight.detach()
     if weight.dtype in (torch.float16, torch.bfloat16):
         weight = weight.float()

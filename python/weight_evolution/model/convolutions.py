@@ -17,8 +17,7 @@ from .wrappers import joined
 def convolutions(model: nn.Module, choice: ModuleChoice = EVERYTHING) -> dict[str, tuple[_ConvNd, Tensor]]:
     """Parameter name -> convolution and weight, in module order; a shared weight once.
 
-    A computed weight (parametrize, weight_norm, prune) is as forward would have it. The model is only read, even where
-    reading computes: spectral_norm goes on with its iteration.
+    The model is only read, even where reading computes: see `measured_weight`.
 
     Args:
         model: the network.
@@ -33,20 +32,34 @@ def convolutions(model: nn.Module, choice: ModuleChoice = EVERYTHING) -> dict[st
     for name, module in choice.modules_of(model).items():
         if not isinstance(module, _ConvNd) or choice.left_out(module, name):
             continue
+        parameter = module._parameters.get("weight")
+        if parameter is not None and id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
         full_name = joined(name, "weight")
-        weight: Tensor | None
-        if "weight" not in module._parameters:
-            weight = getattr(copy_model(module), "weight", None)
-        else:
-            weight = module.weight
-            if is_lazy(weight):
-                raise TypeError(f"{full_name} is not initialized yet; run one forward pass first")
-            if id(weight) in seen:
-                continue
-            seen.add(id(weight))
-        if weight is None:
-            raise TypeError(f"{full_name} is None")
-        check_weight(full_name, module, weight)
-        FilterBank([weight.detach()], names=[full_name])  # refuses what has no values that could be measured
-        found[full_name] = module, weight.detach()
+        found[full_name] = module, measured_weight(full_name, module)
     return found
+
+
+def measured_weight(name: str, module: nn.Module) -> Tensor:
+    """The weight of a module, as forward would have it, without gradient; only read.
+
+    A computed one (parametrize, weight_norm, prune) is read from a copy: spectral_norm goes on with its iteration.
+
+    Args:
+        name: of the weight, for messages.
+
+    Raises:
+        TypeError, ValueError: the weight is not initialized yet, not a whole one, or of a kind that `FilterBank`
+            refuses.
+    """
+    weight: Tensor | None = module._parameters.get("weight")
+    if "weight" not in module._parameters:
+        weight = getattr(copy_model(module), "weight", None)
+    if weight is None:
+        raise TypeError(f"{name} is None")
+    if is_lazy(weight):
+        raise TypeError(f"{name} is not initialized yet; run one forward pass first")
+    check_weight(name, module, weight)
+    FilterBank([weight.detach()], names=[name])  # refuses what has no values that could be measured
+    return weight.detach()

@@ -54,6 +54,15 @@ def load_compact(path: str | Path) -> nn.Module:
     return compact.eval()
 
 
+def is_compact(path: Path) -> bool:
+    """Whether a file is one of ``weight-evolution compact``."""
+    try:
+        _read(path)
+    except UserError:
+        return False
+    return True
+
+
 def compact_checkpoint(
     checkpoint: Path, output: Path, device: torch.device, *, root: Path | None = None, overwrite: bool = False
 ) -> str:

@@ -1,0 +1,94 @@
+"""What the numbers of a network support: plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .layer import ALIKE, LayerHealth
+from .previews import Preview
+
+FEW = 0.01
+"""Share under which a finding is not worth a method: of filters, or of units."""
+DUPLICATED = 0.05
+"""Share of overlapping filters from which a network is worth making smaller."""
+SMALLER = 0.75
+"""Share of the parameters at most which a compact network is worth trying."""
+
+
+def advice(layers: Mapping[str, LayerHealth], previews: Mapping[str, Preview], reason: str) -> list[str]:
+    """One sentence for each finding; one that says so where there is none.
+
+    Args:
+        reason: why activity was not measured; empty where it was.
+    """
+    if broken := [name for name, layer in layers.items() if not layer.finite]:
+        return [f"{', '.join(broken)}: a weight is NaN or infinite. Restore an earlier checkpoint; nothing else helps."]
+    found = [
+        sentence
+        for sentence in (
+            _dead_units(layers),
+            _zero_filters(layers),
+            _inferior(previews["WeightEvolution"]),
+            _overlapping(layers),
+            _low_rank(previews["LowRankProjection"]),
+        )
+        if sentence
+    ]
+    if not found:
+        found = ["Nothing here needs a treatment: no method of this package helps a healthy network."]
+    if reason:
+        found.append(f"Whether units are dormant was not measured: {reason}.")
+    return found
+
+
+def _dead_units(layers: Mapping[str, LayerHealth]) -> str:
+    activities = [layer.activity for layer in layers.values() if layer.activity is not None]
+    units, dead = sum(len(a.scores) for a in activities), sum(a.dead for a in activities)
+    if dead <= FEW * units:
+        return ""
+    return (
+        f"{dead} of {units} units ({dead / units:.0%}) never fire on these batches. If training goes on and what is to "
+        "be learnt changes, UnitReactivation lets them start anew; on one task that stays, this gains nothing."
+    )
+
+
+def _zero_filters(layers: Mapping[str, LayerHealth]) -> str:
+    zero, filters = sum(layer.zero for layer in layers.values()), sum(layer.filters for layer in layers.values())
+    if zero <= FEW * filters:
+        return ""
+    return (
+        f"{zero} of {filters} filters ({zero / filters:.0%}) are zero, as after pruning. To use them again give "
+        "WeightEvolution a conv_rate above that share for a step (at the published 0.2 it selects none where more are "
+        "zero under the released rule), or UnitReactivation with importance='l1'; or remove them."
+    )
+
+
+def _inferior(preview: Preview) -> str:
+    replaced, filters = (preview.numbers.get(name, 0) for name in ("filters_replaced", "filters"))
+    if replaced <= FEW * filters:
+        return ""
+    return (
+        f"{replaced} of {filters} filters have a small L1 norm in the network and in their layer. Look first whether "
+        "the learning rate or the weight decay (on norms, too) is too large; WeightEvolution replaces such filters."
+    )
+
+
+def _overlapping(layers: Mapping[str, LayerHealth]) -> str:
+    overlapping = sum(layer.overlapping or 0 for layer in layers.values())
+    filters = sum(layer.filters for layer in layers.values())
+    if overlapping <= DUPLICATED * filters:
+        return ""
+    return (
+        f"{overlapping} of {filters} filters are nearly multiples of another one of their layer (cosine from {ALIKE}): "
+        "the network is wider than what it learnt."
+    )
+
+
+def _low_rank(preview: Preview) -> str:
+    share = preview.numbers.get("parameters_share", 1.0)
+    if share > SMALLER:
+        return ""
+    return (
+        f"The weights use few of their dimensions: {preview.sentence}. Train with LowRankProjection and compare with a "
+        "narrower network."
+    )

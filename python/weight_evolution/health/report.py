@@ -1,0 +1,161 @@
+"""`HealthReport`: how the filters of a network are, layer by layer and in all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..measures.dormancy_report import THRESHOLDS as DORMANT
+from ..measures.invalid_filters import PUBLISHED_THRESHOLDS as INVALID
+from ..tables import table
+from .layer import ENERGIES, LayerHealth
+from .previews import Preview
+
+SHOWN = 5
+"""Layers that a printed report has: those of which most is wrong."""
+
+
+@dataclass(frozen=True)
+class HealthReport:
+    """What `filter_health` found; plain numbers, and tensors on the CPU."""
+
+    layers: dict[str, LayerHealth]
+    """By module name, in module order."""
+    skipped: dict[str, str]
+    """Layer or parameter name -> why it was not measured."""
+    without_activity: dict[str, str]
+    """Layer name -> why the activity of its units was not measured; empty without batches."""
+    previews: dict[str, Preview]
+    """Class name -> what that method would do."""
+    advice: list[str]
+    """Sentences, where the numbers support one."""
+    parameters: int
+    """Elements of all parameters."""
+
+    def scalars(self) -> dict[str, float]:
+        """All totals by name, for any logger: counts of filters and units, and what the methods would do."""
+        layers = list(self.layers.values())
+        found: dict[str, float] = {
+            "parameters": self.parameters,
+            "filters": sum(layer.filters for layer in layers),
+            "zero": sum(layer.zero for layer in layers),
+            "inferior": sum(layer.inferior for layer in layers),
+            **{f"invalid_{t:g}": sum(layer.invalid[t] for layer in layers) for t in INVALID},
+            "overlapping": sum(layer.overlapping or 0 for layer in layers),
+        }
+        activities = [layer.activity for layer in layers if layer.activity is not None]
+        if activities:
+            found["units"] = sum(len(activity.scores) for activity in activities)
+            found["dead"] = sum(activity.dead for activity in activities)
+            found |= {f"dormant_{t:g}": sum(activity.dormant[t] for activity in activities) for t in DORMANT}
+        for preview in self.previews.values():
+            found |= {f"{preview.method}/{name}": value for name, value in preview.numbers.items()}
+        return found
+
+    def summary(self) -> str:
+        """One line."""
+        totals = self.scalars()
+        shares = [f"{totals[name]:g} {name}" for name in ("zero", "inferior", "overlapping")]
+        units = f"; {totals['dead']:g} dead of {totals['units']:g} units" if "units" in totals else ""
+        return f"{totals['filters']:g} filters in {len(self.layers)} layers: {', '.join(shares)}{units}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain numbers, strings, lists and dicts, as JSON has them."""
+        return {
+            "summary": self.summary(),
+            "totals": self.scalars(),
+            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
+            "skipped": dict(self.skipped),
+            "without_activity": dict(self.without_activity),
+            "previews": {p.method: {"sentence": p.sentence, **p.numbers} for p in self.previews.values()},
+            "advice": list(self.advice),
+        }
+
+    def to_html(self, title: str = "Filter health") -> str:
+        """A page that needs no other file: the tables, with a figure of the layers.
+
+        Raises:
+            ImportError: matplotlib is not installed (the extra ``plot``).
+        """
+        from .html import page
+
+        return page(self, title)
+
+    def worst(self, count: int = SHOWN) -> dict[str, LayerHealth]:
+        """The layers of which the largest share of filters or units is dead, zero, inferior or overlapping."""
+        names = sorted(self.layers, key=lambda name: -_badness(self.layers[name]))[:count]
+        return {name: layer for name, layer in self.layers.items() if name in names and _badness(layer) > 0}
+
+    def table(self) -> str:
+        """All layers, and what was left out."""
+        lines = _table(self.layers, total=self)
+        lines += [f"not measured: {name}: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"activity not measured: {name}: {reason}" for name, reason in self.without_activity.items()]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        lines = [self.summary()]
+        if worst := self.worst():
+            others = len(self.layers) - len(worst)
+            lines += ["", *_table(worst)] + ([f"... and {others} more layers"] if others else [])
+        lines += ["", *(f"{preview.method}: {preview.sentence}" for preview in self.previews.values())]
+        return "\n".join([*lines, "", *self.advice])
+
+
+def is_active(layers: Mapping[str, LayerHealth]) -> bool:
+    """Whether any layer's activity was measured."""
+    return any(layer.activity is not None for layer in layers.values())
+
+
+def headings(layers: Mapping[str, LayerHealth]) -> list[str]:
+    """Of the columns of `cells`."""
+    found = ["layer", "filters", "zero", "inferior", *(f"L1 < {t:g}" for t in INVALID), "alike", "mean cosine"]
+    found += ["rank", "effective", *(f"at {share:.0%}" for share in ENERGIES)]
+    if is_active(layers):
+        found += ["dead", *(f"<= {t:g}" for t in DORMANT)]
+    return found
+
+
+def cells(name: str, layer: LayerHealth, active: bool) -> list[str]:
+    """One layer's row."""
+    if not layer.finite:
+        count = 2 + len(INVALID) + 2 + 2 + len(ENERGIES) + (1 + len(DORMANT) if active else 0)
+        return [name or "(model)", str(layer.filters), "NaN", *["-"] * (count - 1)]
+    row = [name or "(model)", str(layer.filters), str(layer.zero), str(layer.inferior)]
+    row += [str(layer.invalid[t]) for t in INVALID]
+    if layer.spectrum is None:
+        row += ["-", "-", str(layer.full_rank), "-", *["-"] * len(ENERGIES)]
+    else:
+        row += [str(layer.overlapping), f"{layer.mean_overlap or 0:.3f}", str(layer.full_rank)]
+        row += [f"{layer.spectrum.effective_rank:.1f}", *(str(layer.spectrum.ranks[share]) for share in ENERGIES)]
+    if active:
+        measured = layer.activity
+        row += ["-"] * (1 + len(DORMANT)) if measured is None else [str(measured.dead), *_dormant(measured.dormant)]
+    return row
+
+
+def _dormant(counts: Mapping[float, int]) -> list[str]:
+    return [str(counts[threshold]) for threshold in DORMANT]
+
+
+def _table(layers: Mapping[str, LayerHealth], total: HealthReport | None = None) -> list[str]:
+    rows = [headings(layers), *(cells(name, layer, is_active(layers)) for name, layer in layers.items())]
+    if total is not None:
+        sums = total.scalars()
+        last = ["all", *(f"{sums[name]:g}" for name in ("filters", "zero", "inferior"))]
+        last += [f"{sums[f'invalid_{t:g}']:g}" for t in INVALID] + [f"{sums['overlapping']:g}", ""]
+        last += [""] * (2 + len(ENERGIES))
+        if is_active(layers):
+            last += [f"{sums['dead']:g}", *(f"{sums[f'dormant_{t:g}']:g}" for t in DORMANT)]
+        rows.append(last)
+    return table(rows)
+
+
+def _badness(layer: LayerHealth) -> float:
+    if not layer.finite:
+        return 2.0
+    shares = [max(layer.zero, layer.inferior, layer.overlapping or 0) / max(layer.filters, 1)]
+    if layer.activity is not None:
+        shares.append(layer.activity.dormant[DORMANT[-1]] / max(len(layer.activity.scores), 1))
+    return max(shares)

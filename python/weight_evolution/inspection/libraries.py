@@ -1,0 +1,40 @@
+"""Networks of timm and torchvision by name."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..training.errors import UserError
+
+_NAMES = {"timm": ("in_chans", "num_classes"), "torchvision": (None, "num_classes")}
+"""How they call the channels of the images and the number of classes."""
+
+
+def library_model(library: str, name: str, options: dict[str, int], pretrained: bool) -> nn.Module:
+    """``timm`` or ``torchvision``; ``options``: ``in_channels`` and ``num_classes``.
+
+    Raises:
+        UserError: the library is not installed, has no such network, or its weights cannot be fetched.
+    """
+    channels, classes = _NAMES[library]
+    if channels is None and "in_channels" in options:
+        raise UserError(f"--in-channels: networks of {library} have three; use timm:NAME or module:factory")
+    named = {channels: options.get("in_channels"), classes: options.get("num_classes")}
+    given = {key: value for key, value in named.items() if key is not None and value is not None}
+    try:
+        if library == "timm":
+            from timm import create_model
+
+            model: nn.Module = create_model(name, pretrained=pretrained, **given)
+        else:
+            from torchvision.models import get_model
+
+            model = get_model(name, weights="DEFAULT" if pretrained else None, **given)
+    except ImportError:
+        extra = {"timm": "timm", "torchvision": "vision"}[library]
+        raise UserError(f"{library}:{name} needs {library}: pip install 'weight-evolution[{extra}]'") from None
+    except Exception as error:  # of the network, of their hubs, of an unknown name
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        advice = "; without a network pass --random, or a file of weights with --model" if pretrained else ""
+        raise UserError(f"{library}:{name}: {reason}{advice}") from None
+    return model.eval()

@@ -1,0 +1,150 @@
+"""Networks from files and by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..training.checkpoint import read_checkpoint
+from ..training.compacting import is_compact, load_compact
+from ..training.config import TrainingConfig
+from ..training.errors import UserError
+from ..training.models import make_model
+from ..training.trainer import check_model_state
+from .libraries import library_model
+from .skeleton import skeleton
+from .state_files import read_weights
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network and where it comes from."""
+
+    model: nn.Module
+    title: str
+    """One line that says what it is."""
+    notes: tuple[str, ...] = ()
+    """What of the file is not in the model, and the like."""
+    runs: bool = True
+    """Whether it has a forward."""
+    run: dict[str, Any] | None = None
+    """The checkpoint, where it is one of ``weight-evolution train``."""
+
+
+def load_network(
+    source: str,
+    model: str | None = None,
+    *,
+    options: dict[str, int] | None = None,
+    random: bool = False,
+    trust_pickle: bool = False,
+) -> Source:
+    """The network that ``source`` names, on the CPU.
+
+    Args:
+        source: a file or folder (`read_weights`), a checkpoint of ``weight-evolution train`` or ``compact``,
+            ``timm:NAME`` or ``torchvision:NAME`` (with their published weights), or ``module:factory``.
+        model: the architecture of a state dict: ``timm:NAME``, ``torchvision:NAME``, ``module:factory`` or a name that
+            ``weight-evolution train --model`` takes. Without it the weights alone are measured.
+        options: ``in_channels`` and ``num_classes`` for the architecture, where it should not have its own.
+        random: freshly initialised instead of published weights.
+        trust_pickle: also load files that run code of their own while they are read.
+
+    Raises:
+        UserError: says what is missing or wrong.
+    """
+    options = options or {}
+    path = Path(source)
+    if not path.exists():
+        if ":" not in source:
+            raise UserError(
+                f"{source}: no such file; a network by name is timm:NAME, torchvision:NAME or module:factory"
+            )
+        if model is not None:
+            raise UserError(f"--model is for files of weights, {source} names a network")
+        return Source(architecture(source, options, pretrained=not random), source)
+    if path.is_file() and (own := _own(path)) is not None:
+        return own
+    saved = read_weights(path, trust_pickle)
+    if isinstance(saved.content, nn.Module):
+        return Source(saved.content, f"{source}: {saved.kind}")
+    title = f"{source}: {saved.kind}, {len(saved.content)} tensors"
+    if model is None:
+        return Source(_skeleton(source, saved.content), title, ("no --model: known by the weights alone",), runs=False)
+    network = architecture(model, options, pretrained=False)
+    return Source(network, f"{title}, as {model}", _load(network, saved.content, source))
+
+
+def architecture(name: str, options: dict[str, int], *, pretrained: bool) -> nn.Module:
+    """A network by name.
+
+    Raises:
+        UserError: there is none, or its weights cannot be had.
+    """
+    library, _, own = name.partition(":")
+    if library in ("timm", "torchvision"):
+        return library_model(library, own, options, pretrained)
+    return make_model(name, options.get("in_channels", 3), options.get("num_classes", 10))
+
+
+def _own(path: Path) -> Source | None:
+    """A checkpoint of this program, or None."""
+    try:
+        state = read_checkpoint(path)
+    except UserError:
+        if is_compact(path):
+            return Source(load_compact(path), f"{path}: a compact network of weight-evolution")
+        return None
+    config = TrainingConfig.from_dict(state["config"])
+    network = make_model(config.model, state["in_channels"], state["num_classes"])
+    check_model_state(state["model"], network)
+    network.load_state_dict(state["model"])
+    return Source(network, f"{path}: {config.model} on {config.data}", run=state)
+
+
+def _skeleton(source: str, state: dict[str, Tensor]) -> nn.Module:
+    made = skeleton(state)
+    if next(made.parameters(), None) is None:
+        raise UserError(f"{source} holds no weight of a convolution or Linear among {len(state)} tensors")
+    return made
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], source: str) -> tuple[str, ...]:
+    """Copies what fits; what is missing or left over is said, what has another shape is refused."""
+    wanted = network.state_dict()
+    state = _renamed(state, wanted)
+    for name, value in wanted.items():
+        if name in state and state[name].shape != value.shape:
+            raise UserError(
+                f"{source}: {name} has shape {tuple(state[name].shape)}, the model's {tuple(value.shape)}; is it "
+                "another model, or does it need --num-classes or --in-channels?"
+            )
+    missing, unexpected = [n for n in wanted if n not in state], [n for n in state if n not in wanted]
+    if len(missing) == len(wanted):
+        raise UserError(f"{source} holds none of the model's parameters: {unexpected[:3]} against {missing[:3]}")
+    with torch.no_grad():
+        network.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
+    notes = []
+    if missing:
+        notes.append(
+            f"{len(missing)} of {len(wanted)} tensors are not in the file, so random: {', '.join(missing[:3])}"
+        )
+    if unexpected:
+        notes.append(f"{len(unexpected)} tensors of the file are not the model's: {', '.join(unexpected[:3])}")
+    return tuple(notes)
+
+
+def _renamed(state: dict[str, Tensor], wanted: dict[str, Any]) -> dict[str, Tensor]:
+    """Without the name that a Lightning module or another holder has for the network, such as ``model.``."""
+    if any(name in wanted for name in state):
+        return state
+    prefixes = {name.split(".", 1)[0] + "." for name in state if "." in name}
+    for prefix in sorted(prefixes):
+        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if any(name in wanted for name in inner):
+            return inner
+    return state
