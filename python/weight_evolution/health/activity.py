@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..measures import DormancyReport, UnitActivity
 from ..model.modes import evaluating
-from ..model.module_filters import ModuleFilter
+from ..model.module_filters import ModuleChoice
 from ..model.wrappers import named_parameters
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -22,8 +22,7 @@ def measure_activity(
     model: nn.Module,
     batches: Iterable[Batch],
     example_inputs: tuple[Tensor, ...] | None,
-    include: Sequence[ModuleFilter] | None,
-    exclude: Sequence[ModuleFilter],
+    choice: ModuleChoice,
 ) -> DormancyReport | str:
     """The activity on all batches, or why it cannot be measured; the model's modes stay as they were.
 
@@ -41,9 +40,7 @@ def measure_activity(
         raise ValueError("batches must hold at least one batch")
     arguments, _ = _inputs(first, device)
     try:
-        activity = UnitActivity(
-            model, example_inputs=example_inputs or arguments or None, include=include, exclude=exclude
-        )
+        activity = UnitActivity(model, example_inputs=example_inputs or arguments or None, **choice._asdict())
     except ValueError as error:
         return str(error)
     with evaluating(model), activity:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from ..arguments import check_flag, check_inputs, check_model
+from ..arguments import check_flag, check_inputs
 from ..measures import DormancyReport
 from ..measures.dormancy_report import THRESHOLDS as DORMANT
 from ..model.convolutions import measured_weight
-from ..model.module_filters import ModuleFilter, check_filters, left_out
+from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.wrappers import joined, named_modules, named_parameters
 from .activity import Batch, measure_activity
 from .advice import advice
@@ -54,20 +54,21 @@ def filter_health(
     Raises:
         TypeError, ValueError: name the argument and say what to do; ValueError, too, if the model has no such layer.
     """
-    check_filters(include, exclude, dict(named_modules(check_model(model))))
+    choice = ModuleChoice(include, exclude)
+    choice.modules_of(model)
     check_flag(full, "full")
     inputs = check_inputs(example_inputs)
-    layers, skipped = _measure(model, full, include, exclude)
+    layers, skipped = _measure(model, full, choice)
     if not layers:
         raise ValueError(f"model has no layer to measure: {skipped or 'no convolution and no Linear'}")
-    found = NO_BATCHES if batches is None else measure_activity(model, batches, inputs, include, exclude)
+    found = NO_BATCHES if batches is None else measure_activity(model, batches, inputs, choice)
     reason, without = (found, {}) if isinstance(found, str) else ("", found.skipped)
     if isinstance(found, DormancyReport):
         layers = _with_activity(layers, found)
     previews = [
-        preview_evolution(model, include, exclude),
+        preview_evolution(model, choice),
         preview_reactivation(layers, reason),
-        preview_low_rank(model, layers, input_size, inputs, include, exclude),
+        preview_low_rank(model, layers, input_size, inputs, choice),
     ]
     by_method = {preview.method: preview for preview in previews}
     return HealthReport(
@@ -80,9 +81,7 @@ def filter_health(
     )
 
 
-def _measure(
-    model: nn.Module, full: bool, include: Sequence[ModuleFilter] | None, exclude: Sequence[ModuleFilter]
-) -> tuple[dict[str, LayerHealth], dict[str, str]]:
+def _measure(model: nn.Module, full: bool, choice: ModuleChoice) -> tuple[dict[str, LayerHealth], dict[str, str]]:
     """The layers, and why others, and matrices that are no layer's weight, were left out."""
     layers: dict[str, LayerHealth] = {}
     skipped: dict[str, str] = {}
@@ -93,7 +92,7 @@ def _measure(
                 if parameter is not None and not is_lazy(parameter) and parameter.dim() > 1:
                     skipped[joined(name, attribute)] = f"a matrix of {type(module).__name__}, not of a conv or Linear"
             continue
-        if reason := left_out([name], module, include, exclude):
+        if reason := choice.left_out(module, name):
             skipped[name] = reason
             continue
         parameter = module._parameters.get("weight")

@@ -12,7 +12,7 @@ from we_kernels import NonFiniteWeightError
 
 from ..evolution import WeightEvolution
 from ..low_rank import LowRankProjection
-from ..model.module_filters import ModuleFilter
+from ..model.module_filters import ModuleChoice
 from ..model.wrappers import named_parameters
 from .layer import ENERGIES, LayerHealth
 
@@ -32,9 +32,7 @@ class Preview:
     """The same as numbers; empty where it cannot be said."""
 
 
-def preview_evolution(
-    model: nn.Module, include: Sequence[ModuleFilter] | None, exclude: Sequence[ModuleFilter]
-) -> Preview:
+def preview_evolution(model: nn.Module, choice: ModuleChoice) -> Preview:
     """A step at the published base rates, without a schedule and starvation rule."""
     method = "WeightEvolution"
     try:
@@ -45,8 +43,7 @@ def preview_evolution(
                 schedule=_constant,
                 starvation_divisor=None,
                 measure_after=False,
-                include=include,
-                exclude=exclude,
+                **choice._asdict(),
             )
             report = evolution.preview(epoch=0)
             replaced = report.inferior
@@ -86,16 +83,15 @@ def preview_low_rank(
     layers: Mapping[str, LayerHealth],
     input_size: Sequence[int] | None,
     example_inputs: tuple[Tensor, ...] | None,
-    include: Sequence[ModuleFilter] | None,
-    exclude: Sequence[ModuleFilter],
+    choice: ModuleChoice,
 ) -> Preview:
     """The compact network whose layers keep 90% of their energy: parameters, with inputs also multiply-accumulates."""
     method, energy = "LowRankProjection", ENERGIES[0]
     measured = {name: layer.spectrum.ranks[energy] for name, layer in layers.items() if layer.spectrum is not None}
     try:
-        fit = _projection(model, None, None, include, exclude).layers
+        fit = _projection(model, None, None, choice).layers
         ranks = {name: max(measured[name], 1) for name in fit if name in measured}
-        projection = _projection(model, ranks, example_inputs, include, exclude)
+        projection = _projection(model, ranks, example_inputs, choice)
         numbers = {"energy": energy, "parameters_share": _parameters_share(model, layers, projection.ranks)}
         if input_size is not None or example_inputs is not None:
             costs = projection.report(input_size)
@@ -111,8 +107,7 @@ def _projection(
     model: nn.Module,
     ranks: Mapping[str, int] | None,
     example_inputs: tuple[Tensor, ...] | None,
-    include: Sequence[ModuleFilter] | None,
-    exclude: Sequence[ModuleFilter],
+    choice: ModuleChoice,
 ) -> LowRankProjection:
     return LowRankProjection(
         model,
@@ -120,8 +115,7 @@ def _projection(
         linear=True,
         rectify_batch_norm=False,
         example_inputs=example_inputs,
-        include=include,
-        exclude=exclude,
+        **choice._asdict(),
     )
 
 

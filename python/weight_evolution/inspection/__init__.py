@@ -1,5 +1,7 @@
 """``weight-evolution inspect``: the filter health of any network, from a file or by name."""
 
+from .command import InspectOptions, inspect
+from .selection import SelectionOptions
 from .sources import Source, load_network
 
-__all__ = ["Source", "load_network"]
+__all__ = ["InspectOptions", "SelectionOptions", "Source", "inspect", "load_network"]

@@ -3,86 +3,105 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from ..health import HealthReport, filter_health
-from ..training.data import load_data
-from ..training.errors import UserError
+from ..tables import first_line
+from ..training.arguments import option, positive_int
+from ..training.data import DATA, load_data
+from ..training.errors import UserError, user_errors
 from ..training.logs import write_text
-from .sources import Source
+from .selection import SelectionOptions, selection
+from .sources import Source, load_network
 
 FORMATS = ("text", "json", "html")
+IN_DATA = 512
+"""Test images that are run through the network by default."""
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What to measure with, and how to say it."""
+    """What to look at, and how to say it."""
 
-    data: str | None = None
-    """A data set whose test images are run through the network."""
-    root: Path | None = None
-    batches: int = 8
-    batch_size: int = 64
-    input_size: Sequence[int] | None = None
-    """Of one image, to count multiply-accumulates; the data's, where there are some."""
-    full: bool = False
-    long: bool = False
-    """All layers as text, instead of the five that matter."""
+    model: str | None = option(
+        None, "architecture of a file of weights: timm:NAME, torchvision:NAME, module:factory, or as of train"
+    )
+    num_classes: int | None = option(None, "of the architecture (default: its own)", type=positive_int, metavar="N")
+    in_channels: int | None = option(None, "of the architecture (default: its own)", type=positive_int, metavar="N")
+    random: bool = option(False, "timm:NAME and torchvision:NAME freshly initialised, without their published weights")
+    trust_pickle: bool = option(False, "also read files that run code of their own, such as whole modules")
+    data: str | None = option(None, f"run test images through it, to see which units fire: {', '.join(DATA)}")
+    root: Path | None = option(None, "folder of the data set's files (default: its usual place)", type=Path)
+    images: int = option(IN_DATA, "of the data", type=positive_int, metavar="N")
+    batch_size: int = option(64, "of the data", type=positive_int, metavar="N")
+    input_size: tuple[int, ...] | None = option(
+        None, "C H W of an image, to count multiply-accumulates", type=positive_int, nargs="+", metavar="N"
+    )
+    full: bool = option(False, "cosines and ranks of layers of more than 2,048 filters and elements, too")
+    long: bool = option(False, "all layers, instead of the five of which most is wrong")
+    format: str = option("text", "", choices=FORMATS)
+    output: Path | None = option(None, "write a file instead of printing", type=Path, metavar="FILE")
+    overwrite: bool = option(False, "replace --output if it exists")
 
 
-def inspect_network(source: Source, options: InspectOptions) -> HealthReport:
-    """The filter health of a network.
+def inspect(name: str, options: InspectOptions, chosen: SelectionOptions) -> str:
+    """The filter health of the network that ``name`` says, as text, JSON or HTML.
 
     Raises:
-        UserError: the data do not go through it, or it has nothing to measure.
+        UserError: there is no such network, or the options do not fit it.
     """
+    if options.output is not None and options.output.exists() and not options.overwrite:
+        raise UserError(f"{options.output} exists; pass --overwrite to replace it, or name another file")
+    sizes = {"num_classes": options.num_classes, "in_channels": options.in_channels}
+    source = load_network(
+        name,
+        options.model,
+        options={size: number for size, number in sizes.items() if number is not None},
+        random=options.random,
+        trust_pickle=options.trust_pickle,
+    )
+    if source.run is None and chosen != SelectionOptions():
+        raise UserError(
+            f"--conv-rate, --norm-rate, --local-ratio and --thresholds are for checkpoints of train, not {name}"
+        )
+    report = _health(source, options)
+    text = _formatted(report, source, options)
+    if source.run is not None and options.format == "text":
+        text = "\n".join([text, "", selection(source.title, source.model, source.run, chosen)])
+    if options.output is None:
+        return text
+    with user_errors(f"cannot write {options.output}: ", OSError):
+        write_text(options.output, text)
+    return f"written to {options.output}"
+
+
+def _health(source: Source, options: InspectOptions) -> HealthReport:
     batches: list[Tensor] | None = None
     input_size = options.input_size
+    for given, flag in ((options.data, "--data"), (input_size, "--input-size")):
+        if given is not None and not source.runs:
+            raise UserError(f"{flag} needs a network that can be run: say which by --model")
     if options.data is not None:
-        if not source.runs:
-            raise UserError("--data needs a network that can be run: say which by --model")
         dataset = load_data(options.data, options.root)
         mean, deviation = dataset.statistics
-        images = dataset.test_images[: options.batches * options.batch_size]
+        images = dataset.test_images[: options.images]
         batches = list(((images.float() - mean) / deviation).split(options.batch_size))
         input_size = tuple(images.shape[1:])
-    if not source.runs and input_size is not None:
-        raise UserError("--input-size needs a network that can be run: say which by --model")
     try:
         return filter_health(source.model, batches, input_size=input_size, full=options.full)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{source.title}: {reason}") from error
+        raise UserError(f"{source.title}: {first_line(error)}") from error
 
 
-def formatted(report: HealthReport, source: Source, form: str, long: bool) -> str:
-    """As ``form`` has it.
-
-    Raises:
-        UserError: HTML needs matplotlib, which is not installed.
-    """
-    if form == "json":
+def _formatted(report: HealthReport, source: Source, options: InspectOptions) -> str:
+    if options.format == "json":
         found = {"source": source.title, "notes": list(source.notes), **report.to_dict()}
         return json.dumps(found, indent=1, allow_nan=False)
-    if form == "html":
-        try:
+    if options.format == "html":
+        with user_errors("", ImportError):
             return report.to_html(source.title)
-        except ImportError as error:
-            raise UserError(str(error)) from None
-    lines = [source.title, *source.notes, str(report)]
-    return "\n".join(lines + (["", report.table()] if long else []))
-
-
-def write(text: str, output: Path, overwrite: bool) -> None:
-    """Write a new file.
-
-    Raises:
-        UserError: it exists already, or cannot be written.
-    """
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} exists; pass --overwrite to replace it, or name another file")
-    write_text(output, text)
+    parts = [source.title, *source.notes, str(report)]
+    return "\n".join([*parts, "", report.table()] if options.long else parts)

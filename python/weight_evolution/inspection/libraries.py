@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..tables import first_line
 from ..training.errors import UserError
 
 _NAMES = {"timm": ("in_chans", "num_classes"), "torchvision": (None, "num_classes")}
@@ -34,7 +35,6 @@ def library_model(library: str, name: str, options: dict[str, int], pretrained: 
         extra = {"timm": "timm", "torchvision": "vision"}[library]
         raise UserError(f"{library}:{name} needs {library}: pip install 'weight-evolution[{extra}]'") from None
     except Exception as error:  # of the network, of their hubs, of an unknown name
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = "; without a network pass --random, or a file of weights with --model" if pretrained else ""
-        raise UserError(f"{library}:{name}: {reason}{advice}") from None
+        raise UserError(f"{library}:{name}: {first_line(error)}{advice}") from None
     return model.eval()

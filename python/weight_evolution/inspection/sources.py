@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..training.checkpoint import read_checkpoint
+from ..training.checkpoint import check_checkpoint, heading, is_checkpoint, read_plain, restored_model
 from ..training.compacting import is_compact, load_compact
-from ..training.config import TrainingConfig
 from ..training.errors import UserError
 from ..training.models import make_model
-from ..training.trainer import check_model_state
+from ..training.trainer import headline_accuracy
 from .libraries import library_model
 from .skeleton import skeleton
 from .state_files import read_weights
@@ -94,16 +93,16 @@ def architecture(name: str, options: dict[str, int], *, pretrained: bool) -> nn.
 def _own(path: Path) -> Source | None:
     """A checkpoint of this program, or None."""
     try:
-        state = read_checkpoint(path)
+        state = read_plain(path, "a checkpoint")
     except UserError:
-        if is_compact(path):
-            return Source(load_compact(path), f"{path}: a compact network of weight-evolution")
         return None
-    config = TrainingConfig.from_dict(state["config"])
-    network = make_model(config.model, state["in_channels"], state["num_classes"])
-    check_model_state(state["model"], network)
-    network.load_state_dict(state["model"])
-    return Source(network, f"{path}: {config.model} on {config.data}", run=state)
+    if is_compact(state):
+        return Source(load_compact(path), f"{path}: a compact network of weight-evolution")
+    if not is_checkpoint(state):
+        return None
+    check_checkpoint(path, state)
+    accuracy = f", test accuracy {headline_accuracy(state['history'][-1]):.2f}%" if state["history"] else ""
+    return Source(restored_model(state), heading(path, state) + accuracy, run=state)
 
 
 def _skeleton(source: str, state: dict[str, Tensor]) -> nn.Module:

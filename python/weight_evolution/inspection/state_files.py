@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..tables import first_line
 from ..training.errors import UserError
 
 _IN_FOLDERS = (
@@ -117,7 +118,7 @@ def _read_torch(path: Path, trust_pickle: bool) -> Saved:
                 f"{path} holds more than tensors and plain values ({other[1]}), so reading it runs code that it names. "
                 "If you trust its origin pass --trust-pickle; better save model.state_dict()"
             ) from None
-        raise UserError(f"{path} is not a file of torch.save or is damaged ({_first_line(error)})") from None
+        raise UserError(f"{path} is not a file of torch.save or is damaged ({first_line(error)})") from None
     if isinstance(content, nn.Module):
         return Saved(content, "a module")
     if not isinstance(content, Mapping):
@@ -152,7 +153,3 @@ def _is_zip(path: Path) -> bool:
             return file.read(4) == b"PK\x03\x04"
     except OSError:
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -46,8 +46,21 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         UserError: there is no such file, or it is not a checkpoint of this program.
     """
-    state = read_plain(path, "a checkpoint", device)
-    if not isinstance(state, dict) or not state.keys() >= _ENTRIES.keys():
+    return check_checkpoint(path, read_plain(path, "a checkpoint", device))
+
+
+def is_checkpoint(state: object) -> bool:
+    """Whether what a file holds is meant to be a checkpoint of this program."""
+    return isinstance(state, dict) and state.keys() >= _ENTRIES.keys()
+
+
+def check_checkpoint(path: Path, state: Any) -> dict[str, Any]:
+    """The state itself.
+
+    Raises:
+        UserError: it is not a checkpoint of this program.
+    """
+    if not is_checkpoint(state):
         raise UserError(f"{path} is not a checkpoint of weight-evolution train")
     for name, wanted in _ENTRIES.items():
         if not isinstance(state[name], wanted):
@@ -60,7 +73,8 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     for i, row in enumerate(state["history"]):
         if not isinstance(row, dict) or not isinstance(row.get("test_accuracy"), float):
             _refuse(path, f"history[{i}]", row)
-    return state
+    checked: dict[str, Any] = state
+    return checked
 
 
 def heading(path: Path, state: Mapping[str, Any]) -> str:

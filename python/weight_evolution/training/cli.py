@@ -15,6 +15,7 @@ import torch.distributed as dist
 import we_kernels
 from we_kernels.info import format_info
 from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError, command
+from weight_evolution.inspection import InspectOptions, SelectionOptions, inspect
 
 from .arguments import add_options, fraction, non_negative_int, options_of, positive_int
 from .compacting import compact_checkpoint
@@ -22,7 +23,6 @@ from .config import TrainingConfig
 from .data import load_data
 from .demo import DemoOptions, RandomLabels, Stationary, run_demo
 from .errors import UserError
-from .inspection import InspectOptions, inspect_checkpoint
 from .launch import own_device, process_group, started_processes
 from .methods import METHODS, DistillationMethod, GraftingMethod, method_names, method_options
 from .networks import train_networks
@@ -77,10 +77,19 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Print what an evolution of a checkpoint would select; the file is only read."
+    parser.description = (
+        "Look at the filters of any network: which are zero, inferior, alike, of needless rank, with --data dormant; "
+        "what each method would do about it. Nothing is changed."
+    )
     parser.set_defaults(run=_inspect)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument(
+        "source",
+        help="a file or folder of weights (torch.save, safetensors, Lightning, Hugging Face), a checkpoint of train or "
+        "compact, timm:NAME or torchvision:NAME with their published weights, or module:factory",
+    )
     add_options(parser, InspectOptions)
+    own = parser.add_argument_group("what an evolution would select, of a checkpoint of train")
+    add_options(own, SelectionOptions)
     _add_alias(parser, "--rate", of="conv_rate", type=fraction)
 
 
@@ -207,7 +216,8 @@ def _networks_line(results: dict[str, Any]) -> str:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    print(inspect_checkpoint(options.checkpoint, options_of(InspectOptions, options)))
+    chosen = options_of(SelectionOptions, options, thresholds=tuple(options.thresholds))
+    print(inspect(options.source, options_of(InspectOptions, options), chosen))
 
 
 def _compact(options: argparse.Namespace) -> None:

@@ -54,13 +54,9 @@ def load_compact(path: str | Path) -> nn.Module:
     return compact.eval()
 
 
-def is_compact(path: Path) -> bool:
-    """Whether a file is one of ``weight-evolution compact``."""
-    try:
-        _read(path)
-    except UserError:
-        return False
-    return True
+def is_compact(saved: object) -> bool:
+    """Whether what a file holds is meant to be of ``weight-evolution compact``."""
+    return isinstance(saved, dict) and saved.get("kind") == _KIND
 
 
 def compact_checkpoint(
@@ -162,7 +158,7 @@ def _layers(model: nn.Module, report: CompactReport) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     saved = read_plain(path, "a compact network")
-    if not isinstance(saved, dict) or saved.get("kind") != _KIND:
+    if not is_compact(saved):
         raise UserError(f"{path} is not a compact network; weight-evolution compact CHECKPOINT -o OUT writes one")
     if saved.get("format") != _FORMAT:
         raise UserError(f"{path} has format {saved.get('format')}, this version reads {_FORMAT}")

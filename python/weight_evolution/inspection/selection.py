@@ -1,28 +1,24 @@
-"""What an evolution of a checkpoint would select; the file is only read."""
+"""What an evolution of a checkpoint of ``weight-evolution train`` would select."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from weight_evolution import count_invalid_filters
-from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS
-
-from .arguments import fraction, non_negative_float, option
-from .checkpoint import heading, read_checkpoint, restored_model
-from .config import TrainingConfig
-from .errors import user_errors
-from .inferior import PUBLISHED_LOCAL_RATIO, PUBLISHED_RATE, count_inferior_filters
-from .methods.evolution import EvolutionMethod, Options, make_evolution
-from .trainer import headline_accuracy
+from ..measures import count_invalid_filters
+from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
+from ..training.arguments import fraction, non_negative_float, option
+from ..training.config import TrainingConfig
+from ..training.errors import user_errors
+from ..training.inferior import PUBLISHED_LOCAL_RATIO, PUBLISHED_RATE, count_inferior_filters
+from ..training.methods.evolution import EvolutionMethod, Options, make_evolution
 
 
 @dataclass(frozen=True)
-class InspectOptions:
+class SelectionOptions:
     """What to select with instead of the checkpoint's options."""
 
     conv_rate: float | None = option(None, "without a schedule (default: the run's)", type=fraction, metavar="R")
@@ -37,16 +33,21 @@ class InspectOptions:
     )
 
 
-def inspect_checkpoint(path: Path, given: InspectOptions) -> str:
+def selection(title: str, model: nn.Module, state: Mapping[str, Any], given: SelectionOptions) -> str:
     """A readable table: per parameter the filters, the inferior ones and the importances; per group the threshold.
 
     Options are those that the checkpoint was trained with, its schedule and counters included; the published base
     rates if it was trained without evolution.
 
+    Args:
+        title: of the checkpoint, for messages.
+        model: its network.
+        state: the checkpoint.
+        given: what to select with instead of its options.
+
     Raises:
-        UserError: the file cannot be read or does not fit its own model.
+        UserError: the checkpoint does not fit its own model.
     """
-    state = read_checkpoint(path)
     config = TrainingConfig.from_dict(state["config"])
     trained_with: Mapping[str, Any] | None = config.method_options.get(EvolutionMethod.name)
     options = dict(trained_with or asdict(Options()))
@@ -55,18 +56,15 @@ def inspect_checkpoint(path: Path, given: InspectOptions) -> str:
     options |= {name: value for name, value in others.items() if value is not None}
     if given.conv_rate is not None or given.norm_rate is not None:
         options["schedule"] = None
-    model = restored_model(state)
     evolution = make_evolution(model, None, options)
     if trained_with is not None:
-        with user_errors(f"{path}: ", KeyError, ValueError):
+        with user_errors(f"{title}: ", KeyError, ValueError):
             evolution.load_state_dict(state["methods"][EvolutionMethod.name], strict=False)
     last_epoch = max(state["epoch"] - 1, 0)
     report = evolution.preview(epoch=last_epoch)
     found = count_inferior_filters(model)
-    accuracy = f", test accuracy {headline_accuracy(state['history'][-1]):.2f}%" if state["history"] else ""
     return "\n".join(
         [
-            heading(path, state) + accuracy,
             f"inferior at the published rate {PUBLISHED_RATE} and local ratio {PUBLISHED_LOCAL_RATIO}, without "
             "schedule and starvation rule: "
             f"{found.inferior} of {found.filters} conv filters",
