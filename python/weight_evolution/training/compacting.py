@@ -157,7 +157,7 @@ def _layers(model: nn.Module, report: CompactReport) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    saved = read_plain(path, "a compact network")
+    saved: dict[str, Any] = read_plain(path, "a compact network")
     if not is_compact(saved):
         raise UserError(f"{path} is not a compact network; weight-evolution compact CHECKPOINT -o OUT writes one")
     if saved.get("format") != _FORMAT:
