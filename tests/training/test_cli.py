@@ -67,7 +67,7 @@ def weights(path):
         (["train", "--data", "fashion-mnist", "--root", "/nowhere"], "apt install dataset-fashion-mnist"),
         (["train", "--threads", "0"], "--threads: must be an integer from 1"),
         (["train", "--output", "/dev/null/x"], "cannot make the folder /dev/null/x"),
-        (["inspect", "/nowhere.pt"], "cannot read /nowhere.pt"),
+        (["inspect", "/nowhere.pt"], "/nowhere.pt: no such file"),
         (["demo", "--output", "/dev/null/x"], "cannot make the folder"),
         (["frobnicate"], "invalid choice"),
         ([], "COMMAND"),
@@ -230,7 +230,7 @@ def test_help_shows_one_spelling_and_the_unit_of_every_interval(command, capsys)
     text = capsys.readouterr().out
     assert not {"--force", "--no-progress"} & set(text.split())
     assert ("--rate" in text.split()) == (command == "train")
-    assert ("--overwrite" in text) == (command in ("train", "compact"))
+    assert ("--overwrite" in text) == (command in ("train", "inspect", "compact"))
     assert ("--quiet" in text) == (command in ("train", "demo"))
     intervals = re.findall(r"^ +--[a-z-]*every\S* N\s+(.*)", text, re.MULTILINE)
     assert len(intervals) == (5 if command == "train" else 0)

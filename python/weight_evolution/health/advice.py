@@ -28,7 +28,7 @@ def advice(layers: Mapping[str, LayerHealth], previews: Mapping[str, Preview], r
         for sentence in (
             _dead_units(layers),
             _zero_filters(layers),
-            _inferior(previews["WeightEvolution"]),
+            _inferior(layers, previews["WeightEvolution"]),
             _overlapping(layers),
             _low_rank(previews["LowRankProjection"]),
         )
@@ -63,9 +63,9 @@ def _zero_filters(layers: Mapping[str, LayerHealth]) -> str:
     )
 
 
-def _inferior(preview: Preview) -> str:
+def _inferior(layers: Mapping[str, LayerHealth], preview: Preview) -> str:
     replaced, filters = (preview.numbers.get(name, 0) for name in ("filters_replaced", "filters"))
-    if replaced <= FEW * filters:
+    if replaced - sum(layer.zero for layer in layers.values()) <= FEW * filters:
         return ""
     return (
         f"{replaced} of {filters} filters have a small L1 norm in the network and in their layer. Look first whether "
