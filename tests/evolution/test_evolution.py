@@ -148,7 +148,7 @@ def test_non_finite_weight(name, value, backend):
     assert_unchanged(model, before)
     assert not report.finite
     assert sum(report.inferior.values()) == 0
-    assert "not finite" in str(report)
+    assert "not finite" in report.table()
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_dead_filters_past_the_share_of_the_rate(rule, backend):
     assert model[0].weight.abs().sum((1, 2, 3)).gt(0).all()
     assert int(model[2].weight.abs().sum((1, 2, 3)).eq(0).sum()) == 2
     assert torch.equal(model[1].bias, shifts)
-    row = next(line for line in str(report).splitlines() if line.startswith("2.weight")).split()
+    row = next(line for line in report.table().splitlines() if line.startswith("2.weight")).split()
     assert row[1:5] == ["8", "3", "0", "2"]
 
 
@@ -621,7 +621,7 @@ def test_optimizer_state_of_replaced_elements(name, choice):
 def test_report_reads_like_a_table():
     evolution = WeightEvolution(network(), conv_rate=0.6, schedule=always, local_ratio=0.4)
     report = evolution.step(epoch=4)
-    text = str(report).splitlines()
+    text = report.table().splitlines()
     assert text[0] == "weight evolution after epoch 4, crossover 'paper'"
     assert text[1].split() == [
         *("group", "rate", "threshold", "filters", "inferior", "starved", "unmatched", "counter")

@@ -34,7 +34,7 @@ def graft(rank, group, *, seed=None, ranks_per_network=1, **options):
     model = small(rank // ranks_per_network if seed is None else seed)
     grafting = FilterGrafting(model, process_group=group, ranks_per_network=ranks_per_network, **options)
     reports = [grafting.step(), grafting.step()]
-    return {"after": clone(model), "reports": [str(report) for report in reports]} | {
+    return {"after": clone(model), "reports": [report.table() for report in reports]} | {
         "entropies": reports[1].entropies,
         "own": reports[1].own,
         "invalid": (reports[1].invalid_before, reports[1].invalid_after),

@@ -1,11 +1,13 @@
 import json
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from tests.processes import ROOT
 from weight_evolution import filter_health
 from weight_evolution.training.models import make_model
 
@@ -71,7 +73,8 @@ def test_totals_text_and_json():
     assert len(short.splitlines()) < 20
     assert all(line.split()[0] in ("layer", "all", "activity", *report.layers) for line in long.splitlines())
     assert "never fire" in short
-    assert list(report.worst(1)) == ["2"]
+    assert short.splitlines()[3].startswith("2 ")
+    assert short.splitlines()[5] == "... and 1 more; table() has all"
 
 
 def test_without_batches_says_so():
@@ -107,7 +110,7 @@ def test_a_healthy_network_gets_no_treatment():
     torch.manual_seed(0)
     report = filter_health(make_model("resnet8", 3, 10))
     assert report.advice[0].startswith("Nothing here needs a treatment")
-    assert report.worst() == {}
+    assert "more; table()" not in str(report)
 
 
 def test_weights_that_are_not_finite():
@@ -207,3 +210,11 @@ def test_no_layer_and_no_model():
         filter_health(nn.ReLU())
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         filter_health({"weight": torch.zeros(3)})
+
+
+def test_the_example_of_the_page(capsys):
+    page = (ROOT / "docs" / "filter-health.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (output,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    exec(program, {})
+    assert capsys.readouterr().out == output

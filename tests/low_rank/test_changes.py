@@ -213,7 +213,7 @@ def test_a_weight_that_is_computed_now_is_not_computed_to_be_refused():
     before = copy.deepcopy(model.state_dict())
     for read in READS.values():
         read(projection)
-    str(report)
+    report.table()
     for call in (*CALLS.values(), lambda projection: projection.load_state_dict(state)):
         with pytest.raises(ValueError, match=r"bare has changed since .*its weight is computed"):
             call(projection)

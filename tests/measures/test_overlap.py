@@ -31,7 +31,7 @@ def test_mean_and_maxima_of_every_convolution():
         torch.testing.assert_close(report.maximum[name].double(), matrix.amax(1), rtol=0, atol=1e-6)
     assert report.model_mean == pytest.approx(sum(report.mean.values()) / 4)
     assert report.model_maximum == pytest.approx(float(torch.cat([*report.maximum.values()]).mean()), abs=1e-6)
-    assert f"model                  26  {report.model_mean:.4f}" in str(report)
+    assert f"model                  26  {report.model_mean:.4f}" in report.table()
 
 
 def test_transposed_groups_shared_and_computed_weights():

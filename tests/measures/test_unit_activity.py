@@ -205,7 +205,7 @@ def test_thresholds():
 
 def test_text_and_dict():
     report = measured(networks.resnet())
-    lines = str(report).splitlines()
+    lines = report.table().splitlines()
     assert lines[0].split("  ")[0] == "layer"
     assert any(line.startswith("all ") for line in lines)
     assert any(line.startswith("skipped layer1.0.conv2: it meets others in the addition") for line in lines)

@@ -83,7 +83,7 @@ def test_report():
     assert report.total == 6
     assert report.units == {"first": 6, "second": 4, "hidden": 5}
     assert report.skipped == {"head": "it is the network's output"}
-    lines = str(report).splitlines()
+    lines = report.table().splitlines()
     assert lines[0] == "reactivation at iteration 1"
     assert lines[2].split() == ["first", "6", "2", "2"]
     assert lines[-2].split() == ["all", "15", "6", "6"]

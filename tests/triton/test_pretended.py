@@ -156,7 +156,7 @@ def test_unchecked_steps_say_nothing(gpu):
     report = evolution.step()
     evolution.step()
     assert not report.finite
-    assert "not done" in str(report)
+    assert "not done" in report.table()
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adagrad])
@@ -260,7 +260,7 @@ def test_a_graph_with_poisoned_weights_changes_nothing_and_says_so(gpu):
     report = evolution.step()
     assert same(values(model), before)
     with pytest.raises(NonFiniteWeightError, match=r"0\.weight"):
-        str(report)
+        report.table()
 
 
 def test_what_cannot_be_captured_is_refused(gpu):

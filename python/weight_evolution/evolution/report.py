@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from we_kernels import NonFiniteWeightError, Readback
 
 from ..model.targets import KINDS
+from ..reports import Report, Rows, finite, plain
 from ..tables import table
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .device_step import Outcome
 
 
-class EvolutionReport:
+class EvolutionReport(Report):
     """Result of `WeightEvolution.step` or ``preview``; reading it may wait for the device, making it does not.
 
     Where the device was not waited for, the first reading of a result raises NonFiniteWeightError if a weight was not
@@ -138,7 +139,49 @@ class EvolutionReport:
         """Whether the device has done the step, so that `check_finite` need not wait."""
         return self._threshold.arrived
 
-    def __str__(self) -> str:
+    def summary(self) -> str:
+        """How many filters and elements of norms were replaced; waits for the device."""
+        self.raise_pending()
+        if not self.finite:
+            return f"weight evolution after epoch {self.epoch}: not done, a weight is not finite"
+        counts = (
+            f"{self._total(self.inferior, kind)} of {self._total(self.filters, kind)} {kind}" for kind in self.rates
+        )
+        return f"weight evolution after epoch {self.epoch}: replaced {', '.join(counts)}"
+
+    def scalars(self) -> dict[str, float]:
+        """For each kind, as ``conv/inferior``: rate, threshold, filters, inferior, starved, unmatched, counter."""
+        found: dict[str, float] = {}
+        for kind, rate in self.rates.items():
+            found |= {f"{kind}/rate": rate, f"{kind}/threshold": self.thresholds[kind]}
+            found |= {f"{kind}/{name}": self._total(counts, kind) for name, counts in self._counts.items()}
+            found[f"{kind}/counter"] = self.counters[kind]
+        return finite(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain numbers, strings, lists and dicts; ``donors`` and importances by parameter."""
+        parameters = {
+            name: {
+                "kind": kind,
+                **{count: counts[name] for count, counts in self._counts.items()},
+                "donors": self.donors[name],
+                "importance_before": self.importance_before[name],
+            }
+            for name, kind in self.kinds.items()
+        }
+        found: dict[str, Any] = plain(
+            {
+                "epoch": self.epoch,
+                "crossover": self.crossover,
+                "finite": self.finite,
+                "totals": self.scalars(),
+                "parameters": parameters,
+            }
+        )
+        return found
+
+    def table(self) -> str:
+        """Groups, then every parameter."""
         self.raise_pending()
         lines = [f"weight evolution after epoch {self.epoch}, crossover {self.crossover!r}"]
         if not self.finite:
@@ -147,20 +190,30 @@ class EvolutionReport:
             ("group", "rate", "threshold", "filters", "inferior", "starved", "unmatched", "counter")
         ]
         for kind, rate in self.rates.items():
-            names = [name for name, of in self.kinds.items() if of == kind]
-            totals = (sum(counts[name] for name in names) for counts in self._counts)
+            totals = (self._total(counts, kind) for counts in self._counts.values())
             counter = self.counters[kind]
             rows.append((kind, f"{rate:.4f}", f"{self.thresholds[kind]:.4g}", *map(str, totals), str(counter)))
-        lines += table(rows)
-        rows = [("parameter", "filters", "inferior", "starved", "unmatched", "smallest", "largest")]
+        return "\n".join([*lines, *table(rows), "", *self._rows().lines()])
+
+    def _rows(self) -> Rows:
+        cells = []
         for name, importance in self.importance_before.items():
             span = (f"{importance.min():.4g}", f"{importance.max():.4g}") if len(importance) else ("-", "-")
-            rows.append((name, *(str(counts[name]) for counts in self._counts), *span))
-        return "\n".join([*lines, "", *table(rows)])
+            cells.append((name, *(str(counts[name]) for counts in self._counts.values()), *span))
+        weights = [self.inferior[name] + self.unmatched[name] for name in self.importance_before]
+        return Rows(("parameter", *self._counts, "smallest", "largest"), cells, weights)
 
     @property
-    def _counts(self) -> tuple[dict[str, int], ...]:
-        return self.filters, self.inferior, self.starved, self.unmatched
+    def _size(self) -> int:
+        return len(self.filters)
+
+    @property
+    def _counts(self) -> dict[str, dict[str, int]]:
+        counts = {"filters": self.filters, "inferior": self.inferior}
+        return counts | {"starved": self.starved, "unmatched": self.unmatched}
+
+    def _total(self, counts: dict[str, int], kind: str) -> int:
+        return sum(counts[name] for name, of in self.kinds.items() if of == kind)
 
     def plot(self) -> Figure:
         """Importances of every layer before and after the step (needs matplotlib, the extra ``plot``).

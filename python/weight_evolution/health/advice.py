@@ -57,9 +57,9 @@ def _zero_filters(layers: Mapping[str, LayerHealth]) -> str:
     if zero <= FEW * filters:
         return ""
     return (
-        f"{zero} of {filters} filters ({zero / filters:.0%}) are zero, as after pruning. To use them again give "
-        "WeightEvolution a conv_rate above that share for a step (at the published 0.2 it selects none where more are "
-        "zero under the released rule), or UnitReactivation with importance='l1'; or remove them."
+        f"{zero} of {filters} filters ({zero / filters:.0%}) are zero, as after pruning. To use them again, take "
+        "WeightEvolution with a conv_rate above that share for one step, or UnitReactivation with importance='l1'; "
+        "else remove them."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +33,8 @@ class Activity:
     """Score -> units that have at most it; 0.025 and 0.1."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and dicts."""
-        dormant = {str(threshold): count for threshold, count in self.dormant.items()}
-        return {"dead": self.dead, "dormant": dormant, "scores": _plain(self.scores)}
+        """By name, for `HealthReport.to_dict`."""
+        return {"dead": self.dead, "dormant": self.dormant, "scores": self.scores}
 
 
 @dataclass(frozen=True)
@@ -84,22 +82,21 @@ class LayerHealth:
         return torch.Size(self.shape).numel()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, as JSON has them."""
-        found = {"kind": self.kind, "shape": list(self.shape), "filters": self.filters, "finite": self.finite}
+        """By name, for `HealthReport.to_dict`."""
+        found: dict[str, Any] = {"kind": self.kind, "shape": self.shape, "filters": self.filters, "finite": self.finite}
         if not self.finite:
             return found
         found |= {
             "zero": self.zero,
             "inferior": self.inferior,
-            "invalid": {str(threshold): count for threshold, count in self.invalid.items()},
+            "invalid": self.invalid,
             "overlapping": self.overlapping,
             "mean_overlap": self.mean_overlap,
             "full_rank": self.full_rank,
-            "norms": _plain(self.norms),
+            "norms": self.norms,
         }
         if self.spectrum is not None:
-            ranks = {str(share): rank for share, rank in self.spectrum.ranks.items()}
-            found |= {"effective_rank": self.spectrum.effective_rank, "rank_at_energy": ranks}
+            found |= {"effective_rank": self.spectrum.effective_rank, "rank_at_energy": self.spectrum.ranks}
         if self.activity is not None:
             found |= self.activity.to_dict()
         return found
@@ -134,8 +131,3 @@ def _overlap(rows: Tensor) -> tuple[float, int]:
     """Mean absolute cosine, and how many filters are overlapping."""
     found = wk.filter_overlap(wk.FilterBank([rows]))
     return float(found.mean), int((found.maximum >= ALIKE).sum())
-
-
-def _plain(values: Tensor) -> list[float | None]:
-    """As JSON has them, which knows no NaN and no infinity."""
-    return [value if math.isfinite(value) else None for value in values.tolist()]

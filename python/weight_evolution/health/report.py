@@ -8,16 +8,13 @@ from typing import Any
 
 from ..measures.dormancy_report import THRESHOLDS as DORMANT
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS as INVALID
-from ..tables import table
+from ..reports import Report, Rows, plain
 from .layer import ENERGIES, LayerHealth
 from .previews import Preview
 
-SHOWN = 5
-"""Layers that a printed report has: those of which most is wrong."""
 
-
-@dataclass(frozen=True)
-class HealthReport:
+@dataclass(frozen=True, repr=False)
+class HealthReport(Report):
     """What `filter_health` found; plain numbers, and tensors on the CPU."""
 
     layers: dict[str, LayerHealth]
@@ -62,15 +59,18 @@ class HealthReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, strings, lists and dicts, as JSON has them."""
-        return {
-            "summary": self.summary(),
-            "totals": self.scalars(),
-            "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
-            "skipped": dict(self.skipped),
-            "without_activity": dict(self.without_activity),
-            "previews": {p.method: {"sentence": p.sentence, **p.numbers} for p in self.previews.values()},
-            "advice": list(self.advice),
-        }
+        found: dict[str, Any] = plain(
+            {
+                "summary": self.summary(),
+                "totals": self.scalars(),
+                "layers": {name: layer.to_dict() for name, layer in self.layers.items()},
+                "skipped": self.skipped,
+                "without_activity": self.without_activity,
+                "previews": {p.method: {"sentence": p.sentence, **p.numbers} for p in self.previews.values()},
+                "advice": self.advice,
+            }
+        )
+        return found
 
     def to_html(self, title: str = "Filter health") -> str:
         """A page that needs no other file: the tables, with a figure of the layers.
@@ -82,25 +82,25 @@ class HealthReport:
 
         return page(self, title)
 
-    def worst(self, count: int = SHOWN) -> dict[str, LayerHealth]:
-        """The layers of which the largest share of filters or units is dead, zero, inferior or overlapping."""
-        names = sorted(self.layers, key=lambda name: -_badness(self.layers[name]))[:count]
-        return {name: layer for name, layer in self.layers.items() if name in names and _badness(layer) > 0}
-
     def table(self) -> str:
         """All layers, and what was left out."""
-        lines = _table(self.layers, total=self)
+        lines = self._rows().lines(_totals(self.scalars()))
         lines += [f"not measured: {name}: {reason}" for name, reason in self.skipped.items()]
         lines += [f"activity not measured: {name}: {reason}" for name, reason in self.without_activity.items()]
         return "\n".join(lines)
 
+    def _rows(self) -> Rows:
+        active = is_active(self.layers)
+        found = [cells(name, layer, active) for name, layer in self.layers.items()]
+        return Rows(headings(self.layers), found, [_badness(layer) for layer in self.layers.values()])
+
+    @property
+    def _size(self) -> int:
+        return len(self.layers)
+
     def __str__(self) -> str:
-        lines = [self.summary()]
-        if worst := self.worst():
-            others = len(self.layers) - len(worst)
-            lines += ["", *_table(worst)] + ([f"... and {others} more layers"] if others else [])
-        lines += ["", *(f"{preview.method}: {preview.sentence}" for preview in self.previews.values())]
-        return "\n".join([*lines, "", *self.advice])
+        parts = [[f"{preview.method}: {preview.sentence}" for preview in self.previews.values()], self.advice]
+        return "\n\n".join([super().__str__(), *("\n".join(part) for part in parts)])
 
 
 def is_active(layers: Mapping[str, LayerHealth]) -> bool:
@@ -139,17 +139,12 @@ def _dormant(counts: Mapping[float, int]) -> list[str]:
     return [str(counts[threshold]) for threshold in DORMANT]
 
 
-def _table(layers: Mapping[str, LayerHealth], total: HealthReport | None = None) -> list[str]:
-    rows = [headings(layers), *(cells(name, layer, is_active(layers)) for name, layer in layers.items())]
-    if total is not None:
-        sums = total.scalars()
-        last = ["all", *(f"{sums[name]:g}" for name in ("filters", "zero", "inferior"))]
-        last += [f"{sums[f'invalid_{t:g}']:g}" for t in INVALID] + [f"{sums['overlapping']:g}", ""]
-        last += [""] * (2 + len(ENERGIES))
-        if is_active(layers):
-            last += [f"{sums['dead']:g}", *(f"{sums[f'dormant_{t:g}']:g}" for t in DORMANT)]
-        rows.append(last)
-    return table(rows)
+def _totals(totals: Mapping[str, float]) -> list[str]:
+    """The last row of the table."""
+    first = ["filters", "zero", "inferior", *(f"invalid_{threshold:g}" for threshold in INVALID), "overlapping"]
+    last = ["dead", *(f"dormant_{threshold:g}" for threshold in DORMANT)] if "units" in totals else []
+    unsummed = [""] * (3 + len(ENERGIES))
+    return ["all", *(f"{totals[name]:g}" for name in first), *unsummed, *(f"{totals[name]:g}" for name in last)]
 
 
 def _badness(layer: LayerHealth) -> float:

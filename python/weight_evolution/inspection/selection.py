@@ -71,7 +71,7 @@ def selection(title: str, model: nn.Module, state: Mapping[str, Any], given: Sel
             *(f"invalid, L1 norm under {threshold:g}: {_invalid(model, threshold)}" for threshold in given.thresholds),
             _source(trained_with is not None, options, last_epoch),
             "",
-            str(report),
+            report.table(),
         ]
     )
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 
 import we_kernels as wk
 
-from ..tables import table
+from ..reports import Report, Rows, finite, plain
 from .layers import Layer
 
 VANISHES = "largest singular value under 1e-4"
 
 
-class ProjectionReport:
+class ProjectionReport(Report):
     """Result of `LowRankProjection.step`."""
 
     def __init__(
@@ -90,14 +91,58 @@ class ProjectionReport:
             "Lower the learning rate or restore a checkpoint; check_finite=False skips such steps silently"
         )
 
-    def __str__(self) -> str:
-        rows = [("layer", "matrix", "rank", "energy kept", "batch norm", "note")]
+    def summary(self) -> str:
+        """How many layers were projected, and the least energy that one kept; waits for the device."""
+        if not self.finite:
+            return f"low-rank projection, step {self.step}: not done, a weight is not finite"
+        kept = self._kept
+        least = f", at least {min(kept):.1%} of the energy kept" if kept else ""
+        return f"low-rank projection, step {self.step}: {len(kept)} layers{least}"
+
+    def scalars(self) -> dict[str, float]:
+        """``layers`` projected; the mean and the least of their kept energies, ``energy_kept, energy_kept_least``."""
+        kept = self._kept
+        energies = {"energy_kept": sum(kept) / len(kept), "energy_kept_least": min(kept)} if kept else {}
+        return finite({"layers": len(kept), **energies})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain numbers, strings, lists and dicts."""
+        layers = {
+            name: {
+                "rank": rank,
+                "matrix": self._shapes[name],
+                "energy_kept": self.energy_kept.get(name),
+                "batch_norm": self.batch_norms[name],
+            }
+            for name, rank in self.ranks.items()
+        }
+        found: dict[str, Any] = plain(
+            {"step": self.step, "totals": self.scalars(), "layers": layers, "skipped": self.skipped}
+        )
+        return found
+
+    def table(self) -> str:
+        """Every layer, those that were left out, too."""
+        left_out = [(name, "-", "-", "-", "-", reason) for name, reason in self._left_out.items()]
+        return "\n".join([f"low-rank projection, step {self.step}", *self._rows().lines(*left_out)])
+
+    def _rows(self) -> Rows:
+        cells = []
         for name, (height, width) in self._shapes.items():
             energy = f"{self.energy_kept[name]:.4f}" if name in self.energy_kept else "-"
             norm = self.batch_norms[name] or "-"
-            rows.append((name, f"{height} x {width}", str(self.ranks[name]), energy, norm, self.skipped.get(name, "")))
-        rows += [(name, "-", "-", "-", "-", reason) for name, reason in self._left_out.items()]
-        return "\n".join([f"low-rank projection, step {self.step}", *table(rows)])
+            cells.append((name, f"{height} x {width}", str(self.ranks[name]), energy, norm, self.skipped.get(name, "")))
+        lost = [1 - self.energy_kept.get(name, 1.0) for name in self._shapes]
+        return Rows(("layer", "matrix", "rank", "energy kept", "batch norm", "note"), cells, lost)
+
+    @property
+    def _size(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def _kept(self) -> list[float]:
+        """Energies of the layers that were projected."""
+        return [energy for name, energy in self.energy_kept.items() if name not in self.skipped]
 
 
 @dataclass(frozen=True)
@@ -114,8 +159,8 @@ class LayerCost:
     """Why the original stays; empty when it was replaced."""
 
 
-@dataclass(frozen=True)
-class CompactReport:
+@dataclass(frozen=True, repr=False)
+class CompactReport(Report):
     """Costs of the network and of its compact form; MACs are of one forward of ``input_size``."""
 
     input_size: tuple[int, ...]
@@ -138,9 +183,25 @@ class CompactReport:
         """Share of the multiply-accumulates that remains."""
         return self.macs_after / self.macs_before if self.macs_before else 1.0
 
-    def __str__(self) -> str:
-        rows = [("layer", "shape", "rank", "MACs before", "MACs after", "original stays because")]
-        rows += [
+    def summary(self) -> str:
+        """Shares of parameters and multiply-accumulates that remain."""
+        shares = f"{self.parameters_share:.1%} of the parameters, {self.macs_share:.1%} of the MACs"
+        return f"compact network, input {'x'.join(map(str, self.input_size))}: {shares}"
+
+    def scalars(self) -> dict[str, float]:
+        """Parameters, MACs and, where they were measured, latencies, before and after; the shares that remain."""
+        numbers = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        found = {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
+        return finite(found | {"parameters_share": self.parameters_share, "macs_share": self.macs_share})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain numbers, strings, lists and dicts."""
+        layers = {cost.name: asdict(cost) for cost in self.layers}
+        found: dict[str, Any] = plain({"input_size": self.input_size, "totals": self.scalars(), "layers": layers})
+        return found
+
+    def _rows(self) -> Rows:
+        cells = [
             (
                 cost.name,
                 "x".join(map(str, cost.shape)),
@@ -151,6 +212,15 @@ class CompactReport:
             )
             for cost in self.layers
         ]
+        saved = [cost.macs_before - cost.macs_after for cost in self.layers]
+        return Rows(("layer", "shape", "rank", "MACs before", "MACs after", "original stays because"), cells, saved)
+
+    @property
+    def _size(self) -> int:
+        return len(self.layers)
+
+    def table(self) -> str:
+        """Costs of the whole, then every layer."""
         lines = [
             f"compact network, input {'x'.join(map(str, self.input_size))}",
             f"parameters {self.parameters_before:,} -> {self.parameters_after:,} ({self.parameters_share:.1%})",
@@ -161,4 +231,4 @@ class CompactReport:
                 f"latency {1e3 * self.latency_before:.2f} ms -> {1e3 * self.latency_after:.2f} ms "
                 f"({self.latency_before / self.latency_after:.2f}x), {torch.get_num_threads()} threads"
             )
-        return "\n".join([*lines, *table(rows)])
+        return "\n".join([*lines, *self._rows().lines()])

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import check_not_negative
-from ..tables import table
+from ..reports import Report, Rows, plain
 
 THRESHOLDS = (0.025, 0.1)
 """Scores at most which a unit is reported as dormant: those of Sokar et al., arXiv 2302.12902."""
@@ -16,8 +16,8 @@ L1_RATIO = 0.1
 """Share of the layer's largest L1 norm at most which a unit is inferior, as WeightEvolution's local rule has it."""
 
 
-@dataclass(frozen=True)
-class DormancyReport:
+@dataclass(frozen=True, repr=False)
+class DormancyReport(Report):
     """The activity of units, by layer name in module order; all tensors are float64 [units] on the CPU."""
 
     activation: dict[str, Tensor]
@@ -76,7 +76,7 @@ class DormancyReport:
         return {name: int((norms <= L1_RATIO * norms.max()).sum()) for name, norms in self.incoming.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, as JSON has them."""
+        """All of it but ``outgoing`` and ``incoming`` as plain numbers, strings, lists and dicts."""
         dormant = {str(threshold): self.dormant(threshold) for threshold in THRESHOLDS}
         layers = {
             name: {
@@ -85,18 +85,43 @@ class DormancyReport:
                 "dormant": {threshold: counts[name] for threshold, counts in dormant.items()},
                 "inferior": self.inferior[name],
                 "batches": self.batches[name],
-                "activation": self.activation[name].tolist(),
-                "scores": self.scores[name].tolist(),
-                "utility": self.utility[name].tolist(),
+                "activation": self.activation[name],
+                "scores": self.scores[name],
+                "utility": self.utility[name],
             }
             for name in self.activation
         }
-        return {"layers": layers, "skipped": dict(self.skipped)}
+        found: dict[str, Any] = plain({"totals": self.scalars(), "layers": layers, "skipped": self.skipped})
+        return found
 
-    def __str__(self) -> str:
-        counts = [self.units, self.dead, *map(self.dormant, THRESHOLDS), self.inferior]
+    def summary(self) -> str:
+        """How many units never fired, and how many are dormant."""
+        totals = self.scalars()
+        dormant = ", ".join(f"{totals[f'dormant_{t:g}']:g} dormant at {t:g}" for t in THRESHOLDS)
+        return f"{totals['units']:g} units in {self._size} layers: {totals['dead']:g} dead, {dormant}"
+
+    def scalars(self) -> dict[str, float]:
+        """Totals: units, dead, dormant_0.025, dormant_0.1, inferior."""
+        return {name: sum(of.values()) for name, of in self._counts.items()}
+
+    def table(self) -> str:
+        """Every layer, and those that were not measured."""
+        total = ["all", *(f"{value:g}" for value in self.scalars().values())]
+        skipped = [f"skipped {name}: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(self._rows().lines(total) + skipped)
+
+    def _rows(self) -> Rows:
         headings = ["units", "dead", *(f"<= {threshold}" for threshold in THRESHOLDS), f"L1 <= {L1_RATIO}"]
-        rows = [["layer", *headings]]
-        rows += [[name, *(str(count[name]) for count in counts)] for name in self.activation]
-        rows.append(["all", *(str(sum(count.values())) for count in counts)])
-        return "\n".join(table(rows) + [f"skipped {name}: {reason}" for name, reason in self.skipped.items()])
+        counts = self._counts
+        cells = [[name, *(str(of[name]) for of in counts.values())] for name in self.activation]
+        dormant = counts[f"dormant_{THRESHOLDS[-1]:g}"]
+        return Rows(["layer", *headings], cells, [dormant[name] / max(units, 1) for name, units in self.units.items()])
+
+    @property
+    def _size(self) -> int:
+        return len(self.activation)
+
+    @property
+    def _counts(self) -> dict[str, dict[str, int]]:
+        dormant = {f"dormant_{threshold:g}": self.dormant(threshold) for threshold in THRESHOLDS}
+        return {"units": self.units, "dead": self.dead, **dormant, "inferior": self.inferior}

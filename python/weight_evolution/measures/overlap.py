@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,11 @@ import we_kernels as wk
 from ..model.convolutions import convolutions
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.targets import by_output
-from ..tables import table
+from ..reports import Report, Rows, finite, plain
 
 
-@dataclass(frozen=True)
-class OverlapReport:
+@dataclass(frozen=True, repr=False)
+class OverlapReport(Report):
     """Absolute cosines between the filters of each convolution of a model, at one moment."""
 
     mean: dict[str, float]
@@ -38,14 +39,40 @@ class OverlapReport:
         maxima = [maximum for maximum in self.maximum.values() if len(maximum) > 1]
         return float(torch.cat(maxima).double().mean()) if maxima else math.nan
 
-    def __str__(self) -> str:
-        rows = [("layer", "filters", "mean", "mean of maxima")]
-        for name, mean in self.mean.items():
-            maximum = self.maximum[name]
-            rows.append((name, str(len(maximum)), f"{mean:.4f}", f"{float(maximum.mean()):.4f}"))
-        filters = sum(map(len, self.maximum.values()))
-        rows.append(("model", str(filters), f"{self.model_mean:.4f}", f"{self.model_maximum:.4f}"))
-        return "\n".join(table(rows))
+    @property
+    def filters(self) -> int:
+        """Of all layers."""
+        return sum(map(len, self.maximum.values()))
+
+    def summary(self) -> str:
+        """Both means."""
+        return f"{self.filters} filters: mean cosine {self.model_mean:.4f}, mean of maxima {self.model_maximum:.4f}"
+
+    def scalars(self) -> dict[str, float]:
+        """``filters``, ``mean`` and ``maximum``: those of the model."""
+        return finite({"filters": self.filters, "mean": self.model_mean, "maximum": self.model_maximum})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain numbers, lists and dicts."""
+        layers = {name: {"mean": mean, "maximum": self.maximum[name]} for name, mean in self.mean.items()}
+        found: dict[str, Any] = plain({"totals": self.scalars(), "layers": layers})
+        return found
+
+    def table(self) -> str:
+        """Every layer."""
+        total = ["model", str(self.filters), f"{self.model_mean:.4f}", f"{self.model_maximum:.4f}"]
+        return "\n".join(self._rows().lines(total))
+
+    def _rows(self) -> Rows:
+        maxima = [float(maximum.mean()) for maximum in self.maximum.values()]
+        counts = [str(len(maximum)) for maximum in self.maximum.values()]
+        columns = zip(self.mean.items(), counts, maxima, strict=True)
+        cells = [[name, count, f"{mean:.4f}", f"{maximum:.4f}"] for (name, mean), count, maximum in columns]
+        return Rows(["layer", "filters", "mean", "mean of maxima"], cells, maxima)
+
+    @property
+    def _size(self) -> int:
+        return len(self.mean)
 
 
 @torch.no_grad()

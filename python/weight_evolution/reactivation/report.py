@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from we_kernels import Readback
 
-from ..tables import table
+from ..reports import Report, Rows, plain
 
 
-class ReactivationReport:
+class ReactivationReport(Report):
     """Result of `UnitReactivation.step`; reading it may wait for the device, making it does not."""
 
     def __init__(
@@ -71,14 +72,45 @@ class ReactivationReport:
         values = torch.tensor(self._values.values()[part * count : (part + 1) * count])
         return dict(zip(self.units, values.split(list(self.units.values())), strict=True))
 
-    def __str__(self) -> str:
-        columns = [("layer", self.units), ("units", self.units), ("revived", self.revived)]
-        if self._measured:
-            columns.insert(2, ("dead", self.dead))
-        rows = [[heading for heading, _ in columns]]
-        rows += [[name, *(str(counts[name]) for _, counts in columns[1:])] for name in self.units]
-        rows.append(["all", *(str(sum(counts.values())) for _, counts in columns[1:])])
+    def summary(self) -> str:
+        """How many units started anew; waits for the device."""
+        dead = f", {sum(self.dead.values())} never fired" if self._measured else ""
+        units = sum(self.units.values())
+        return f"reactivation at iteration {self.iteration}: {self.total} of {units} units start anew{dead}"
+
+    def scalars(self) -> dict[str, float]:
+        """Totals: units, dead (where activations were measured), revived."""
+        return {name: sum(counts.values()) for name, counts in self._counts.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain numbers, strings, lists and dicts; ``mask`` by layer says which units."""
+        counts = self._counts
+        layers = {
+            name: {**{count: of[name] for count, of in counts.items()}, "mask": self.masks[name]} for name in self.units
+        }
+        found: dict[str, Any] = plain(
+            {"iteration": self.iteration, "totals": self.scalars(), "layers": layers, "skipped": self.skipped}
+        )
+        return found
+
+    def table(self) -> str:
+        """Every layer, and those that take no part."""
+        total = ["all", *(str(sum(counts.values())) for counts in self._counts.values())]
         return "\n".join(
-            [f"reactivation at iteration {self.iteration}", *table(rows)]
+            [f"reactivation at iteration {self.iteration}", *self._rows().lines(total)]
             + [f"skipped {name}: {reason}" for name, reason in self.skipped.items()]
         )
+
+    def _rows(self) -> Rows:
+        counts = self._counts
+        cells = [[name, *(str(of[name]) for of in counts.values())] for name in self.units]
+        return Rows(["layer", *counts], cells, list(self.revived.values()))
+
+    @property
+    def _size(self) -> int:
+        return len(self.units)
+
+    @property
+    def _counts(self) -> dict[str, dict[str, int]]:
+        dead = {"dead": self.dead} if self._measured else {}
+        return {"units": self.units, **dead, "revived": self.revived}
