@@ -147,20 +147,31 @@ def _check_resets(
     """Of rows and of columns, with empty ones for None; no lists where all are."""
     if all(each is None for found in resets.values() for each in found):
         return [], []
-    sizes: dict[str, list[int]] = {"row_resets": [], "column_resets": []}
+    rows: list[int] = []
+    columns: list[int] = []
     for i, (shape, count) in enumerate(zip(shapes, groups, strict=True)):
         d0, d1 = (*shape, 1, 1)[:2]
         if count < 1 or d0 % count != 0:
             raise ValueError(f"groups[{i}] must be a positive divisor of {d0}, the rows of params[{i}], got {count}")
-        sizes["row_resets"].append(d0)
-        sizes["column_resets"].append(count * d1)
+        rows.append(d0)
+        columns.append(count * d1)
     none = torch.zeros(0, dtype=torch.float32, device=device)
-    for name, found in resets.items():
-        for i, (each, size) in enumerate(zip(found, sizes[name], strict=False)):
-            if each is None:
-                found[i] = none
-            else:
-                check_vector(each, f"{name}[{i}]", size, torch.float32, device)
-                if not each.is_contiguous():
-                    raise ValueError(f"{name}[{i}] must be contiguous; pass its contiguous() copy")
-    return resets["row_resets"], resets["column_resets"]  # type: ignore[return-value]
+    return (
+        _check_reset_vectors(resets["row_resets"], "row_resets", rows, none),
+        _check_reset_vectors(resets["column_resets"], "column_resets", columns, none),
+    )
+
+
+def _check_reset_vectors(found: list[Tensor | None], name: str, sizes: list[int], none: Tensor) -> list[Tensor]:
+    """With ``none`` for None; an empty list stays one."""
+    checked = []
+    for i in range(len(found)):  # torch.compile of PyTorch 2.7 does not follow enumerate here
+        each = found[i]
+        if each is None:
+            checked.append(none)
+            continue
+        check_vector(each, f"{name}[{i}]", sizes[i], torch.float32, none.device)
+        if not each.is_contiguous():
+            raise ValueError(f"{name}[{i}] must be contiguous; pass its contiguous() copy")
+        checked.append(each)
+    return checked
