@@ -11,6 +11,7 @@ from torch import nn
 
 import weight_evolution
 from weight_evolution import (
+    AsynchronousUpdate,
     FilterGrafting,
     LowRankProjection,
     UnitActivity,
@@ -129,3 +130,17 @@ def test_a_step_that_was_not_done():
     projected = LowRankProjection(net, check_finite=False).step()
     assert projected.summary() == "low-rank projection, step 0: not done, a weight is not finite"
     json.dumps(projected.to_dict(), allow_nan=False)
+
+
+def test_methods_say_what_they_are():
+    net = make_net()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    assert repr(WeightEvolution(net)) == "<WeightEvolution of 24 parameters, 0 steps>"
+    assert repr(FilterGrafting([net, make_net()])) == "<FilterGrafting of 2 networks here, 0 steps>"
+    assert repr(LowRankProjection(net)) == "<LowRankProjection of 8 layers, 0 steps>"
+    assert repr(UnitReactivation(net, optimizer)) == "<UnitReactivation of 8 layers, 0 steps>"
+    assert repr(AsynchronousUpdate(optimizer, net)) == "<AsynchronousUpdate of SGD, rate 0.5>"
+    activity = UnitActivity(net)
+    assert repr(activity) == "<UnitActivity of 8 layers>"
+    with activity:
+        assert repr(activity) == "<UnitActivity of 8 layers, measuring>"

@@ -150,6 +150,9 @@ class AsynchronousUpdate(OfSubsets):
         """
         self._subsets.load_state_dict(state)
 
+    def __repr__(self) -> str:
+        return f"<AsynchronousUpdate of {type(self._optimizer).__name__}, rate {self.rate}>"
+
     def __getstate__(self) -> dict[str, Any]:
         return {"_subsets": self._subsets, "_optimizer": self._optimizer, "attached": bool(self._hooks)}
 

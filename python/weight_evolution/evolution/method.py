@@ -268,6 +268,9 @@ class WeightEvolution:
         # Errors that are still to come are of the original's weights.
         return {**self.__dict__, "_unchecked": deque()}
 
+    def __repr__(self) -> str:
+        return f"<WeightEvolution of {len(self._taking_part.targets.items)} parameters, {self._steps} steps>"
+
     def _warn_of_little(self, model: nn.Module) -> None:
         """Once, when made: a model of which next to nothing takes part is not what the method is for."""
         items = self._taking_part.targets.items

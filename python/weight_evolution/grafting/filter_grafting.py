@@ -188,6 +188,9 @@ class FilterGrafting:
             check_same_options(state["options"], asdict(self._rule), "FilterGrafting", UNLESS_LENIENT)
         self._steps = int(state["steps"])
 
+    def __repr__(self) -> str:
+        return f"<FilterGrafting of {len(self._networks)} networks here, {self._steps} steps>"
+
     def _step_in_process(self) -> tuple[list[Information], list[tuple[int, ...]]]:
         for network in self._networks:
             network.look()

@@ -276,6 +276,9 @@ class LowRankProjection:
         self._ranks, self._bases, self._steps = new_ranks, new_bases, int(state["steps"])
         self._unranked &= {name for name in own if ranks[name] >= _full_rank(own[name])}
 
+    def __repr__(self) -> str:
+        return f"<LowRankProjection of {len(self._projected())} layers, {self._steps} steps>"
+
     def _projected(self) -> list[tuple[Layer, int]]:
         return [(layer, rank) for layer, rank in zip(self._layers, self._ranks, strict=True) if rank < layer.full_rank]
 

@@ -149,6 +149,9 @@ class UnitActivity:
     ) -> None:
         self.stop()
 
+    def __repr__(self) -> str:
+        return f"<UnitActivity of {len(self.graph.layers)} layers{', measuring' if self.measuring else ''}>"
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy belongs to the copy of the model, which has not been measured.
         return {**self.__dict__, "_sums": {}, "_handles": []}

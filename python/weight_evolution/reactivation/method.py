@@ -286,6 +286,9 @@ class UnitReactivation:
         self.__dict__.update(state)
         self._resume(measured)
 
+    def __repr__(self) -> str:
+        return f"<UnitReactivation of {len(self.graph.layers)} layers, {self._steps} steps>"
+
     def _resume(self, measured: Mapping[str, Any]) -> None:
         self._activity.stop()
         self._watch()
