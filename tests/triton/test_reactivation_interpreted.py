@@ -15,7 +15,6 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("the interpreter is off", allow_module_level=True)
 pytest.importorskip("triton")
 
-from we_kernels.reactivation.triton import launches as reactivation
 from we_kernels.reactivation.triton import sums, tables, write
 from we_kernels.runtime.triton import launch
 
@@ -95,8 +94,8 @@ def test_parts_and_tiles_cover_every_tensor_once(small_cuts):
     plan = wk.UnitPlan([wk.UnitTensor(torch.ones(shape), rows, columns, groups, "mean", "draw")], 36)
     with wk.use_backend("triton"):
         wk.reactivate_(plan, torch.zeros(36).bool(), seed=0, step=0)
-    layout = reactivation.layout_of(reactivation.forms_of([plan.items[0].tensor]), (0,))
-    made = tables.plan_tables(layout, *map(tuple, plan.view()[2:]), torch.device("cpu"))
+    view = plan.view()
+    made = tables.plan_tables(view.layout, *map(tuple, view[2:]), torch.device("cpu"))
     (tiles,) = made.tiles
     written = torch.zeros(2, 36, 7, 3, dtype=torch.int32)
     for _, axis, place, first, size, low, high in tiles.writes.tolist():
