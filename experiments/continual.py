@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from weight_evolution.training import UserError
 from weight_evolution.training.data import load_data
 from weight_evolution.training.randomness import generator
 
@@ -34,16 +32,11 @@ class Images:
 
 
 def load_images(name: str, root: Path | None = None) -> Images:
-    """``digits``, ``fashion-mnist`` with its folder, or ``npz:PATH``.
-
-    The npz file has uint8 ``train_images``, ``test_images`` [N, H, W, C] or [N, H, W] and ``train_labels``,
-    ``test_labels`` from 0.
+    """``digits``, ``fashion-mnist`` with its folder, or ``npz:PATH`` (`weight_evolution.training.data.npz`).
 
     Raises:
         UserError: says what is missing or wrong.
     """
-    if name.startswith("npz:"):
-        return _read_npz(Path(name.removeprefix("npz:")))
     dataset = load_data(name, root)
     return _standardised(dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
 
@@ -97,20 +90,6 @@ class Stream:
         found = [torch.nonzero(self.images.train_labels == c).flatten() for c in classes]
         indices = torch.cat([own[torch.randperm(len(own), generator=draws)[:each]] for own in found])
         return indices, torch.arange(2).repeat_interleave(each)
-
-
-def _read_npz(path: Path) -> Images:
-    names = ("train_images", "train_labels", "test_images", "test_labels")
-    try:
-        with np.load(path) as file:
-            arrays = [torch.from_numpy(file[name]) for name in names]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} must be an npz file with {', '.join(names)} ({error})") from None
-    for i in (0, 2):
-        if arrays[i].dtype != torch.uint8 or arrays[i].dim() not in (3, 4):
-            raise UserError(f"{path}: {names[i]} must be uint8 [N, H, W] or [N, H, W, C]")
-        arrays[i] = arrays[i].unsqueeze(1) if arrays[i].dim() == 3 else arrays[i].movedim(3, 1)
-    return _standardised(arrays[0], arrays[1].long(), arrays[2], arrays[3].long())
 
 
 def _standardised(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> Images:

@@ -216,7 +216,7 @@ def test_bad_arguments(tmp_path, capsys):
         (["--seeds", "3", "101"], "--seeds must not hold 101"),
         (["--output", "a", "b"], "several files only with --table"),
         (["--data", "npz:missing.npz", "--output", str(tmp_path / "x")], "must be an npz file"),
-        (["--data", "mnist", "--output", str(tmp_path / "x")], "--data must be one of"),
+        (["--data", "mnist", "--output", str(tmp_path / "x")], "--data must be digits"),
     ):
         assert plasticity.main([*BRIEF, *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -34,7 +34,7 @@ def weights(path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--data", "mnist"], "invalid choice: 'mnist'"),
+        (["train", "--data", "mnist"], "--data must be digits"),
         (["train", "--epochs", "0"], "--epochs: must be an integer from 1, got '0'"),
         (["train", "--epochs", "1.5"], "--epochs: must be an integer from 1"),
         (["train", "--lr", "nan"], "--lr: must be a positive number"),

@@ -1,11 +1,14 @@
+import hashlib
+import pickle
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from weight_evolution.training.data import load_data, training_batches
+from weight_evolution.training.data import cifar, load_data, training_batches
 from weight_evolution.training.data.augmentation import Augmentation
 from weight_evolution.training.errors import UserError
 from weight_evolution.training.randomness import generator
@@ -69,7 +72,7 @@ def test_no_augmentation_changes_nothing():
 
 
 def test_unknown_data():
-    with pytest.raises(UserError, match=r"--data must be one of digits.*'mnist'"):
+    with pytest.raises(UserError, match=r"--data must be digits.*'mnist'"):
         load_data("mnist")
 
 
@@ -79,41 +82,121 @@ def test_missing_scikit_learn_says_how_to_get_it(monkeypatch):
         load_data("digits")
 
 
-def test_missing_torchvision_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(UserError, match=r"weight-evolution\[vision\]"):
-        load_data("cifar10")
-
-
-class FakeCifar:
-    """What torchvision.datasets.CIFAR10 offers."""
-
-    def __init__(self, root, train, download):
-        if root == "nowhere":
-            raise RuntimeError("Dataset not found or corrupted. You can use download=True to download it\nmore")
-        count = 6 if train else 4
-        self.data = np.arange(count * 32 * 32 * 3, dtype=np.uint32).astype(np.uint8).reshape(count, 32, 32, 3)
-        self.targets = list(range(count))
+def write_cifar(root, classes=10, images=3):
+    """Files of CIFAR's format with few images each; returns the pixels of the test images [N, 3, 32, 32]."""
+    layout = cifar._LAYOUTS[classes]
+    (root / layout.folder).mkdir(parents=True)
+    draws = np.random.default_rng(0)
+    pixels = None
+    for name in (*layout.train, *layout.test):
+        pixels = draws.integers(256, size=(images, 3072), dtype=np.uint8)
+        batch = {"data": pixels, layout.labels: list(range(images)), "batch_label": "a part"}
+        (root / layout.folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    return pixels.reshape(-1, 3, 32, 32)
 
 
 @pytest.fixture
-def torchvision(monkeypatch):
-    datasets = types.SimpleNamespace(CIFAR10=FakeCifar, CIFAR100=FakeCifar)
-    module = types.ModuleType("torchvision")
-    module.datasets = datasets
-    monkeypatch.setitem(sys.modules, "torchvision", module)
+def published(monkeypatch):
+    """What `write_cifar` writes is what is published."""
+
+    def publish(root, classes=10):
+        layout = cifar._LAYOUTS[classes]
+        digests = {
+            name: hashlib.md5((root / layout.folder / name).read_bytes()).hexdigest()
+            for name in (*layout.train, *layout.test)
+        }
+        train, test = ({name: digests[name] for name in part} for part in (layout.train, layout.test))
+        monkeypatch.setitem(cifar._LAYOUTS, classes, layout._replace(train=train, test=test))
+
+    return publish
 
 
-@pytest.mark.usefixtures("torchvision")
-def test_cifar_through_torchvision(tmp_path):
-    data = load_data("cifar100", tmp_path)
-    assert data.num_classes == 100
-    assert data.train_images.shape == (6, 3, 32, 32)
-    assert data.test_images[1, 2, 3, 4] == FakeCifar("", False, False).data[1, 3, 4, 2]
+@pytest.mark.parametrize("classes", [10, 100])
+def test_cifar(tmp_path, published, classes):
+    pixels = write_cifar(tmp_path, classes)
+    published(tmp_path, classes)
+    data = load_data(f"cifar{classes}", tmp_path)
+    assert data.num_classes == classes
+    assert data.train_images.shape == (15 if classes == 10 else 3, 3, 32, 32)
+    assert np.array_equal(data.test_images, pixels)
+    assert data.test_labels.tolist() == [0, 1, 2]
     assert data.augmentation == Augmentation(padding=4, flip=True)
 
 
-@pytest.mark.usefixtures("torchvision")
-def test_missing_cifar_says_how_to_get_it():
-    with pytest.raises(UserError, match="--download to fetch it"):
-        load_data("cifar10", "nowhere")
+def test_the_checksum_of_cifar(tmp_path):
+    pixels = write_cifar(tmp_path)
+    with pytest.raises(UserError, match=r"data_batch_1 is not the published file: .*MD5 .* pass --no-checksum"):
+        load_data("cifar10", tmp_path)
+    assert np.array_equal(load_data("cifar10", tmp_path, checksum=False).test_images, pixels)
+
+
+def test_where_cifar_is_not(tmp_path):
+    root = tmp_path / "a"
+    write_cifar(root)
+    for given, message in (
+        (tmp_path / "b", "there is no folder .*b; pass --root FOLDER, or --download to fetch it there"),
+        (root / "cifar-10-batches-py", f"one level too low; pass the folder above, --root {root}$"),
+        (tmp_path, f"one level too high; pass --root {root}$"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_data("cifar10", given)
+    with pytest.raises(UserError, match=r"CIFAR-100: no cifar-100-python in .*a; pass --root"):
+        load_data("cifar100", root)
+    (root / "cifar-100-python.tar.gz").touch()
+    with pytest.raises(UserError, match=r"cifar-100-python.tar.gz is not unpacked; run tar -xzf"):
+        load_data("cifar100", root)
+    (root / "cifar-10-batches-py" / "test_batch").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*test_batch: No such file"):
+        load_data("cifar10", root, checksum=False)
+
+
+class Evil:
+    """Runs something when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged or no part of CIFAR"),
+        (pickle.dumps(Evil()), "it holds a builtins.print"),
+        (pickle.dumps([1]), "it holds a list"),
+        (pickle.dumps({"data": np.zeros((2, 3)), "labels": [0, 1]}), r"'data' must be uint8 \[N, 3072\]"),
+        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": "ab"}), "'labels' must be a list of integers"),
+    ],
+)
+def test_a_file_that_is_no_part_of_cifar(tmp_path, capsys, content, message):
+    write_cifar(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_data("cifar10", tmp_path, checksum=False)
+    assert capsys.readouterr().out == ""
+
+
+def fake_torchvision(monkeypatch, download):
+    module = types.ModuleType("torchvision")
+    module.datasets = types.SimpleNamespace(CIFAR10=download, CIFAR100=download)
+    monkeypatch.setitem(sys.modules, "torchvision", module)
+
+
+def test_cifar_is_downloaded_by_torchvision(tmp_path, monkeypatch):
+    fake_torchvision(monkeypatch, lambda root, train, download: write_cifar(Path(root)))
+    data = load_data("cifar10", tmp_path, True, checksum=False)
+    assert len(data.train_images) == 15
+
+
+def test_a_download_that_fails(tmp_path, monkeypatch):
+    def fail(root, train, download):
+        raise RuntimeError("File not found or corrupted.\nmore")
+
+    fake_torchvision(monkeypatch, fail)
+    with pytest.raises(UserError, match=r"cannot download CIFAR-100 to .* \(File not found or corrupted\.\)$"):
+        load_data("cifar100", tmp_path, True)
+
+
+def test_missing_torchvision_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(UserError, match=r"--download needs torchvision: pip install 'weight-evolution\[vision\]'"):
+        load_data("cifar10", download=True)

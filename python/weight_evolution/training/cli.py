@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a network; the published CIFAR recipe by default. Reports the last epoch's accuracy."
     parser.set_defaults(run=_train)
-    parser.add_argument("--root", type=Path, help="folder of the data set's files (default: its usual place)")
+    _add_data(parser, "folder of the data set's files (default: its usual place)")
     parser.add_argument("--download", action="store_true", help="let torchvision fetch CIFAR into --root")
     parser.add_argument(
         "--method", default="evolution", help=f"baseline, or {', '.join(METHODS)} (joined by +); default evolution"
@@ -103,7 +103,7 @@ def _add_compact(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     _add_alias(parser, "--force", of="overwrite", action="store_true")
-    parser.add_argument("--root", type=Path, help="folder of the data set's files, to measure the accuracy")
+    _add_data(parser, "folder of the data set's files, to measure the accuracy")
     _add_machine(parser)
 
 
@@ -119,6 +119,16 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     add_options(parser.add_argument_group("random labels"), RandomLabels)
     add_options(parser.add_argument_group("ordinary training"), Stationary)
     _add_machine(parser)
+
+
+def _add_data(parser: argparse.ArgumentParser, root: str) -> None:
+    parser.add_argument("--root", type=Path, help=root)
+    parser.add_argument(
+        "--no-checksum",
+        dest="checksum",
+        action="store_false",
+        help="read CIFAR's files even if they are not the published",
+    )
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +164,7 @@ def _train(options: argparse.Namespace) -> None:
         nesterov=options.nesterov and options.momentum > 0,
     )
     output = options_of(OutputOptions, options)
-    dataset = load_data(options.data, options.root, options.download)
+    dataset = load_data(config.data, options.root, options.download, options.checksum, config.image_size)
     say = (lambda line: None) if options.quiet else partial(print, flush=True)
     if grafting:
         with process_group(device, options.graft_time_out) as group:
@@ -223,7 +233,14 @@ def _inspect(options: argparse.Namespace) -> None:
 def _compact(options: argparse.Namespace) -> None:
     device = _device(options)
     print(
-        compact_checkpoint(options.checkpoint, options.output, device, root=options.root, overwrite=options.overwrite)
+        compact_checkpoint(
+            options.checkpoint,
+            options.output,
+            device,
+            root=options.root,
+            checksum=options.checksum,
+            overwrite=options.overwrite,
+        )
     )
 
 

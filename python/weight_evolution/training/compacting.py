@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from weight_evolution.low_rank import CompactReport
 
 from .checkpoint import heading, load_weights, read_checkpoint, read_plain, restored_model, save_checkpoint
 from .config import TrainingConfig
-from .data import load_data
+from .data import Dataset, load_data
 from .errors import UserError, user_errors
 from .methods.base import example_image
 from .methods.low_rank import LowRankMethod, make_projection
@@ -60,7 +62,13 @@ def is_compact(saved: object) -> bool:
 
 
 def compact_checkpoint(
-    checkpoint: Path, output: Path, device: torch.device, *, root: Path | None = None, overwrite: bool = False
+    checkpoint: Path,
+    output: Path,
+    device: torch.device,
+    *,
+    root: Path | None = None,
+    checksum: bool = True,
+    overwrite: bool = False,
 ) -> str:
     """Write the compact network of a checkpoint to ``output``, for `load_compact`; returns a readable summary.
 
@@ -68,6 +76,7 @@ def compact_checkpoint(
         checkpoint: of ``weight-evolution train --method low-rank``; only read.
         device: where to compute.
         root: folder of the data set's files. Where the data set is missing, the accuracy is not measured.
+        checksum: of CIFAR, insist on the published files.
         overwrite: replace ``output`` if it exists.
 
     Raises:
@@ -79,7 +88,9 @@ def compact_checkpoint(
     model, projection, input_size = _restore(checkpoint, state, config, device)
     compact = projection.compact().eval()
     report = projection.report()
-    accuracy = _accuracy(config.data, root, model, compact, device)
+    accuracy = _accuracy(
+        partial(load_data, config.data, root, False, checksum, config.image_size), model, compact, device
+    )
     saved = {
         "kind": _KIND,
         "format": _FORMAT,
@@ -137,9 +148,9 @@ def _restore(
     return model, projection, input_size
 
 
-def _accuracy(data: str, root: Path | None, model: nn.Module, compact: nn.Module, device: torch.device) -> str:
+def _accuracy(load: Callable[[], Dataset], model: nn.Module, compact: nn.Module, device: torch.device) -> str:
     try:
-        dataset = load_data(data, root).to(device)
+        dataset = load().to(device)
     except UserError as error:
         return f"test accuracy not measured: {error}"
     before, after = (evaluate(network, dataset)[1] for network in (model, compact))

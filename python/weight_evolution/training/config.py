@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .arguments import momentum, non_negative_float, non_negative_int, option, positive_float, positive_int
-from .data import DATA
+from .data import DATA_HELP
 from .errors import UserError
 from .models import MODEL_HELP
 
@@ -22,7 +23,10 @@ class TrainingConfig:
     """Options of a run. The defaults are the published recipe for CIFAR (arXiv 2110.04492 and its program)."""
 
     model: str = option("resnet20", MODEL_HELP)
-    data: str = option("digits", choices=DATA)
+    data: str = option("digits", DATA_HELP, metavar="NAME")
+    image_size: int | None = option(
+        None, "of folder:PATH: cut and resize all images to N x N pixels", type=positive_int, metavar="N"
+    )
     method: str = "baseline"
     """Methods joined by ``+``; "baseline" is none."""
     method_options: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -67,19 +71,27 @@ class TrainingConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
         """The inverse of `to_dict`."""
+        values = completed(values)
         known = {entry.name for entry in fields(cls)}
         if set(values) != known:
             raise UserError(f"the configuration has unknown or missing entries: {sorted(known ^ set(values))}")
-        for entry in fields(cls):
-            default = getattr(cls, entry.name, None)
-            kind = dict if entry.name == "method_options" else (list, type(None)) if default is None else type(default)
-            value = values[entry.name]
-            if not isinstance(value, kind) and not (kind is float and type(value) is int):
-                raise UserError(f"the configuration's {entry.name} is {value!r}")
+        for name, hint in get_type_hints(cls).items():
+            kinds, value = _kinds(hint), values[name]
+            if not isinstance(value, kinds) and not (float in kinds and type(value) is int):
+                raise UserError(f"the configuration's {name} is {value!r}")
         for method, options in values["method_options"].items():
             if not isinstance(options, dict):
                 raise UserError(f"the configuration's method_options[{method!r}] is {options!r}")
         return cls(**values)
+
+
+LATER = ("image_size",)
+"""Entries that configurations of earlier versions are without."""
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, that of an earlier version with the defaults of what it had no entry for."""
+    return {name: getattr(TrainingConfig, name) for name in LATER} | dict(values)
 
 
 def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
@@ -94,3 +106,9 @@ def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str |
                 return f"{key}: {first_difference(a, b)}"
             return f"{key} is {a!r} there and {b!r} here"
     return None
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The classes of a type such as ``list[int] | None``."""
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return tuple(get_origin(part) or part for part in parts)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from we_kernels import NonFiniteWeightError
 
@@ -25,3 +27,20 @@ def user_errors(prefix: str = "", *kinds: type[Exception]) -> Iterator[None]:
         raise
     except caught as error:
         raise UserError(f"{prefix}{error}") from None
+
+
+def needed(module: str, what: str, extra: str) -> Any:
+    """A module that is imported only where it is used.
+
+    Args:
+        module: its name.
+        what: needs it, for the error message.
+        extra: of this package, that brings it along.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{what} needs {module.partition('.')[0]}: pip install 'weight-evolution[{extra}]'") from None

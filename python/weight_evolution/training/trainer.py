@@ -16,7 +16,7 @@ from weight_evolution.low_rank import count_macs, count_parameters
 from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS, count_invalid_filters
 
 from .checkpoint import FORMAT, check_model_state, save_checkpoint
-from .config import TrainingConfig, first_difference
+from .config import TrainingConfig, completed, first_difference
 from .data import Dataset, training_batches
 from .errors import UserError, user_errors
 from .inferior import count_inferior_filters
@@ -149,7 +149,7 @@ class Trainer:
         Raises:
             UserError: the state is of another configuration (model, data, method, ...) or seed; nothing is changed.
         """
-        there = {**state["config"], "seed": state["seed"]}
+        there = {**completed(state["config"]), "seed": state["seed"]}
         if extend:
             there |= self._extended(there)
         elif there.get("epochs") != self.config.epochs:

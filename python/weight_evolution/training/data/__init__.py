@@ -1,4 +1,4 @@
-"""The data sets by name."""
+"""The data sets by name, and those of users."""
 
 from __future__ import annotations
 
@@ -9,24 +9,57 @@ from .cifar import load_cifar
 from .dataset import Dataset, check_dataset, training_batches
 from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
+from .image_folder import load_image_folder
+from .npz import load_npz
 
-DATA = ("digits", "fashion-mnist", "cifar10", "cifar100")
+DATA_HELP = (
+    "digits, fashion-mnist, cifar10, cifar100, folder:PATH (PATH/train/CLASS/*.png, PATH/val/CLASS/*.png), or "
+    "npz:PATH (train_images, train_labels, test_images, test_labels)"
+)
 
-__all__ = ["DATA", "Dataset", "load_data", "training_batches"]
+__all__ = ["DATA_HELP", "Dataset", "load_data", "training_batches"]
 
 
-def load_data(name: str, root: Path | None = None, download: bool = False) -> Dataset:
-    """A data set in memory. ``root`` is the folder of its files; None: each data set's usual place.
+def load_data(
+    name: str,
+    root: Path | None = None,
+    download: bool = False,
+    checksum: bool = True,
+    image_size: int | None = None,
+) -> Dataset:
+    """A data set in memory.
+
+    Args:
+        name: as `DATA_HELP` says.
+        root: the folder of its files; None: each data set's usual place.
+        download: of CIFAR, what is missing.
+        checksum: of CIFAR, insist on the published files.
+        image_size: as for `load_image_folder`.
 
     Raises:
-        UserError: the name is unknown, or the data set is missing (says how to get it) or corrupt.
+        UserError: the name is unknown, an option belongs to another data set, or the data set is missing (says how to
+            get it) or corrupt.
     """
+    kind, separator, path = name.partition(":")
+    cifar = name in ("cifar10", "cifar100")
+    _refuse_unused(name, {"--root": root is not None and bool(separator), "--no-checksum": not checksum and not cifar})
+    _refuse_unused(name, {"--image-size": image_size is not None and kind != "folder"})
     if name == "digits":
         dataset = load_digits()
     elif name == "fashion-mnist":
         dataset = load_fashion_mnist(root)
-    elif name in ("cifar10", "cifar100"):
-        dataset = load_cifar(int(name.removeprefix("cifar")), root, download)
+    elif cifar:
+        dataset = load_cifar(int(name.removeprefix("cifar")), root, download, checksum)
+    elif kind == "folder" and path:
+        dataset = load_image_folder(Path(path).expanduser(), image_size)
+    elif kind == "npz" and path:
+        dataset = load_npz(Path(path).expanduser())
     else:
-        raise UserError(f"--data must be one of {', '.join(DATA)}, got {name!r}")
+        raise UserError(f"--data must be {DATA_HELP}; got {name!r}")
     return check_dataset(dataset)
+
+
+def _refuse_unused(name: str, options: dict[str, bool]) -> None:
+    for option, given in options.items():
+        if given:
+            raise UserError(f"{option} does not go with --data {name}; leave it out")

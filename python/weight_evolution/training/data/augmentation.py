@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,11 @@ class Augmentation:
 
     padding: int = 0
     flip: bool = False
+
+    @classmethod
+    def of_size(cls, size: Sequence[int]) -> Augmentation:
+        """For any images [H, W]: flips, and crops with CIFAR's share of padding, an eighth."""
+        return cls(padding=min(size) // 8, flip=True)
 
     def __call__(self, images: Tensor, draws: torch.Generator) -> Tensor:
         """Images [B, C, H, W]; the random numbers come from the CPU generator ``draws``, on every device the same."""

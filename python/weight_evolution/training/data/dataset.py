@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..randomness import generator
 from .augmentation import Augmentation
 
@@ -74,19 +75,19 @@ def check_dataset(dataset: Dataset) -> Dataset:
     """The data set itself.
 
     Raises:
-        ValueError: parts, shapes or labels do not fit together.
+        UserError: parts, shapes or labels do not fit together.
     """
     for part, images, labels in (
         ("training", dataset.train_images, dataset.train_labels),
         ("test", dataset.test_images, dataset.test_labels),
     ):
         if len(images) != len(labels) or len(images) == 0:
-            raise ValueError(f"{dataset.name}: {len(images)} {part} images but {len(labels)} labels")
+            raise UserError(f"{dataset.name}: {len(images)} {part} images but {len(labels)} labels")
         if images.dtype != torch.uint8 or images.shape[1:] != dataset.train_images.shape[1:]:
-            raise ValueError(f"{dataset.name}: {part} images must be uint8 of one shape, got {images.shape}")
+            raise UserError(f"{dataset.name}: {part} images must be uint8 of one shape, got {images.shape}")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= dataset.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"{dataset.name}: {part} labels must be 0 to {dataset.num_classes - 1}, got {low} to {high}"
             )
     return dataset
