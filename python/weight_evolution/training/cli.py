@@ -26,6 +26,7 @@ from .errors import UserError
 from .launch import own_device, process_group, started_processes
 from .methods import METHODS, DistillationMethod, GraftingMethod, method_names, method_options
 from .networks import train_networks
+from .progress import is_watched
 from .runs import OutputOptions, train_seeds
 
 
@@ -163,7 +164,8 @@ def _train(options: argparse.Namespace) -> None:
         method_options=method_options(method, options),
         nesterov=options.nesterov and options.momentum > 0,
     )
-    output = options_of(OutputOptions, options)
+    alone = started_processes() is None  # else the bars of all would lie over each other
+    output = options_of(OutputOptions, options, progress=not options.quiet and alone and is_watched())
     dataset = load_data(config.data, options.root, options.download, options.checksum, config.image_size)
     say = (lambda line: None) if options.quiet else partial(print, flush=True)
     if grafting:

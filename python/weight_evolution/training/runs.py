@@ -19,6 +19,7 @@ from .data import Dataset
 from .errors import UserError, user_errors
 from .logs import LOG_FORMATS, TensorBoardLog, to_json, write_log, write_text
 from .methods import METHODS
+from .progress import bar
 from .trainer import Trainer, headline_accuracy
 
 CHECKPOINT = "checkpoint.pt"
@@ -37,6 +38,8 @@ class OutputOptions:
     """Of all epochs of each seed."""
     log: str = option("csv", choices=LOG_FORMATS)
     tensorboard: bool = option(False, "also write TensorBoard events")
+    progress: bool = False
+    """Show a bar for each epoch."""
 
 
 def train_seeds(
@@ -167,6 +170,9 @@ def run_epochs(
         output: how often, and which logs.
         say: is told of each epoch.
     """
+    if output.progress:
+        for name, trainer in trainers.values():
+            trainer.watch = bar(name, trainer.config.epochs, len(trainer.dataset.train_images))
     first = next(trainer for _, trainer in trainers.values())
     end = first.config.epochs if output.stop_after is None else min(first.config.epochs, output.stop_after)
     with ExitStack() as stack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .errors import UserError, user_errors
 from .inferior import count_inferior_filters
 from .methods import Method, Training, make_methods
 from .models import check_output, make_model
+from .progress import Watch, unwatched
 from .randomness import seeded
 
 # On a CPU the activations of 100 images stay in the caches: three times as fast as 1000.
@@ -73,6 +75,8 @@ class Trainer:
         self.methods = make_methods(config.method, config.method_options, training)
         self._iteration_hooks = self._own("after_iteration")
         self._extra_losses = self._own("extra_loss")
+        self.watch: Watch = unwatched
+        """Sees each batch of an epoch before it is trained on."""
         self.epoch = 0
         """Epochs done."""
         self.history: list[dict[str, float]] = []
@@ -191,16 +195,10 @@ class Trainer:
         self.model.train()
         mean, deviation = self.dataset.statistics
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for images, targets in training_batches(self.dataset, config.batch_size, self.seed, epoch, config.augment):
-            normalized = (images.float() - mean) / deviation
-            logits = self.model(normalized)
-            loss = functional.cross_entropy(logits, targets)
-            self.optimizer.zero_grad(set_to_none=True)
-            sum((extra(normalized, logits) for extra in self._extra_losses), loss).backward()
-            self.optimizer.step()
-            for hook in self._iteration_hooks:
-                hook()
-            totals += _totals(logits.detach(), loss.detach(), targets)
+        batches = training_batches(self.dataset, config.batch_size, self.seed, epoch, config.augment)
+        with closing(self.watch(batches, epoch)) as watched:
+            for images, targets in watched:
+                totals += self._train_on((images.float() - mean) / deviation, targets)
         loss_mean, accuracy = _means(totals, len(self.dataset.train_images))
         if not math.isfinite(loss_mean):
             raise UserError(
@@ -208,6 +206,17 @@ class Trainer:
                 "--warmup-epochs; checkpoints of earlier epochs are untouched"
             )
         return loss_mean, accuracy
+
+    def _train_on(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One step of the optimizer, and what the methods do behind it; returns `_totals`."""
+        logits = self.model(images)
+        loss = functional.cross_entropy(logits, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        sum((extra(images, logits) for extra in self._extra_losses), loss).backward()
+        self.optimizer.step()
+        for hook in self._iteration_hooks:
+            hook()
+        return _totals(logits.detach(), loss.detach(), targets)
 
     def _measure_compact(self, compact: nn.Module) -> dict[str, float]:
         loss, accuracy = evaluate(compact, self.dataset)

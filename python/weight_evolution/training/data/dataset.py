@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -55,7 +55,7 @@ class Dataset:
 
 def training_batches(
     dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Each training image once, uint8; order and augmentation depend on (seed, epoch) alone.
 
     A last batch of one image joins the batch before it, since BatchNorm cannot train on one value per channel.
