@@ -35,6 +35,7 @@ class _Number:
 fraction = _Number(float, "a number in [0, 1]", lambda value: 0 <= value <= 1)
 positive_float = _Number(float, "a positive number", lambda value: 0 < value < math.inf)
 non_negative_float = _Number(float, "a number from 0, and finite", lambda value: 0 <= value < math.inf)
+decay = _Number(float, "a number above 0 and below 1", lambda value: 0 < value < 1)
 momentum = _Number(float, "below 1, and a number from 0", lambda value: 0 <= value < 1)
 positive_int = _Number(int, "an integer from 1", lambda value: value >= 1)
 non_negative_int = _Number(int, "an integer from 0", lambda value: value >= 0)

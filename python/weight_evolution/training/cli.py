@@ -19,7 +19,7 @@ from weight_evolution.inspection import InspectOptions, SelectionOptions, inspec
 
 from .arguments import add_options, fraction, non_negative_int, options_of, positive_int
 from .compacting import compact_checkpoint
-from .config import TrainingConfig
+from .config import TrainingConfig, rates
 from .data import load_data
 from .demo import DemoOptions, RandomLabels, Stationary, run_demo
 from .errors import UserError
@@ -151,18 +151,22 @@ def _train(options: argparse.Namespace) -> None:
         raise UserError("--extend needs --resume")
     method = _with_teachers(options.method, options.teachers)
     _refuse_unused(options.given, method)
+    if options.optimizer != "sgd" and (unused := sorted(options.given & {"--momentum", "--no-nesterov"})):
+        raise UserError(f"{', '.join(unused)} belongs to --optimizer sgd, not to {options.optimizer}; leave it out")
     grafting = GraftingMethod.name in method_names(method)
     if started_processes() is not None and not grafting:
         raise UserError(
             f"under torchrun only --method grafting trains, one network on each rank; got {options.method!r}"
         )
     device = own_device(_device(options))
+    others: dict[str, Any] = {name: v for name, v in rates(options.optimizer).items() if getattr(options, name) is None}
     config = options_of(
         TrainingConfig,
         options,
         method=method,
         method_options=method_options(method, options),
         nesterov=options.nesterov and options.momentum > 0,
+        **others,
     )
     alone = started_processes() is None  # else the bars of all would lie over each other
     output = options_of(OutputOptions, options, progress=not options.quiet and alone and is_watched())
@@ -183,6 +187,9 @@ def _train(options: argparse.Namespace) -> None:
         f"test accuracy of {'the compact network, ' if compact else ''}the last epoch: {_accuracy(results)}; "
         f"best single epoch, chosen on the test set: {best:.2f}%"
     )
+    if config.ema is not None:
+        average = _accuracy(results, "last_epoch_ema_test_accuracy")
+        print(f"test accuracy of the average of the weights (--ema {config.ema:g}), last epoch: {average}")
     if compact:
         seed = f" (seed {run['seed']})" if len(seeds) > 1 else ""
         print(

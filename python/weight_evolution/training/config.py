@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .arguments import momentum, non_negative_float, non_negative_int, option, positive_float, positive_int
+from .arguments import decay, momentum, non_negative_float, non_negative_int, option, positive_float, positive_int
 from .data import DATA_HELP
 from .errors import UserError
 from .models import MODEL_HELP
@@ -16,6 +16,22 @@ from .models import MODEL_HELP
 LR_SCHEDULES = ("step", "cosine", "constant")
 STEP_FRACTIONS = (0.3, 0.6, 0.9)
 """Of the epochs; 60, 120 and 180 of the published 200."""
+OPTIMIZERS = ("sgd", "adamw", "unit-adamw")
+AMP = ("bf16", "fp16")
+SGD_RATES = {"lr": 0.1, "weight_decay": 5e-4}
+"""Published for CIFAR."""
+ADAMW_RATES = {"lr": 1e-3, "weight_decay": 1e-2}
+"""PyTorch's defaults."""
+
+
+def rates(optimizer: str) -> dict[str, float]:
+    """What the command line takes where it is not told a learning rate or a weight decay."""
+    return SGD_RATES if optimizer == "sgd" else ADAMW_RATES
+
+
+def _rate(name: str, type: Callable[[str], object]) -> Any:
+    help = f"default {SGD_RATES[name]:g}; of adamw and unit-adamw {ADAMW_RATES[name]:g}"
+    return option(SGD_RATES[name], help, default=None, type=type)
 
 
 @dataclass(frozen=True)
@@ -33,10 +49,11 @@ class TrainingConfig:
     """Method name -> its options: plain numbers, strings and lists."""
     epochs: int = option(200, type=positive_int)
     batch_size: int = option(128, type=positive_int)
-    lr: float = option(0.1, type=positive_float)
-    momentum: float = option(0.9, type=momentum)
+    optimizer: str = option("sgd", "unit-adamw: new weights have an age of their own", choices=OPTIMIZERS)
+    lr: float = _rate("lr", positive_float)
+    momentum: float = option(0.9, "of sgd", type=momentum)
     nesterov: bool = option(True, "plain momentum")
-    weight_decay: float = option(5e-4, type=non_negative_float)
+    weight_decay: float = _rate("weight_decay", non_negative_float)
     lr_schedule: str = option("step", choices=LR_SCHEDULES)
     lr_milestones: list[int] | None = option(
         None, "of step (30%%, 60%%, 90%% of the epochs)", type=positive_int, nargs="+", metavar="E"
@@ -45,10 +62,20 @@ class TrainingConfig:
     lr_gamma: float = option(0.1, "of step", type=positive_float)
     warmup_epochs: int = option(0, "linear warm-up", type=non_negative_int)
     augment: bool = option(True, "no random crops and flips")
+    amp: str | None = option(
+        None, "run the network in this precision in training (fp16: on CUDA, with scaled losses)", choices=AMP
+    )
+    ema: float | None = option(
+        None, "also measure an average of the weights that keeps D of itself at each step", type=decay, metavar="D"
+    )
+    channels_last: bool = option(False, "memory format of images and weights: NHWC")
+    compile: bool = option(False, "train through torch.compile")
 
     def __post_init__(self) -> None:
         if self.lr_schedule not in LR_SCHEDULES:
             raise UserError(f"lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got {self.lr_schedule!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.nesterov and self.momentum == 0:
             raise UserError("Nesterov momentum needs --momentum above 0; pass --no-nesterov")
 
@@ -85,7 +112,7 @@ class TrainingConfig:
         return cls(**values)
 
 
-LATER = ("image_size",)
+LATER = ("image_size", "optimizer", "amp", "ema", "channels_last", "compile")
 """Entries that configurations of earlier versions are without."""
 
 

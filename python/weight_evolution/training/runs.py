@@ -23,6 +23,7 @@ from .progress import bar
 from .trainer import Trainer, headline_accuracy
 
 CHECKPOINT = "checkpoint.pt"
+_EMA = "last_epoch_ema_test_accuracy"
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,18 @@ def summarize(
                 "filters": last.get("filters"),
                 "train_seconds": sum(row["train_seconds"] for row in history),
             }
+            | ({_EMA: last["ema_test_accuracy"]} if "ema_test_accuracy" in last else {})
             | {key: value for method in METHODS.values() for key, value in method.summarize(history).items()}
         )
     last_accuracies = [run["last_epoch_test_accuracy"] for run in runs]
+    averages = [run[_EMA] for run in runs if _EMA in run]
     return {
         "config": config.to_dict(),
         "device": str(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **mean_and_deviation("last_epoch_test_accuracy", last_accuracies),
+        **(mean_and_deviation(_EMA, averages) if averages else {}),
         "runs": runs,
     }
 
@@ -208,6 +212,8 @@ def _epoch_line(trainer: Trainer, row: Mapping[str, float], name: str) -> str:
         f"train {row['train_accuracy']:.2f}%",
         f"test {row['test_accuracy']:.2f}%",
     ]
+    if "ema_test_accuracy" in row:
+        parts.append(f"ema {row['ema_test_accuracy']:.2f}%")
     if "inferior_filters" in row:
         parts.append(f"inferior {row['inferior_filters']}/{row['filters']}")
     for method in METHODS.values():

@@ -19,10 +19,12 @@ from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS, coun
 from .checkpoint import FORMAT, check_model_state, save_checkpoint
 from .config import TrainingConfig, completed, first_difference
 from .data import Dataset, training_batches
+from .ema import Ema
 from .errors import UserError, user_errors
 from .inferior import count_inferior_filters
 from .methods import Method, Training, make_methods
 from .models import check_output, make_model
+from .optimizers import TrainingStep, make_optimizer
 from .progress import Watch, unwatched
 from .randomness import seeded
 
@@ -63,18 +65,17 @@ class Trainer:
         with seeded(device, "model", seed):
             made = model or make_model(config.model, dataset.in_channels, dataset.num_classes)
         self.model: nn.Module = made.to(device)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         check_output(self.model, config.model, input_size, dataset.num_classes)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = make_optimizer(config, self.model)
+        self.ema = None if config.ema is None else Ema(self.model, config.ema)
+        """The average of the network's weights, if there is to be one."""
         training = Training(self.model, self.optimizer, input_size, seed)
         self.methods = make_methods(config.method, config.method_options, training)
         self._iteration_hooks = self._own("after_iteration")
         self._extra_losses = self._own("extra_loss")
+        self._step = TrainingStep(config, self.model, self.optimizer, device)
         self.watch: Watch = unwatched
         """Sees each batch of an epoch before it is trained on."""
         self.epoch = 0
@@ -111,6 +112,7 @@ class Trainer:
                 "test_accuracy": test_accuracy,
                 "train_seconds": train_seconds,
             }
+            row |= self._measure_ema()
             row |= self._count_inferior()
             for method in self.methods.values():
                 row |= method.after_epoch(epoch)
@@ -135,6 +137,8 @@ class Trainer:
             "epoch": self.epoch,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "step": self._step.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
             "methods": {name: method.state_dict() for name, method in self.methods.items()},
             "history": [dict(row) for row in self.history],
         }
@@ -164,11 +168,16 @@ class Trainer:
         if difference := first_difference(there, {**self.config.to_dict(), "seed": self.seed}):
             raise UserError(f"the checkpoint is of another run: {difference}")
         check_model_state(state["model"], self.model)
+        if self.ema is not None:
+            self.ema.check(state["ema"])
         with user_errors("the checkpoint does not fit this run: ", KeyError, TypeError, ValueError, RuntimeError):
             for name, method in self.methods.items():
                 method.load_state_dict(state["methods"][name])
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self._step.load_state_dict(state.get("step", {}))  # checkpoints of earlier versions are without
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
         self.epoch = state["epoch"]
         self.history = [dict(row) for row in state["history"]]
 
@@ -208,15 +217,19 @@ class Trainer:
         return loss_mean, accuracy
 
     def _train_on(self, images: Tensor, targets: Tensor) -> Tensor:
-        """One step of the optimizer, and what the methods do behind it; returns `_totals`."""
-        logits = self.model(images)
-        loss = functional.cross_entropy(logits, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        sum((extra(images, logits) for extra in self._extra_losses), loss).backward()
-        self.optimizer.step()
+        """One step, and what follows it: the methods, then the average; returns `_totals`."""
+        logits, loss = self._step(images, targets, self._extra_losses)
         for hook in self._iteration_hooks:
             hook()
-        return _totals(logits.detach(), loss.detach(), targets)
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return _totals(logits, loss, targets)
+
+    def _measure_ema(self) -> dict[str, float]:
+        if self.ema is None:
+            return {}
+        loss, accuracy = evaluate(self.ema.model, self.dataset)
+        return {"ema_test_loss": loss, "ema_test_accuracy": accuracy}
 
     def _measure_compact(self, compact: nn.Module) -> dict[str, float]:
         loss, accuracy = evaluate(compact, self.dataset)
