@@ -503,8 +503,8 @@ def test_wrappers_and_names():
     assert reactivation.step().total == 6
 
 
-@pytest.mark.parametrize("at", [3, 4, 5, 7])
-@pytest.mark.parametrize("options", [{}, {"replacement_rate": 0.2, "maturity": 1}], ids=["dormant", "least useful"])
+@pytest.mark.parametrize("at", [3, 4, 5, 7, 11])
+@pytest.mark.parametrize("options", [{}, {"replacement_rate": 0.13, "maturity": 1}], ids=["dormant", "least useful"])
 def test_resuming_goes_on_as_if_nothing_had_been(at, options):
     def make():
         model = sick_net()
@@ -524,6 +524,7 @@ def test_resuming_goes_on_as_if_nothing_had_been(at, options):
         train(*run, iterations=12 - at)
         for a, b in zip(whole[0].state_dict().values(), run[0].state_dict().values(), strict=True):
             assert torch.equal(a, b)
+        assert run[2].state_dict() == whole[2].state_dict()
 
 
 def test_states_that_cannot_be_loaded():

@@ -110,7 +110,7 @@ class LeastUseful:
             if not isinstance(there, list) or len(there) != len(value) or not all(map(is_number, there)):
                 raise ValueError(f"state['selection'][{name!r}] must be a list of {len(value)} numbers")
         for name, value in own.items():
-            value.copy_(torch.tensor(state[name]))
+            value.copy_(torch.tensor(state[name], dtype=value.dtype))
 
     def _lowest(self, values: Tensor) -> Tensor:
         """int64 [U]: how many of the unit's layer come before it, in ascending order."""
