@@ -54,7 +54,6 @@ def weights(path):
         (["train", "--milestones", "3", "2", "--divisors", "1", "2", "3", "--tau", "1"], "milestones must be positive"),
         (["train", "--milestones", "3", "--divisors", "1", "--tau", "1"], "divisors must be one per stage (2)"),
         (["train", "--resume", "--overwrite"], "contradict"),
-        (["train", "--extend"], "--extend needs --resume"),
         (["train", "--rate", "0.3"], "--rate belongs to --method asynchronous, which --method evolution is without"),
         (
             ["train", "--method", "baseline", "--conv-rate=0.3", "--tau", "1"],
@@ -117,19 +116,19 @@ def test_stop_and_resume_equals_one_go(tmp_path, method):
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
 
 
-def test_a_run_is_extended_when_asked(tmp_path, capsys):
-    options = [*SMALL, "--local-ratio", "0.9", "--output", tmp_path]
+def test_a_run_is_extended_by_more_epochs(tmp_path, capsys):
+    options = [*SMALL[:-1], "--local-ratio", "0.9", "--output", tmp_path]
     assert run("train", *options) == 0
     longer = [*options, "--epochs", 4, "--resume"]
     before = (tmp_path / "seed-0" / "checkpoint.pt").read_bytes()
-    assert run("train", *longer) == 2
-    assert "the checkpoint is of a run of 2 epochs, not 4; to go on pass --extend" in capsys.readouterr().err
-    assert run("train", *longer, "--extend", "--conv-rate", 0.3) == 2
+    assert run("train", *longer, "--conv-rate", 0.3) == 2
     assert "conv_rate is 0.2 there and 0.3 here" in capsys.readouterr().err
-    assert run("train", *longer, "--extend", "--epochs", 2) == 2
-    assert "--extend needs more --epochs than the checkpoint's 2, got 2" in capsys.readouterr().err
+    assert run("train", *longer, "--epochs", 1) == 2
+    assert "the checkpoint is of a run of 2 epochs, not 1; pass --epochs 2, or more" in capsys.readouterr().err
     assert (tmp_path / "seed-0" / "checkpoint.pt").read_bytes() == before
-    assert run("train", *longer, "--extend") == 0
+    assert run("train", *longer) == 0
+    said = "resumed after 2 of 4 epochs; it was to have 2: what is left follows the schedules of the new number"
+    assert said in capsys.readouterr().out
     with (tmp_path / "seed-0" / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"]
@@ -248,6 +247,7 @@ def test_old_spellings_are_still_read():
     assert not parser.parse_args(["demo"]).quiet
     assert parser.parse_args(["inspect", "c.pt", "--rate", "0.5"]).conv_rate == 0.5
     assert parser.parse_args(["inspect", "c.pt"]).conv_rate is None
+    assert parser.parse_args(["train", "--extend"]).resume
 
 
 def test_info_and_version(capsys):

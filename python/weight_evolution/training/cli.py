@@ -73,6 +73,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         method.add_arguments(parser)
     output = parser.add_argument_group("output")
     add_options(output, OutputOptions)
+    _add_alias(output, "--extend", of="resume", action="store_true")
     output.add_argument("--quiet", action="store_true", help="print the result only")
     _add_machine(parser)
 
@@ -138,7 +139,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--threads", type=positive_int, metavar="N", help="of torch on the CPU (default: its own)")
 
 
-def _add_alias(parser: argparse.ArgumentParser, name: str, *, of: str, **options: Any) -> None:
+def _add_alias(parser: argparse._ActionsContainer, name: str, *, of: str, **options: Any) -> None:
     """The spelling that an option had in earlier versions; the help does not show it."""
     parser.add_argument(name, dest=of, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
 
@@ -147,8 +148,6 @@ def _train(options: argparse.Namespace) -> None:
     seeds = _seeds(options)
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite contradict each other")
-    if options.extend and not options.resume:
-        raise UserError("--extend needs --resume")
     method = _with_teachers(options.method, options.teachers)
     _refuse_unused(options.given, method)
     if options.optimizer != "sgd" and (unused := sorted(options.given & {"--momentum", "--no-nesterov"})):

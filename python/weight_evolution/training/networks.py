@@ -28,6 +28,7 @@ from .runs import (
     make_folder,
     mean_and_deviation,
     refuse_to_overwrite,
+    resumed,
     run_epochs,
     seed_folder,
     summarize,
@@ -125,7 +126,7 @@ class Networks:
                 path.replace(folders[i] / PREVIOUS)
             trainer.save(path)
 
-    def load(self, folders: Mapping[int, Path], *, extend: bool = False) -> None:
+    def load(self, folders: Mapping[int, Path]) -> None:
         """Resume from the last epoch of which all networks have a checkpoint; from none, when none has any.
 
         Raises:
@@ -139,7 +140,7 @@ class Networks:
                 raise UserError(f"the networks' checkpoints are of different epochs: {[sorted(e) for e in epochs]}")
             return
         for i, trainer in self.trainers.items():
-            load(trainer, states[i][max(common)], folders[i], extend)
+            load(trainer, states[i][max(common)], folders[i])
 
 
 def train_networks(
@@ -168,8 +169,8 @@ def train_networks(
         for folder in folders.values():
             make_folder(folder)
         if output.resume:
-            networks.load(folders, extend=output.extend)
-            say(f"seed {seed}: resumed after {networks.epoch} of {config.epochs} epochs")
+            networks.load(folders)
+            say(resumed(next(iter(networks.trainers.values())), seed))
         elif output.overwrite:
             for folder in folders.values():
                 (folder / PREVIOUS).unlink(missing_ok=True)

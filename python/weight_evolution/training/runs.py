@@ -32,8 +32,11 @@ class OutputOptions:
 
     folder: Path = option(Path("runs"), flag="output", type=Path, metavar="DIR")
     checkpoint_every: int = option(1, "N epochs", type=positive_int, metavar="N")
-    resume: bool = option(False, "continue from the checkpoints in --output")
-    extend: bool = option(False, "with --resume: on to more --epochs than the run had")
+    resume: bool = option(
+        False,
+        "continue from the checkpoints in --output; with more --epochs than before, what is left follows the schedules "
+        "of the new number (fractions of the epochs are taken of it, --lr-milestones and --milestones stay)",
+    )
     overwrite: bool = option(False, "start anew where checkpoints exist")
     stop_after: int | None = option(None, "stop after epoch N, to --resume later", type=positive_int, metavar="N")
     """Of all epochs of each seed."""
@@ -142,10 +145,18 @@ def mean_and_deviation(name: str, values: Sequence[float]) -> dict[str, float | 
     return {f"{name}_mean": statistics.fmean(values), f"{name}_std": deviation}
 
 
-def load(trainer: Trainer, state: Mapping[str, Any], path: Path, extend: bool) -> None:
+def load(trainer: Trainer, state: Mapping[str, Any], path: Path) -> None:
     """Resume; raises UserError, with the path, if the state does not fit."""
     with user_errors(f"{path}: ", UserError):
-        trainer.load_state_dict(state, extend=extend)
+        trainer.load_state_dict(state)
+
+
+def resumed(trainer: Trainer, seed: int) -> str:
+    """What is said of a run that was resumed."""
+    line = f"seed {seed}: resumed after {trainer.epoch} of {trainer.config.epochs} epochs"
+    if trainer.extended_from is None:
+        return line
+    return f"{line}; it was to have {trainer.extended_from}: what is left follows the schedules of the new number"
 
 
 def _resume(trainer: Trainer, path: Path, output: OutputOptions, say: Callable[[str], None]) -> None:
@@ -154,8 +165,8 @@ def _resume(trainer: Trainer, path: Path, output: OutputOptions, say: Callable[[
     if not path.exists():
         say(f"seed {trainer.seed}: no checkpoint at {path}, starting from the first epoch")
         return
-    load(trainer, read_checkpoint(path, trainer.device), path, output.extend)
-    say(f"seed {trainer.seed}: resumed after {trainer.epoch} of {trainer.config.epochs} epochs")
+    load(trainer, read_checkpoint(path, trainer.device), path)
+    say(resumed(trainer, trainer.seed))
 
 
 def run_epochs(

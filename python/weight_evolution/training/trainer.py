@@ -80,6 +80,8 @@ class Trainer:
         """Sees each batch of an epoch before it is trained on."""
         self.epoch = 0
         """Epochs done."""
+        self.extended_from: int | None = None
+        """Epochs that a run that was resumed was to have, if it now has more."""
         self.history: list[dict[str, float]] = []
         """One row of the log per epoch."""
 
@@ -147,24 +149,25 @@ class Trainer:
         """Write `state_dict` to a file."""
         save_checkpoint(self.state_dict(), path)
 
-    def load_state_dict(self, state: Mapping[str, Any], *, extend: bool = False) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where `state_dict` was taken.
 
-        Args:
-            state: what that returned.
-            extend: go on to more epochs than the state's run was to have, with the schedules of the new number.
+        With more epochs than the state's run was to have, what is left follows the schedules of the new number.
 
         Raises:
-            UserError: the state is of another configuration (model, data, method, ...) or seed; nothing is changed.
+            UserError: the state is of another configuration (model, data, method, ...), of a run of more epochs or of
+                another seed; nothing is changed.
         """
         there = {**completed(state["config"]), "seed": state["seed"]}
-        if extend:
-            there |= self._extended(there)
-        elif there.get("epochs") != self.config.epochs:
+        epochs = there["epochs"]
+        if epochs > self.config.epochs:
             raise UserError(
-                f"the checkpoint is of a run of {there.get('epochs')} epochs, not {self.config.epochs}; to go on pass "
-                "--extend and more --epochs: what is left follows the schedules of the new number"
+                f"the checkpoint is of a run of {epochs} epochs, not {self.config.epochs}; pass --epochs {epochs}, or "
+                "more to extend the run; --stop-after ends one earlier"
             )
+        extended = epochs < self.config.epochs
+        if extended:
+            there |= self._extended(there)
         if difference := first_difference(there, {**self.config.to_dict(), "seed": self.seed}):
             raise UserError(f"the checkpoint is of another run: {difference}")
         check_model_state(state["model"], self.model)
@@ -178,16 +181,13 @@ class Trainer:
             self._step.load_state_dict(state.get("step", {}))  # checkpoints of earlier versions are without
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
+        self.extended_from = epochs if extended else None
         self.epoch = state["epoch"]
         self.history = [dict(row) for row in state["history"]]
 
     def _extended(self, there: Mapping[str, Any]) -> dict[str, Any]:
         """What of a configuration changes with the number of epochs, as it is here."""
         config = self.config
-        if there["epochs"] >= config.epochs:
-            raise UserError(
-                f"--extend needs more --epochs than the checkpoint's {there['epochs']}, got {config.epochs}"
-            )
         options = {name: dict(entries) for name, entries in there["method_options"].items()}
         for name, method in self.methods.items():
             for key in method.options_of_epochs:
