@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser of the command, and those of its `COMMANDS`, which know no options yet."""
-    parser = _Parser(
+    parser = Parser(
         prog="weight-evolution",
         description="Train networks by one of the package's methods, several or none; look at what was trained.",
     )
@@ -45,14 +45,17 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     return parser, {name: commands.add_parser(name, help=text) for name, text in COMMANDS.items()}
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors in one line, without the usage; options are not guessed from their first letters."""
+
+    source = ""
+    """Of the arguments, as errors begin; for those of a file its name."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {self.source}{message}\n")
 
 
 def _version() -> str:

@@ -54,18 +54,35 @@ def option(default: Any, /, help: str = "", *, flag: str | None = None, **argume
 
 
 def add_options(group: argparse._ActionsContainer, kind: type[Options], prefix: str = "") -> None:
-    """An argument for each `option` of a dataclass. One that is True or False is a flag, of True ``--no-NAME``."""
+    """An argument for each `option` of a dataclass; one that is True or False is a flag (`add_flag`)."""
     for entry in fields(kind):
         if entry.metadata:
             name = _destination(entry, prefix)
-            spelling, help = name.replace("_", "-"), entry.metadata["help"]
+            help = entry.metadata["help"]
             argument: dict[str, Any] = {"default": entry.default, **entry.metadata["argument"]}
             if isinstance(entry.default, bool):
-                spelling = f"no-{spelling}" if entry.default else spelling
-                argument |= {"dest": name, "action": "store_false" if entry.default else "store_true"}
-            elif argument["default"] is not None and "default" not in help:
+                add_flag(group, name, help, default=entry.default)
+                continue
+            if argument["default"] is not None and "default" not in help:
                 help = f"{help} (default %(default)s)" if help else "default %(default)s"
-            group.add_argument(f"--{spelling}", help=help, **argument)
+            group.add_argument(f"--{name.replace('_', '-')}", help=help, **argument)
+
+
+def add_flag(group: argparse._ActionsContainer, name: str, help: str, *, default: bool = False) -> None:
+    """``--NAME``, or ``--no-NAME`` where the default is True; the other one, which undoes it, is not in the help.
+
+    Args:
+        group: where the flag belongs.
+        name: with underscores.
+        help: of what differs from the default.
+        default: without the flag.
+    """
+    on, off = f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}"
+    for spelling, action in ((on, "store_true"), (off, "store_false")):
+        hidden = (spelling == on) == default
+        group.add_argument(
+            spelling, dest=name, action=action, default=default, help=argparse.SUPPRESS if hidden else help
+        )
 
 
 def options_of(kind: type[Options], arguments: argparse.Namespace, prefix: str = "", **others: Any) -> Options:

@@ -17,9 +17,10 @@ from we_kernels.info import format_info
 from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError, command
 from weight_evolution.inspection import InspectOptions, SelectionOptions, inspect
 
-from .arguments import add_options, fraction, non_negative_int, options_of, positive_int
+from .arguments import add_flag, add_options, fraction, non_negative_int, options_of, positive_int
 from .compacting import compact_checkpoint
 from .config import TrainingConfig, rates
+from .config_file import format_config, read_config
 from .data import load_data
 from .demo import DemoOptions, RandomLabels, Stationary, run_demo
 from .errors import UserError
@@ -29,14 +30,19 @@ from .networks import train_networks
 from .progress import is_watched
 from .runs import OutputOptions, train_seeds
 
+_SGD_ALONE = {"--momentum", "--no-nesterov"}
+"""Options of --optimizer sgd."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 after a one-line error message."""
     parser = make_parser()
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
-    options.given = {argument.partition("=")[0] for argument in given if argument.startswith("--")}
     try:
+        if getattr(options, "config", None) is not None:
+            options = _with_file(parser, given, options)
+        options.given = _names(given)
         options.run(options)
     except (UserError, BackendUnavailableError, NonFiniteWeightError, ExchangeError) as error:
         print(f"weight-evolution: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -45,6 +51,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("weight-evolution: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _with_file(
+    parser: argparse.ArgumentParser, given: Sequence[str], options: argparse.Namespace
+) -> argparse.Namespace:
+    """The options of the file ``--config`` and, before them, those that were given."""
+    train: command.Parser = options.parser
+    arguments = read_config(options.config, train)
+    train.source = f"{options.config}: "
+    train.parse_args(arguments)
+    train.source = ""
+    options = parser.parse_args([given[0], *arguments, *given[1:]])
+    options.from_file = _names(arguments)
+    return options
+
+
+def _names(arguments: Sequence[str]) -> set[str]:
+    return {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -60,9 +84,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = "Train a network; the published CIFAR recipe by default. Reports the last epoch's accuracy."
-    parser.set_defaults(run=_train)
+    parser.set_defaults(run=_train, parser=parser, from_file=set())
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="options from a TOML file; those given here go first"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print such a file of all options, and do nothing")
     _add_data(parser, "folder of the data set's files (default: its usual place)")
-    parser.add_argument("--download", action="store_true", help="let torchvision fetch CIFAR into --root")
+    add_flag(parser, "download", "let torchvision fetch CIFAR into --root")
     parser.add_argument(
         "--method", default="evolution", help=f"baseline, or {', '.join(METHODS)} (joined by +); default evolution"
     )
@@ -74,7 +102,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     add_options(output, OutputOptions)
     _add_alias(output, "--extend", of="resume", action="store_true")
-    output.add_argument("--quiet", action="store_true", help="print the result only")
+    add_flag(output, "quiet", "print the result only")
     _add_machine(parser)
 
 
@@ -125,12 +153,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser, root: str) -> None:
     parser.add_argument("--root", type=Path, help=root)
-    parser.add_argument(
-        "--no-checksum",
-        dest="checksum",
-        action="store_false",
-        help="read CIFAR's files even if they are not the published",
-    )
+    add_flag(parser, "checksum", "read CIFAR's files even if they are not the published ones", default=True)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -149,8 +172,11 @@ def _train(options: argparse.Namespace) -> None:
     if options.resume and options.overwrite:
         raise UserError("--resume and --overwrite contradict each other")
     method = _with_teachers(options.method, options.teachers)
-    _refuse_unused(options.given, method)
-    if options.optimizer != "sgd" and (unused := sorted(options.given & {"--momentum", "--no-nesterov"})):
+    # In a file may be the options of other methods and optimizers, to choose one of them here.
+    _refuse_unused(options.given | (set() if "--method" in options.given else options.from_file), method)
+    chosen = options.given | (set() if "--optimizer" in options.given else options.from_file)
+    others = set() if options.optimizer == "sgd" else _SGD_ALONE
+    if unused := sorted(chosen & others):
         raise UserError(f"{', '.join(unused)} belongs to --optimizer sgd, not to {options.optimizer}; leave it out")
     grafting = GraftingMethod.name in method_names(method)
     if started_processes() is not None and not grafting:
@@ -158,15 +184,20 @@ def _train(options: argparse.Namespace) -> None:
             f"under torchrun only --method grafting trains, one network on each rank; got {options.method!r}"
         )
     device = own_device(_device(options))
-    others: dict[str, Any] = {name: v for name, v in rates(options.optimizer).items() if getattr(options, name) is None}
+    own_rates: dict[str, Any] = {
+        name: v for name, v in rates(options.optimizer).items() if getattr(options, name) is None
+    }
     config = options_of(
         TrainingConfig,
         options,
         method=method,
         method_options=method_options(method, options),
         nesterov=options.nesterov and options.momentum > 0,
-        **others,
+        **own_rates,
     )
+    if options.print_config:
+        print(format_config(options.parser, options, others.union(*_unused(method).values())))
+        return
     alone = started_processes() is None  # else the bars of all would lie over each other
     output = options_of(OutputOptions, options, progress=not options.quiet and alone and is_watched())
     dataset = load_data(config.data, options.root, options.download, options.checksum, config.image_size)
@@ -200,16 +231,22 @@ def _train(options: argparse.Namespace) -> None:
 
 def _refuse_unused(given: set[str], method: str) -> None:
     """Options of a method that is not used would be ignored."""
-    used = method_names(method)
-    for name in [name for name in METHODS if name not in used]:
-        parser = argparse.ArgumentParser(add_help=False)
-        METHODS[name].add_arguments(parser)
-        own = {option for action in parser._actions for option in action.option_strings}
+    for name, own in _unused(method).items():
         if unused := sorted(own & given):
             raise UserError(
                 f"{', '.join(unused)} belongs to --method {name}, which --method {method} is without; leave it out, or "
                 "join the methods by +"
             )
+
+
+def _unused(method: str) -> dict[str, set[str]]:
+    """Method that is not used -> its options."""
+    used, found = method_names(method), {}
+    for name in [name for name in METHODS if name not in used]:
+        parser = argparse.ArgumentParser(add_help=False)
+        METHODS[name].add_arguments(parser)
+        found[name] = {option for action in parser._actions for option in action.option_strings}
+    return found
 
 
 def _with_teachers(method: str, teachers: Sequence[str] | None) -> str:
