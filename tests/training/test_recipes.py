@@ -9,7 +9,7 @@ from tests.training.test_trainer import assert_same_state
 from tests.training.training_runs import make_config
 from weight_evolution import UnitAdamW
 from weight_evolution.training import cli
-from weight_evolution.training.checkpoint import read_checkpoint
+from weight_evolution.training.checkpoint import read_checkpoint, save_checkpoint
 from weight_evolution.training.config import LATER, TrainingConfig
 from weight_evolution.training.errors import UserError
 from weight_evolution.training.optimizers import make_optimizer
@@ -25,12 +25,24 @@ METHODS = {
     "asynchronous": [],
     "reactivation": ["--reactivation-every", "2", "--reactivation-rate", "0.2", "--reactivation-maturity", "0"],
     "grafting": [],
+    "distillation": ["--teachers", "TEACHER"],
 }
 
 
 @pytest.fixture(autouse=True)
 def few_digits(digits, monkeypatch):
     monkeypatch.setattr(cli, "load_data", lambda *_: digits)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory, digits):
+    folder = tmp_path_factory.mktemp("teacher")
+    save_checkpoint(Trainer(make_config("baseline"), 7, digits, CPU).state_dict(), folder / "t.pt")
+    return folder / "t.pt"
+
+
+def options_of(method, teacher):
+    return [str(teacher) if word == "TEACHER" else word for word in METHODS[method]]
 
 
 def resumed_is_whole(tmp_path, *options, folder=""):
@@ -49,9 +61,9 @@ def resumed_is_whole(tmp_path, *options, folder=""):
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_with_adamw_and_an_average(tmp_path, method):
+def test_every_method_with_adamw_and_an_average(tmp_path, teacher, method):
     folder = "network-0" if method == "grafting" else ""
-    state = resumed_is_whole(tmp_path, *BOTH, "--method", method, *METHODS[method], folder=folder)
+    state = resumed_is_whole(tmp_path, *BOTH, "--method", method, *options_of(method, teacher), folder=folder)
     assert state["ema"]["steps"] == 6
     assert state["history"][-1]["ema_test_accuracy"] > 0
     assert all({"exp_avg", "exp_avg_sq"} <= of.keys() for of in state["optimizer"]["state"].values())
@@ -64,9 +76,11 @@ def test_every_method_with_adamw_and_an_average(tmp_path, method):
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("options", [["--amp", "bf16"], ["--channels-last"], ["--optimizer", "unit-adamw"]], ids=str)
-def test_every_method_with_other_recipes(tmp_path, method, options):
+def test_every_method_with_other_recipes(tmp_path, teacher, method, options):
     folder = "network-0" if method == "grafting" else ""
-    resumed_is_whole(tmp_path, *options, "--ema", "0.5", "--method", method, *METHODS[method], folder=folder)
+    resumed_is_whole(
+        tmp_path, *options, "--ema", "0.5", "--method", method, *options_of(method, teacher), folder=folder
+    )
 
 
 @pytest.mark.parametrize(
