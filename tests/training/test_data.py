@@ -91,7 +91,8 @@ def write_cifar(root, classes=10, images=3):
     for name in (*layout.train, *layout.test):
         pixels = draws.integers(256, size=(images, 3072), dtype=np.uint8)
         batch = {"data": pixels, layout.labels: list(range(images)), "batch_label": "a part"}
-        (root / layout.folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+        content = pickle.dumps(batch, protocol=2)  # with the name that NumPy's module had then
+        (root / layout.folder / name).write_bytes(content.replace(b"numpy._core.", b"numpy.core."))
     return pixels.reshape(-1, 3, 32, 32)
 
 

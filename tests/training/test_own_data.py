@@ -163,6 +163,7 @@ def test_npz(tmp_path, channels):
         ({"train_images": np.zeros((0, 8, 8), np.uint8)}, r"train_images must be uint8"),
         ({"train_labels": np.zeros(30)}, r"train_labels must be integers \[N\], got float64 \[30\]"),
         ({"train_labels": np.zeros((30, 1), int)}, r"train_labels must be integers \[N\], got int64 \[30, 1\]"),
+        ({"train_labels": np.zeros(0, int), "test_labels": np.zeros(0, int)}, "30 training images but 0 labels"),
         ({"train_labels": np.zeros(29, int)}, "30 training images but 29 labels"),
         ({"train_labels": np.arange(30) - 1}, "training labels must be 0 to 28, got -1 to 28"),
         ({"test_images": np.zeros((12, 8, 8), np.uint8)}, "test images must be uint8 of one shape"),

@@ -1,6 +1,7 @@
 """Optimizers, precision, memory format, compilation and the average of the weights: what they do, and exact resume."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -141,6 +142,41 @@ def test_lower_precision_is_of_the_network_alone(digits, monkeypatch):
     trainer.run_epoch()
     assert set(seen) == {(True, torch.bfloat16), ("loss", torch.float32), (False, torch.float32)}
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
+def scaled(digits):
+    """A trainer whose losses are scaled, as with fp16 on a GPU."""
+    trainer = Trainer(make_config("baseline"), 0, digits, CPU)
+    trainer._step._scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=4)
+    return trainer
+
+
+def test_scaled_losses_change_nothing_and_the_scale_is_resumed(digits):
+    plain, whole, first, second = (make(digits) for make in (unscaled, scaled, scaled, scaled))
+    for trainer, epochs in ((plain, 2), (whole, 2), (first, 1)):
+        for _ in range(epochs):
+            trainer.run_epoch()
+    second.load_state_dict(first.state_dict())
+    second.run_epoch()
+    assert whole.state_dict()["step"]["scale"] == 8.0  # grew after four of six steps
+    for trainer in (whole, second):
+        assert_same_state(trainer.state_dict()["model"], plain.state_dict()["model"])
+        assert_same_state(trainer.state_dict()["step"], whole.state_dict()["step"])
+    with pytest.raises(UserError, match="does not fit this run"):
+        scaled(digits).load_state_dict(plain.state_dict())
+
+
+def unscaled(digits):
+    return Trainer(make_config("baseline"), 0, digits, CPU)
+
+
+def test_a_step_whose_gradients_overflow_is_left_out(digits):
+    trainer = scaled(digits)
+    trainer.model.fc.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = trainer.model.fc.weight.clone()
+    trainer.run_epoch()
+    assert torch.equal(trainer.model.fc.weight, before)
+    assert trainer.state_dict()["step"]["scale"] == 0.5  # halved by each of three steps
 
 
 def test_channels_last(digits):

@@ -137,6 +137,7 @@ def test_evolve_every(digits, monkeypatch, every, expected):
     ("change", "message"),
     [
         ({"model": "resnet14"}, "model is 'resnet8' there and 'resnet14' here"),
+        ({"epochs": 2}, "of a run of 4 epochs, not 2; pass --epochs 4, or more"),
         ({"data": "fashion-mnist"}, "data is 'digits' there and 'fashion-mnist' here"),
         ({"method": "baseline"}, "method is 'evolution' there and 'baseline' here"),
         ({"lr": 0.2}, "lr is 0.1 there and 0.2 here"),
@@ -278,3 +279,7 @@ def test_configuration_survives_a_round_trip():
     assert TrainingConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UserError, match="lr_schedule must be one of"):
         make_config(lr_schedule="linear")
+    with pytest.raises(UserError, match="optimizer must be one of sgd, adamw, unit-adamw, got 'adam'"):
+        make_config(optimizer="adam")
+    with pytest.raises(UserError, match="amp must be one of bf16, fp16, got 'int8'"):
+        make_config(amp="int8")

@@ -207,6 +207,7 @@ def _train(options: argparse.Namespace) -> None:
             results = train_networks(config, seeds, dataset, device, output, say, group)
             if group is None or dist.get_rank(group) == 0:
                 print(_networks_line(results))
+                _print_average(config, results)
                 print(f"results in {options.output}")
         return
     results = train_seeds(config, seeds, dataset, device, output, say)
@@ -217,9 +218,7 @@ def _train(options: argparse.Namespace) -> None:
         f"test accuracy of {'the compact network, ' if compact else ''}the last epoch: {_accuracy(results)}; "
         f"best single epoch, chosen on the test set: {best:.2f}%"
     )
-    if config.ema is not None:
-        average = _accuracy(results, "last_epoch_ema_test_accuracy")
-        print(f"test accuracy of the average of the weights (--ema {config.ema:g}), last epoch: {average}")
+    _print_average(config, results)
     if compact:
         seed = f" (seed {run['seed']})" if len(seeds) > 1 else ""
         print(
@@ -260,6 +259,12 @@ def _with_teachers(method: str, teachers: Sequence[str] | None) -> str:
 def _accuracy(results: dict[str, Any], of: str = "last_epoch_test_accuracy") -> str:
     mean, deviation = results[f"{of}_mean"], results[f"{of}_std"]
     return f"{mean:.2f}%" + ("" if deviation is None else f" +- {deviation:.2f} ({len(results['runs'])} seeds)")
+
+
+def _print_average(config: TrainingConfig, results: dict[str, Any]) -> None:
+    if config.ema is not None:
+        average = _accuracy(results, "last_epoch_ema_test_accuracy")
+        print(f"test accuracy of the average of the weights (--ema {config.ema:g}), last epoch: {average}")
 
 
 def _networks_line(results: dict[str, Any]) -> str:

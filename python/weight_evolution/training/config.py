@@ -76,6 +76,8 @@ class TrainingConfig:
             raise UserError(f"lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got {self.lr_schedule!r}")
         if self.optimizer not in OPTIMIZERS:
             raise UserError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.amp is not None and self.amp not in AMP:
+            raise UserError(f"amp must be one of {', '.join(AMP)}, got {self.amp!r}")
         if self.nesterov and self.momentum == 0:
             raise UserError("Nesterov momentum needs --momentum above 0; pass --no-nesterov")
 

@@ -159,7 +159,9 @@ class Trainer:
                 another seed; nothing is changed.
         """
         there = {**completed(state["config"]), "seed": state["seed"]}
-        epochs = there["epochs"]
+        epochs = there.get("epochs")
+        if not isinstance(epochs, int):
+            raise UserError(f"the checkpoint's configuration is damaged: epochs is {epochs!r}")
         if epochs > self.config.epochs:
             raise UserError(
                 f"the checkpoint is of a run of {epochs} epochs, not {self.config.epochs}; pass --epochs {epochs}, or "

@@ -29,7 +29,7 @@ def load_npz(path: Path) -> Dataset:
     arrays = _read(path)
     train_images, test_images = (_images(path, name, arrays[name]) for name in NAMES[::2])
     train_labels, test_labels = (_labels(path, name, arrays[name]) for name in NAMES[1::2])
-    classes = 1 + max(int(labels.max()) for labels in (train_labels, test_labels) if len(labels))
+    classes = 1 + max((int(labels.max()) for labels in (train_labels, test_labels) if len(labels)), default=0)
     augmentation = Augmentation.of_size(train_images.shape[2:])
     return Dataset(f"npz:{path}", train_images, train_labels, test_images, test_labels, classes, augmentation)
 
