@@ -11,7 +11,7 @@ from torch import Tensor
 from ..health import HealthReport, filter_health
 from ..tables import first_line
 from ..training.arguments import option, positive_int
-from ..training.data import DATA, load_data
+from ..training.data import DATA_HELP, load_data
 from ..training.errors import UserError, user_errors
 from ..training.logs import write_text
 from .selection import SelectionOptions, selection
@@ -33,7 +33,7 @@ class InspectOptions:
     in_channels: int | None = option(None, "of the architecture (default: its own)", type=positive_int, metavar="N")
     random: bool = option(False, "timm:NAME and torchvision:NAME freshly initialised, without their published weights")
     trust_pickle: bool = option(False, "also read files that run code of their own, such as whole modules")
-    data: str | None = option(None, f"run test images through it, to see which units fire: {', '.join(DATA)}")
+    data: str | None = option(None, f"run test images through it, to see which units fire: {DATA_HELP}")
     root: Path | None = option(None, "folder of the data set's files (default: its usual place)", type=Path)
     images: int = option(IN_DATA, "of the data", type=positive_int, metavar="N")
     batch_size: int = option(64, "of the data", type=positive_int, metavar="N")
