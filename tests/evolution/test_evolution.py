@@ -299,7 +299,7 @@ def test_a_second_step_for_an_epoch_warns_once_if_shifts_take_part():
 
 def test_no_step_after_the_last_epoch():
     model = network()
-    evolution = WeightEvolution(model, epochs=3)
+    evolution = WeightEvolution(model, epochs=3, schedule=always)
     assert [evolution.step().epoch for _ in range(2)] == [0, 1]
     before, counters = state(model), evolution.state_dict()["starvation"]
     assert evolution.step() is None
@@ -308,12 +308,27 @@ def test_no_step_after_the_last_epoch():
     assert evolution.epoch == 18
     assert evolution.state_dict()["starvation"] == counters
     assert evolution.step(epoch=0) is not None
-    assert WeightEvolution(network(), epochs=1).step() is None
+    assert WeightEvolution(network(), schedule=always, epochs=1).step() is None
+
+
+@pytest.mark.parametrize(("epochs", "first"), [(120, 120), (61, 120), (60, 60), (3, 60)])
+def test_stages_beyond_the_run_are_warned_of(epochs, first):
+    message = rf"stages from epoch {first} on are never reached in epochs={epochs}; pass .*cifar\(epochs={epochs}\)"
+    with pytest.warns(UserWarning, match=message) as warned:
+        WeightEvolution(network(), epochs=epochs)
+    assert warned[0].filename == __file__
+
+
+def test_no_warning_of_stages_that_are_reached():
+    WeightEvolution(network(), epochs=121)
+    WeightEvolution(network())
+    for epochs in (1, 2, 3, 4, 90):
+        WeightEvolution(network(), schedule=StagedSigmoid.cifar(epochs), epochs=epochs)
 
 
 def test_numbers_of_numpy():
     np = pytest.importorskip("numpy")
-    evolution = WeightEvolution(network(), conv_rate=np.float32(0.25), epochs=np.int64(9))
+    evolution = WeightEvolution(network(), conv_rate=np.float32(0.25), schedule=always, epochs=np.int64(9))
     assert evolution.step(epoch=np.int32(2)).epoch == 2
     assert evolution.state_dict()["options"]["conv_rate"] == 0.25
     assert isinstance(evolution.state_dict()["options"]["conv_rate"], float)
@@ -356,18 +371,19 @@ def test_states_without_options_are_still_read():
 
 
 def test_steps_are_counted_and_saved():
-    evolution = WeightEvolution(network(), epochs=9)
+    schedule = StagedSigmoid.cifar(epochs=9)
+    evolution = WeightEvolution(network(), schedule=schedule, epochs=9)
     evolution.step(epoch=3)
     evolution.step()
     assert evolution.step(epoch=8) is None
     assert (evolution.steps, evolution.epoch) == (2, 9)
-    resumed = WeightEvolution(network())
+    resumed = WeightEvolution(network(), schedule=schedule)
     resumed.load_state_dict(evolution.state_dict())
     assert resumed.steps == 2
 
 
 def test_options_can_be_read_and_not_set():
-    evolution = WeightEvolution(network(), crossover="released", norm_shift_rate="inferior", epochs=7)
+    evolution = WeightEvolution(network(), crossover="released", norm_shift_rate="inferior", epochs=200)
     assert evolution.base_rates == {"conv": 0.2, "norm_scale": 0.05, "norm_shift": 0.05, "linear": 0.0}
     options = {
         "local_ratio": 0.1,
@@ -376,7 +392,7 @@ def test_options_can_be_read_and_not_set():
         "crossover": "released",
         "importance": "l1",
         "check_finite": True,
-        "epochs": 7,
+        "epochs": 200,
     }
     for name, value in options.items():
         assert getattr(evolution, name) == value

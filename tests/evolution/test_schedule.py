@@ -38,3 +38,30 @@ def test_lists_are_taken_and_it_is_a_value():
 def test_bad_arguments(milestones, divisors, tau, message):
     with pytest.raises(ValueError, match=message):
         StagedSigmoid(milestones, divisors, tau)
+
+
+@pytest.mark.parametrize("published", [StagedSigmoid.cifar, StagedSigmoid.imagenet])
+def test_stages_of_another_length(published):
+    whole, of = published(), 200 if published == StagedSigmoid.cifar else 90
+    assert published(epochs=of) == whole
+    assert published(of * 100) == StagedSigmoid([100 * m for m in whole.milestones], whole.divisors, 100 * whole.tau)
+    for epoch in range(of):
+        assert published(of * 150)(0.2, epoch * 150) == pytest.approx(whole(0.2, epoch))
+
+
+def test_stages_of_ninety_epochs_and_of_few():
+    assert StagedSigmoid.cifar(epochs=90) == StagedSigmoid((27, 54), (1.0, 2.5, 5.0), 6.75)
+    assert StagedSigmoid.cifar(epochs=1) == StagedSigmoid((1, 2), (1.0, 2.5, 5.0), 0.075)
+
+
+@pytest.mark.parametrize("published", [StagedSigmoid.cifar, StagedSigmoid.imagenet])
+@pytest.mark.parametrize(("epochs", "error"), [(0, ValueError), (-5, ValueError), (2.5, TypeError), ("90", TypeError)])
+def test_bad_numbers_of_epochs(published, epochs, error):
+    with pytest.raises(error, match="epochs must be an"):
+        published(epochs=epochs)
+
+
+def test_stages_that_a_run_never_reaches():
+    schedule = StagedSigmoid.cifar()
+    assert [schedule.beyond(epochs) for epochs in (121, 120, 60, 3)] == [(), (120,), (60, 120), (60, 120)]
+    assert StagedSigmoid.cifar(epochs=2).beyond(2) == ()  # no room for three stages

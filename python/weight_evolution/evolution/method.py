@@ -21,7 +21,7 @@ from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, 
 from .device_step import DeviceStep, Outcome
 from .options import EvolutionOptions, Importance
 from .report import EvolutionReport
-from .schedule import Schedule
+from .schedule import Schedule, StagedSigmoid
 from .taking_part import TakingPart
 
 _STATE_FORMAT = 2
@@ -58,7 +58,8 @@ class WeightEvolution:
         local_ratio: in [0, 1]; an inferior filter's importance is at most this share of its layer's largest.
         starvation_divisor: positive; after (number of convolutions) / starvation_divisor layers in a row with globally
             but no locally inferior filters, the layer at hand gives up one. None: never.
-        schedule: ``(base_rate, epoch) -> rate``; `StagedSigmoid.cifar()` when left out.
+        schedule: ``(base_rate, epoch) -> rate``; `StagedSigmoid.cifar()` when left out, which is for 200 epochs
+            (``StagedSigmoid.cifar(epochs=90)`` for 90). Stages that ``epochs`` never reaches are warned of.
         crossover: "paper" or "released", see `we_kernels.crossover_`. With "paper", a filter of zeros is globally
             inferior even where more than the rate's share of them is zero; the released program leaves them.
         importance: "l1", the L1 norm over the number of kernels (`we_kernels.filter_importance`), or a callable
@@ -139,6 +140,7 @@ class WeightEvolution:
         self._epoch = self._steps = 0
         self._last_step: int | None = None
         self._warned = False
+        self._warn_of_stages()
         self._unchecked: deque[EvolutionReport] = deque()
         if include is None and not exclude:
             self._warn_of_little(model)
@@ -281,6 +283,18 @@ class WeightEvolution:
                 f"only {len(items)} parameters with {taking / every:.2%} of the model's trainable "
                 "elements take part in the evolution: convolutions and BatchNorms; for Linears pass linear_rate=, or "
                 "name what you want in include=",
+                stacklevel=3,
+            )
+
+    def _warn_of_stages(self) -> None:
+        """Once, when made: stages of the schedule that a run of that length never reaches."""
+        schedule, epochs = self._options.schedule, self._options.epochs
+        if epochs is None or not isinstance(schedule, StagedSigmoid):
+            return
+        if beyond := schedule.beyond(epochs):
+            warnings.warn(
+                f"the schedule's stages from epoch {beyond[0]} on are never reached in epochs={epochs}; pass "
+                f"schedule=StagedSigmoid.cifar(epochs={epochs}) or another that fits the run",
                 stacklevel=3,
             )
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ..arguments import check_count
+
 Schedule = Callable[[float, int], float]
 """(base rate, epoch just trained, from 0) -> rate in [0, 1]."""
 
@@ -51,12 +53,33 @@ class StagedSigmoid:
         start = self.milestones[stage - 1] if stage else 0
         return base_rate / self.divisors[stage] / (1.0 + math.exp(-(epoch - start) / self.tau))
 
-    @classmethod
-    def cifar(cls) -> StagedSigmoid:
-        """As published for CIFAR, 200 epochs."""
-        return cls(milestones=(60, 120), divisors=(1.0, 2.5, 5.0), tau=15.0)
+    def beyond(self, epochs: int) -> tuple[int, ...]:
+        """The milestones that a run of so many epochs never reaches; none for one that is shorter than the stages are
+        many, which cannot reach them all.
+        """
+        return tuple(each for each in self.milestones if each >= epochs >= len(self.divisors))
 
     @classmethod
-    def imagenet(cls) -> StagedSigmoid:
-        """As published for ImageNet, 90 epochs."""
-        return cls(milestones=(30, 60), divisors=(1.0, 2.0, 4.0), tau=8.0)
+    def cifar(cls, epochs: int = 200) -> StagedSigmoid:
+        """As published for CIFAR, 200 epochs, with the stages stretched or shortened to a run of ``epochs``.
+
+        A step of another kind counts as well: for a run of 30,000 iterations ``epochs=30_000``, for steps that are
+        told the iteration (``evolution.step(epoch=iteration)``).
+
+        Raises:
+            TypeError, ValueError: ``epochs`` is not an integer from 1.
+        """
+        return cls(milestones=(60, 120), divisors=(1.0, 2.5, 5.0), tau=15.0)._stretched(epochs, 200)
+
+    @classmethod
+    def imagenet(cls, epochs: int = 90) -> StagedSigmoid:
+        """As published for ImageNet, 90 epochs; ``epochs`` as in `cifar`."""
+        return cls(milestones=(30, 60), divisors=(1.0, 2.0, 4.0), tau=8.0)._stretched(epochs, 90)
+
+    def _stretched(self, epochs: int, published: int) -> StagedSigmoid:
+        epochs = check_count(epochs, "epochs", 1)
+        milestones: list[int] = []
+        for milestone in self.milestones:
+            previous = milestones[-1] if milestones else 0
+            milestones.append(max(previous + 1, round(milestone * epochs / published)))
+        return StagedSigmoid(tuple(milestones), self.divisors, self.tau * epochs / published)

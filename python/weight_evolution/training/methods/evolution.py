@@ -19,7 +19,7 @@ from ..errors import UserError, user_errors
 from .base import Method, Training, timed
 
 _PUBLISHED = EvolutionOptions()
-_SCHEDULES = {"cifar": (StagedSigmoid.cifar(), 200), "imagenet": (StagedSigmoid.imagenet(), 90)}
+_SCHEDULES = {"cifar": StagedSigmoid.cifar, "imagenet": StagedSigmoid.imagenet}
 _IMAGENET_RATE = 0.02
 """The published base rate for ImageNet, of all kinds."""
 _RATES = ("conv_rate", "norm_scale_rate", "norm_shift_rate")
@@ -144,13 +144,9 @@ def make_schedule(options: Mapping[str, Any] | None) -> Schedule:
 
 
 def scaled_schedule(name: str, epochs: int) -> dict[str, Any]:
-    """The published stages for "cifar" (200 epochs) or "imagenet" (90), stretched to ``epochs``."""
-    published, of = _SCHEDULES[name]
-    milestones: list[int] = []
-    for milestone in published.milestones:
-        previous = milestones[-1] if milestones else 0
-        milestones.append(max(previous + 1, round(milestone * epochs / of)))
-    return {"milestones": milestones, "divisors": list(published.divisors), "tau": published.tau * epochs / of}
+    """The published stages for "cifar" or "imagenet", stretched to ``epochs``; plain values."""
+    schedule = _SCHEDULES[name](epochs)
+    return {"milestones": list(schedule.milestones), "divisors": list(schedule.divisors), "tau": schedule.tau}
 
 
 def _schedule_options(arguments: argparse.Namespace) -> dict[str, Any] | None:
