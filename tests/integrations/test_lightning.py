@@ -23,9 +23,10 @@ from weight_evolution.integrations.lightning import (
     ReactivationCallback,
 )
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*(num_workers|logging interval|not resumable|LeafSpec|isinstance\\(treespec):UserWarning"
-)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*(num_workers|logging interval|not resumable|used to create the checkpoint):UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+]
 BATCHES, EPOCHS = 3, 4
 ACTING = {
     "evolution": lambda: EvolutionCallback(module="net", **OPTIONS),
