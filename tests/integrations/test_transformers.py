@@ -23,7 +23,7 @@ ACTING = {
     "evolution": lambda: EvolutionCallback(**OPTIONS),
     "evolution by steps": lambda: EvolutionCallback(every_n_steps=2, **OPTIONS),
     "reactivation": lambda: ReactivationCallback(
-        every=2, batches=2, threshold=0.9, example_inputs=torch.zeros(1, 3, 8, 8)
+        every=2, batches=2, replacement_rate=0.4, maturity=0, example_inputs=torch.zeros(1, 3, 8, 8)
     ),
 }
 

@@ -15,7 +15,7 @@ import we_kernels as wk
 
 from ..arguments import check_optimizer
 from ..model.module_filters import ModuleChoice, ModuleFilter
-from ..model.wrapped_optimizers import wrapped_optimizers
+from ..model.wrapped_optimizers import without_accelerate, wrapped_optimizers
 from .calls import check_hooks, only_makes_state, within_another_step
 from .convolutions import Convolutions
 from .sgd import AsynchronousSGD
@@ -67,7 +67,7 @@ class AsynchronousUpdate(OfSubsets):
 
     Args:
         optimizer: any torch optimizer whose ``step()`` runs torch's step hooks. Of an optimizer around another one, the
-            outer one.
+            outer one; of accelerate's, which only hands steps on, the one in it.
         model: the network, or a part of it; all its convolutions on one device.
         rate: in (0, 1]: the share of each layer's filters that moves, at least one filter.
         seed: of the random subsets.
@@ -100,7 +100,8 @@ class AsynchronousUpdate(OfSubsets):
         include: Sequence[ModuleFilter] | None = None,
         exclude: Sequence[ModuleFilter] = (),
     ) -> None:
-        for one in (check_optimizer(optimizer), *wrapped_optimizers(optimizer)):
+        optimizer = without_accelerate(check_optimizer(optimizer))
+        for one in (optimizer, *wrapped_optimizers(optimizer)):
             if isinstance(one, AsynchronousSGD):
                 raise ValueError(
                     "optimizer is an AsynchronousSGD or holds one, which updates asynchronously by itself; use it alone"

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from weight_evolution import AsynchronousUpdate, LowRankProjection, UnitReactivation, WeightEvolution
 
-from ..arguments import check_count, check_flag
+from ..arguments import check_count, check_flag, unless_none
 from .missing import needs
 from .periods import PeriodicEvolution
 from .scalars import scalars
@@ -263,7 +263,7 @@ class LowRankCallback(MethodCallback[LowRankProjection]):
         **options: Any,
     ) -> None:
         super().__init__(module, optimizer, options)
-        self._every = every_n_train_steps and check_count(every_n_train_steps, "every_n_train_steps", 1)
+        self._every = unless_none(every_n_train_steps, "every_n_train_steps", check_count, 1)
         self._log = check_flag(log, "log")
         self._step = 0
 
@@ -276,7 +276,7 @@ class LowRankCallback(MethodCallback[LowRankProjection]):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Project after the last batch of an epoch, and every so many steps if asked for."""
-        if trainer.is_last_batch or (self._every and trainer.global_step % self._every == 0):
+        if trainer.is_last_batch or (self._every is not None and trainer.global_step % self._every == 0):
             self._project(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

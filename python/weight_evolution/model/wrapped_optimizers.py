@@ -1,6 +1,8 @@
-"""Optimizers within optimizers: Lookahead, SAM and others hold the one that they wrap."""
+"""Optimizers within optimizers: Lookahead, SAM, accelerate's and others hold the one that they wrap."""
 
 from __future__ import annotations
+
+import sys
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -21,3 +23,15 @@ def wrapped_optimizers(optimizer: Optimizer) -> list[Optimizer]:
             if isinstance(held, Optimizer) and not known and own & set(map(id, parameters_of(held))):
                 found.append(held)
     return found[1:]
+
+
+def without_accelerate(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that accelerate's ``AcceleratedOptimizer`` hands its steps on to, where this is one.
+
+    Of all wrappers it alone adds nothing to a step (it leaves out those of accumulated gradients), and runs no hooks.
+    It is recognized by its class, which others derive from that do more.
+    """
+    cls = getattr(sys.modules.get("accelerate.optimizer"), "AcceleratedOptimizer", None)
+    while type(optimizer) is cls:
+        optimizer = vars(optimizer)["optimizer"]
+    return optimizer

@@ -1,0 +1,45 @@
+"""Every file in examples/ trains, evolves after each epoch but the last, and goes on from its own checkpoint."""
+
+import logging
+import os
+import runpy
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+from tests.processes import ROOT
+
+EXAMPLES = {
+    "plain_pytorch.py": ([], "--checkpoint {}/checkpoint.pt", None),
+    "torchvision_reference.py": (["torchvision"], "--output-dir {}", "--resume {}/checkpoint.pth"),
+    "timm_train.py": (["timm", "torchvision"], "--model test_resnet --output {}", "--resume {}/last.pth.tar"),
+    "lightning_callbacks.py": (["lightning"], "--folder {}", "--resume {}/last.ckpt"),
+    "huggingface_trainer.py": (["transformers", "accelerate"], "--folder {}", "--resume"),
+    "accelerate_loop.py": (["accelerate", "torchvision"], "--folder {}/state", None),
+}
+"""File -> what it imports, its options, and those by which it resumes; None: by itself."""
+
+
+def test_every_example_is_run():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the libraries
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example(name, tmp_path, monkeypatch):
+    libraries, options, resume = EXAMPLES[name]
+    for library in libraries:
+        pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    main = runpy.run_path(str(ROOT / "examples" / name))["main"]
+
+    def steps(*more):
+        torch.manual_seed(0)
+        found = main(["--epochs", "3", *options.format(tmp_path).split(), *more])
+        return getattr(found, "evolution", found).steps
+
+    assert steps() == 2
+    assert steps(*(resume or "").format(tmp_path).split()) == 2  # nothing is left to do
