@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: check demo test test-all oldest mutation hostile bench gpu gpu-first wheels lint clean
+.PHONY: check demo test test-all test-integrations oldest mutation hostile bench gpu gpu-first wheels lint clean
 
 demo: .venv/installed
 	# A thread each: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -16,6 +16,16 @@ test: lint
 
 test-all: lint
 	$(pytest) --all
+
+# The callbacks and examples against the real libraries, in an environment of its own: about 6.5 GB.
+test-integrations: .venv-integrations/installed
+	OMP_NUM_THREADS=1 .venv-integrations/bin/python -m pytest tests/integrations
+
+.venv-integrations/installed: export WE_KERNELS_CUDA ?= off
+.venv-integrations/installed: $(BUILD_FILES) constraints-integrations.txt
+	test -x .venv-integrations/bin/python || $(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/python -m pip install -c constraints-integrations.txt -e '.[integrations]'
+	touch $@
 
 # The suite against the oldest supported PyTorch and its Triton, in an environment of its own.
 oldest:
@@ -58,7 +68,7 @@ lint: .venv/installed
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -type f ! -name '*.cmake')
 
 clean:
-	rm -rf .venv .venv-oldest build dist demo-output *.egg-info we_kernels/_native*.so we_kernels/_native_reason.txt
+	rm -rf .venv .venv-oldest .venv-integrations build dist demo-output *.egg-info we_kernels/_native*.so we_kernels/_native_reason.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 # The CUDA part only where there is a GPU, and for one architecture: nvcc takes long, and without a GPU no test calls

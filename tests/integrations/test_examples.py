@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tests.processes import ROOT
 
@@ -36,10 +37,17 @@ def test_an_example(name, tmp_path, monkeypatch):
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     main = runpy.run_path(str(ROOT / "examples" / name))["main"]
 
-    def steps(*more):
+    trained = []
+
+    def evolutions(*more):
         torch.manual_seed(0)
+        trained.clear()
+        counting = register_optimizer_step_post_hook(lambda *_: trained.append(1))
         found = main(["--epochs", "3", *options.format(tmp_path).split(), *more])
+        counting.remove()
         return getattr(found, "evolution", found).steps
 
-    assert steps() == 2
-    assert steps(*(resume or "").format(tmp_path).split()) == 2  # nothing is left to do
+    assert evolutions() == 2
+    assert trained
+    assert evolutions(*(resume or "").format(tmp_path).split()) == 2
+    assert not trained  # nothing was left to do

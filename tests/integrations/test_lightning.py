@@ -24,7 +24,9 @@ from weight_evolution.integrations.lightning import (
 )
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*(num_workers|logging interval|not resumable|used to create the checkpoint):UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:.*(num_workers|logging interval|not resumable|used to create the checkpoint):UserWarning"
+    ),
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
 ]
 BATCHES, EPOCHS = 2, 3
@@ -101,7 +103,6 @@ def fit(*callbacks, checkpoint=None, **options):
     return module
 
 
-
 @pytest.mark.parametrize("acting", ACTING.values(), ids=list(ACTING))
 @pytest.mark.parametrize(
     "saving",
@@ -134,14 +135,15 @@ def test_what_is_saved_was_validated(acting, late, tmp_path):
     assert same(weights(module), module.validated[-1])
 
 
-
 def test_it_evolves_between_epochs_and_at_no_other_time():
     callback = EvolutionCallback(module="net", **OPTIONS)
     fit(callback)
     assert callback.evolution.steps == EPOCHS - 1
     assert callback.evolution.schedule == StagedSigmoid.cifar(epochs=EPOCHS)
     assert callback.evolution.epochs == EPOCHS
-    assert same(fit(EvolutionCallback(module="net", **OPTIONS), max_epochs=1).state_dict(), fit(max_epochs=1).state_dict())
+    assert same(
+        fit(EvolutionCallback(module="net", **OPTIONS), max_epochs=1).state_dict(), fit(max_epochs=1).state_dict()
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,10 @@ def test_an_average_of_weights_beside_it():
 def test_stochastic_weight_averaging_takes_what_was_trained():
     averaging, callback = StochasticWeightAveraging(0.05, swa_epoch_start=2), EvolutionCallback(module="net", **OPTIONS)
     taken, update = [], averaging.update_parameters
-    averaging.update_parameters = lambda average, model, *rest: (taken.append(weights(model)), update(average, model, *rest))
+    averaging.update_parameters = lambda average, model, *rest: (
+        taken.append(weights(model)),
+        update(average, model, *rest),
+    )
     module = fit(callback, averaging)
     assert callback.evolution.steps == EPOCHS - 1
     assert callback.evolution.epochs == EPOCHS  # not the one that refreshes the BatchNorms

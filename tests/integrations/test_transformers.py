@@ -93,7 +93,11 @@ def test_a_resumed_run_is_one_that_never_stopped(acting, restore, tmp_path):
             break  # example_inputs is no JSON; see below
         checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
         resumed = fit(
-            tmp_path / "other", acting(), checkpoint=checkpoint, restore_callback_states_from_checkpoint=restore, **options
+            tmp_path / "other",
+            acting(),
+            checkpoint=checkpoint,
+            restore_callback_states_from_checkpoint=restore,
+            **options,
         )
         assert same(weights(resumed.model), weights(whole.model)), step
 

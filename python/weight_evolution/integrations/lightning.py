@@ -175,9 +175,7 @@ class EvolutionCallback(MethodCallback[PeriodicEvolution]):
     def _make(self, trainer: Trainer, model: nn.Module, optimizer: Optimizer) -> PeriodicEvolution:
         total = _steps_of(trainer) if self._by_steps else self._max_epochs
         done = self._done(trainer)
-        return PeriodicEvolution(
-            model, optimizer, total=total, every=self._every, done=done, options=self._options
-        )
+        return PeriodicEvolution(model, optimizer, total=total, every=self._every, done=done, options=self._options)
 
     def _done(self, trainer: Trainer) -> int:
         return int(trainer.global_step if self._by_steps else trainer.current_epoch)

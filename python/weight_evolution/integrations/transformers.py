@@ -95,9 +95,7 @@ class MethodCallback(TrainerCallback, ExportableState, Generic[Kind]):
         """Take away hooks; the method can still be looked at."""
         self._detach()
 
-    def _make(
-        self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer
-    ) -> Kind:
+    def _make(self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer) -> Kind:
         raise NotImplementedError
 
     def _detach(self) -> None:
@@ -198,9 +196,7 @@ class ReactivationCallback(MethodCallback[UnitReactivation]):
         """The reactivation; made when training starts."""
         return self._made()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Count a step of the optimizer; at every n-th, units start anew."""
         report = self.reactivation.step()
         if report is not None:
