@@ -81,7 +81,7 @@ def test_steps_that_a_scaler_skips_draw_nothing():
 
 
 def test_one_update_for_an_optimizer_with_and_without_its_wrapper(accelerator):
-    model, optimizer = accelerator.prepare(network(), SGD(network().parameters(), lr=0.1))
+    model = accelerator.prepare(network())
     inner = SGD(model.parameters(), lr=0.1)
     first = AsynchronousUpdate(inner, model)
     outer = accelerator.prepare(inner)

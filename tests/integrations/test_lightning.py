@@ -11,7 +11,7 @@ from tests.integrations.networks import OPTIONS, batch, network, same, weights
 from weight_evolution import StagedSigmoid
 
 pytest.importorskip("lightning")
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -162,6 +162,21 @@ def test_how_often_it_evolves(every, options, steps):
     callback = EvolutionCallback(module="net", **every, **OPTIONS)
     fit(callback, **options)
     assert callback.evolution.steps == steps
+
+
+class WithoutForward(Module):
+    """As most modules are: nothing can be traced but the network in it."""
+
+    def forward(self, *images):
+        return LightningModule.forward(self, *images)
+
+
+@pytest.mark.parametrize("kind", [Module, WithoutForward])
+def test_the_whole_module_when_no_part_is_named(kind):
+    callback, module, images = EvolutionCallback(**OPTIONS), kind(), DataLoader(Images(), batch_size=4)
+    trainer(callback).fit(module, images, images)
+    assert callback.evolution.steps == EPOCHS - 1
+    assert next(iter(callback.evolution.preview().filters)) == "net.0.weight"
 
 
 def test_another_run_starts_anew_and_the_same_goes_on():

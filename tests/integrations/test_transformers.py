@@ -172,7 +172,7 @@ def test_the_checkpoint_of_a_run_without_the_callback(tmp_path):
 
 def test_other_options_than_the_checkpoint(tmp_path):
     fit(tmp_path, EvolutionCallback(**OPTIONS))
-    with pytest.raises(ValueError, match="saved with conv_rate=0.5, this WeightEvolution has 0.1.*strict=False"):
+    with pytest.raises(ValueError, match=r"saved with conv_rate=0\.5, this WeightEvolution has 0\.1.*strict=False"):
         fit(tmp_path, EvolutionCallback(**{**OPTIONS, "conv_rate": 0.1}), checkpoint=tmp_path / "checkpoint-2")
     callback = EvolutionCallback(strict=False, **{**OPTIONS, "conv_rate": 0.1})
     fit(tmp_path, callback, checkpoint=tmp_path / "checkpoint-2", num_train_epochs=EPOCHS + 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from tests.model import unit_networks as networks
 from weight_evolution import UnitAdamW, UnitReactivation
@@ -119,3 +120,28 @@ def test_resuming_with_ages():
     run(*second, range(7, 13))
     for a, b in zip(whole[0].parameters(), second[0].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+class Outer(Optimizer):
+    """As accelerate's: it holds the optimizer that steps, and shares its groups and state."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.param_groups, self.state = inner.param_groups, inner.state
+
+
+def test_an_optimizer_within_another():
+    def states(wrap):
+        torch.manual_seed(0)
+        model = networks.ConvNet()
+        optimizer = UnitAdamW(model.parameters(), 1e-2)
+        reactivation = UnitReactivation(model, wrap(optimizer), every=1, threshold=0.7)
+        train(model, optimizer, torch.randn(*networks.IMAGES), 5)
+        assert reactivation.step().total > 0
+        return [optimizer.state[parameter] for parameter in model.parameters()]
+
+    plain, wrapped = states(lambda optimizer: optimizer), states(lambda optimizer: Outer(Outer(optimizer)))
+    assert any("row_reset" in state for state in plain)
+    for one, other in zip(plain, wrapped, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)

@@ -1,1 +1,1 @@
-"""Callbacks for trainers of others; each module needs the library that it is named after, and is imported by its path."""
+"""Callbacks for other trainers; each module needs the library that it is named after, and is imported by its path."""

@@ -40,7 +40,7 @@ Kind = TypeVar("Kind", bound=_Method)
 class MethodCallback(TrainerCallback, ExportableState, Generic[Kind]):
     """What the callbacks share: the method's state in checkpoints, and where its numbers go.
 
-    The Trainer keeps one state for each class of callbacks: for a second callback of a kind, derive a class of your own.
+    The Trainer keeps one state for each class of callbacks: for a second one of a kind, derive a class.
 
     Args:
         arguments: of the class, by which the Trainer makes it again where it is told to restore callbacks.
@@ -79,8 +79,8 @@ class MethodCallback(TrainerCallback, ExportableState, Generic[Kind]):
         entry = state.stateful_callbacks.get(name)
         if isinstance(entry, list):
             raise ValueError(
-                f"the Trainer has {len(entry)} callbacks of a class named {name}, whose states it cannot tell apart in a "
-                "checkpoint; derive a class of another name for each further one"
+                f"the Trainer has {len(entry)} callbacks of a class named {name}, whose states it cannot tell apart in "
+                "a checkpoint; derive a class of another name for each further one"
             )
         self._method = method = self._make(args, state, model, optimizer)
         saved = entry["attributes"]["saved"] if entry else None

@@ -18,7 +18,7 @@ import we_kernels as wk
 from ..model.optimizer_state import OptimizerState, moments_of
 from ..model.unit_graph import UnitGraph, UnitLayer
 from ..model.unit_weights import Layer, OutgoingWeights, input_count, unit_count
-from ..model.wrapped_optimizers import parameters_of
+from ..model.wrapped_optimizers import parameters_of, wrapped_optimizers
 from .unit_adamw import UnitAdamW
 
 
@@ -179,16 +179,16 @@ class NetworkUnits:
     def _state(self, state: OptimizerState) -> Iterator[tuple[wk.UnitTensor, float | Tensor | None]]:
         """Of the optimizer: each tensor, and the number that it is given."""
         places = {id(place.tensor): place for place in self._places.values()}
-        own_age = isinstance(state.optimizer, UnitAdamW) and state.choice != "keep"
+        within = (state.optimizer, *wrapped_optimizers(state.optimizer))
+        ageing = [one for one in within if isinstance(one, UnitAdamW) and state.choice != "keep"]
         for moment in moments_of(state, self.parameters):
             place = places[id(moment.parameter)]
-            initial = 0.0 if own_age else moment.initial
+            initial = 0.0 if ageing else moment.initial
             value = "mean" if initial is None else "zero" if initial == 0 else "given"
             yield _like(place, moment.value, value), initial if value == "given" else None
-        if own_age:
-            assert isinstance(state.optimizer, UnitAdamW)
+        for optimizer in ageing:
             for place in places.values():
-                yield from _ages(place, state.optimizer)
+                yield from _ages(place, optimizer)
 
 
 def _parameters_of(layer: UnitLayer) -> Iterator[tuple[str, Tensor]]:
