@@ -52,7 +52,6 @@ def main(arguments: list[str] | None = None) -> EvolutionCallback:
     )
     evolution.log = trainer.log  # its numbers go where the Trainer's go
     trainer.train(resume_from_checkpoint=options.resume or None)
-    print(evolution.evolution.steps, "evolutions")
     return evolution
 
 

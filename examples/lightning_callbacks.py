@@ -56,12 +56,15 @@ def main(arguments: list[str] | None = None) -> EvolutionCallback:
     options = parser.parse_args(arguments)
 
     evolution = EvolutionCallback(module="network")
-    best = ModelCheckpoint(options.folder, monitor="loss", save_last=True)  # both hold what was validated
+    best = ModelCheckpoint(options.folder, "best", monitor="loss", enable_version_counter=False)
+    last = ModelCheckpoint(options.folder, "last", enable_version_counter=False)
     trainer = Trainer(
-        max_epochs=options.epochs, accelerator="cpu", default_root_dir=options.folder, callbacks=[evolution, best]
+        max_epochs=options.epochs,
+        accelerator="cpu",
+        default_root_dir=options.folder,
+        callbacks=[evolution, best, last],  # both checkpoints hold a network that was validated
     )
     trainer.fit(Classifier(), images(64), images(32), ckpt_path=options.resume)
-    print(evolution.evolution.steps, "evolutions")
     return evolution
 
 

@@ -39,15 +39,16 @@ def test_an_example(name, tmp_path, monkeypatch):
 
     trained = []
 
-    def evolutions(*more):
+    def run(*more):
         torch.manual_seed(0)
         trained.clear()
         counting = register_optimizer_step_post_hook(lambda *_: trained.append(1))
         found = main(["--epochs", "3", *options.format(tmp_path).split(), *more])
         counting.remove()
-        return getattr(found, "evolution", found).steps
+        return found
 
-    assert evolutions() == 2
+    made = run()
+    assert getattr(made, "evolution", made).steps == 2
     assert trained
-    assert evolutions(*(resume or "").format(tmp_path).split()) == 2
+    run(*(resume or "").format(tmp_path).split())
     assert not trained  # nothing was left to do
