@@ -213,11 +213,11 @@ def test_scalars_are_logged(tmp_path):
     ]
     fit(*callbacks, logger=logger, log_every_n_steps=1)
     header, *rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
-    for name in ("evolution/inferior_conv", "evolution/rate_norm_shift", "reactivation/revived"):
+    for name in ("evolution/conv/inferior", "evolution/norm_shift/rate", "reactivation/revived"):
         place = header.split(",").index(name)
         values = [row.split(",")[place] for row in rows if row.split(",")[place]]
         assert len(values) == (EPOCHS if name.startswith("reactivation") else EPOCHS - 1)
-    assert "low_rank/energy_kept_min" in header
+    assert "low_rank/energy_kept_least" in header
     assert "evolution" not in str(fit(EvolutionCallback(module="net", log=False, **OPTIONS)).trainer.callback_metrics)
 
 

@@ -1,15 +1,13 @@
-"""When an evolution acts that is asked often; numbers of reports."""
+"""When an evolution acts that is asked often."""
 
 import json
 
 import pytest
-import torch
 from torch.optim import SGD
 
-from tests.integrations.networks import OPTIONS, batch, network, same, weights
-from weight_evolution import LowRankProjection, StagedSigmoid, UnitReactivation
+from tests.integrations.networks import OPTIONS, network, same, weights
+from weight_evolution import StagedSigmoid
 from weight_evolution.integrations.periods import PeriodicEvolution
-from weight_evolution.integrations.scalars import scalars
 
 
 def periodic(model=None, *, total=10, every=1, done=0, **options):
@@ -60,18 +58,3 @@ def test_options():
     own = StagedSigmoid.imagenet(epochs=90)
     assert periodic(total=90, schedule=own, epochs=80).evolution.schedule == own
     assert periodic(total=90, epochs=80).evolution.epochs == 80
-
-
-def test_numbers_of_reports():
-    model = network()
-    optimizer = SGD(model.parameters(), lr=0.1)
-    reactivation = UnitReactivation(model, optimizer, every=1, batches=1, replacement_rate=0.5, maturity=0)
-    torch.nn.functional.cross_entropy(model(batch()[0]), batch()[1]).backward()
-    reports = [periodic(model).evolution.step(), reactivation.step(), LowRankProjection(model).step()]
-    numbers = {name: value for report in reports for name, value in scalars(report).items()}
-    assert numbers["evolution/rate_conv"] == reports[0].rates["conv"]
-    assert numbers["evolution/inferior_conv"] == reports[0].inferior["0.weight"] + reports[0].inferior["3.weight"] > 0
-    assert numbers["reactivation/revived"] == reports[1].total > 0
-    assert numbers["reactivation/units"] == 16
-    assert 0 < numbers["low_rank/energy_kept_min"] <= numbers["low_rank/energy_kept_mean"] <= 1
-    assert all(type(value) is float for value in numbers.values())

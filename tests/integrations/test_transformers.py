@@ -119,7 +119,7 @@ def test_it_evolves_between_epochs_and_at_no_other_time(tmp_path):
     assert callback.evolution.steps == EPOCHS - 1
     assert callback.evolution.schedule == StagedSigmoid.cifar(epochs=EPOCHS)
     assert callback.evolution.epochs == EPOCHS
-    rows = [row for row in runner.state.log_history if "evolution/inferior_conv" in row]
+    rows = [row for row in runner.state.log_history if "evolution/conv/inferior" in row]
     assert [row["step"] for row in rows] == [STEPS, 2 * STEPS]
 
 
@@ -158,7 +158,7 @@ def test_numbers_go_to_every_logger(tmp_path):
     runner = trainer(tmp_path, Logger(), callback)
     callback.log = runner.log
     runner.train()
-    assert sum("evolution/inferior_conv" in logs for logs in told) == EPOCHS - 1
+    assert sum("evolution/conv/inferior" in logs for logs in told) == EPOCHS - 1
 
 
 def test_the_checkpoint_of_a_run_without_the_callback(tmp_path):

@@ -9,7 +9,7 @@ beside it, the method works on the weights that are trained, not on their averag
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from weight_evolution import AsynchronousUpdate, LowRankProjection, UnitReactivation, WeightEvolution
 
 from ..arguments import check_count, check_flag, unless_none
+from ..reports import Report
 from .missing import needs
 from .periods import PeriodicEvolution
-from .scalars import scalars
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -42,6 +42,9 @@ class MethodCallback(Callback, Generic[Kind]):
         optimizer: number of the optimizer among those of ``configure_optimizers``.
         options: of the method's class.
     """
+
+    _prefix: ClassVar[str] = ""
+    """Of the names of what is logged."""
 
     def __init__(self, module: str, optimizer: int, options: Mapping[str, Any]) -> None:
         if not isinstance(module, str):
@@ -108,6 +111,10 @@ class MethodCallback(Callback, Generic[Kind]):
     def _detach(self) -> None:
         """Take away the method's hooks, where it has any."""
 
+    def _tell(self, pl_module: LightningModule, report: Report, on_epoch: bool) -> None:
+        numbers = {f"{self._prefix}/{name}": float(value) for name, value in report.scalars().items()}
+        pl_module.log_dict(numbers, on_step=not on_epoch, on_epoch=on_epoch, batch_size=1)
+
     def _made(self) -> Kind:
         if self._method is None:
             raise RuntimeError(f"{type(self).__name__} makes its method when training starts; call trainer.fit first")
@@ -140,6 +147,8 @@ class EvolutionCallback(MethodCallback[PeriodicEvolution]):
         TypeError, ValueError: name the argument; those of options come when training starts.
     """
 
+    _prefix = "evolution"
+
     def __init__(
         self,
         *,
@@ -170,7 +179,7 @@ class EvolutionCallback(MethodCallback[PeriodicEvolution]):
         """Evolve before the first batch after a period."""
         report = self._made().step(self._done(trainer))
         if report is not None and self._log:
-            pl_module.log_dict(scalars(report), on_step=False, on_epoch=True, batch_size=1)
+            self._tell(pl_module, report, on_epoch=True)
 
     def _make(self, trainer: Trainer, model: nn.Module, optimizer: Optimizer) -> PeriodicEvolution:
         total = _steps_of(trainer) if self._by_steps else self._max_epochs
@@ -199,6 +208,8 @@ class ReactivationCallback(MethodCallback[UnitReactivation]):
         TypeError, ValueError: name the argument; those of options come when training starts.
     """
 
+    _prefix = "reactivation"
+
     def __init__(
         self, *, module: str = "", optimizer: int = 0, log: bool = True, strict: bool = True, **options: Any
     ) -> None:
@@ -220,7 +231,7 @@ class ReactivationCallback(MethodCallback[UnitReactivation]):
         self._step = trainer.global_step
         report = self.reactivation.step()
         if report is not None and self._log:
-            pl_module.log_dict(scalars(report), on_step=True, on_epoch=False, batch_size=1)
+            self._tell(pl_module, report, on_epoch=False)
 
     def _make(self, trainer: Trainer, model: nn.Module, optimizer: Optimizer) -> UnitReactivation:
         self._step = trainer.global_step
@@ -250,6 +261,8 @@ class LowRankCallback(MethodCallback[LowRankProjection]):
     Raises:
         TypeError, ValueError: name the argument; those of options come when training starts.
     """
+
+    _prefix = "low_rank"
 
     def __init__(
         self,
@@ -290,7 +303,7 @@ class LowRankCallback(MethodCallback[LowRankProjection]):
             self._method = self._make(trainer, model, trainer.optimizers[self._optimizer])
         report = self.projection.step()
         if self._log:
-            pl_module.log_dict(scalars(report), on_step=False, on_epoch=True, batch_size=1)
+            self._tell(pl_module, report, on_epoch=True)
 
     def _make(self, trainer: Trainer, model: nn.Module, optimizer: Optimizer) -> LowRankProjection:
         self._step = trainer.global_step

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from weight_evolution import UnitReactivation, WeightEvolution
 
 from ..arguments import check_count, check_flag
+from ..reports import Report
 from .missing import needs
 from .periods import PeriodicEvolution
-from .scalars import scalars
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -52,6 +52,9 @@ class MethodCallback(TrainerCallback, ExportableState, Generic[Kind]):
     """Where numbers go, such as ``trainer.log``, which tells every logger; None: to ``state.log_history`` only."""
     saved: Mapping[str, Any] | None = None
     """The method's state in the checkpoint that the Trainer made this from; set by the Trainer."""
+
+    _prefix: ClassVar[str] = ""
+    """Of the names of its numbers."""
 
     def __init__(self, arguments: Mapping[str, Any], strict: bool, options: Mapping[str, Any]) -> None:
         self._arguments = {**arguments, **options, "strict": check_flag(strict, "strict")}
@@ -106,8 +109,8 @@ class MethodCallback(TrainerCallback, ExportableState, Generic[Kind]):
             raise RuntimeError(f"{type(self).__name__} makes its method when training starts; call trainer.train first")
         return self._method
 
-    def _tell(self, report: object, state: TrainerState) -> None:
-        numbers = scalars(report)
+    def _tell(self, report: Report, state: TrainerState) -> None:
+        numbers = {f"{self._prefix}/{name}": float(value) for name, value in report.scalars().items()}
         if self.log is not None:
             self.log(numbers)
         else:
@@ -135,6 +138,8 @@ class EvolutionCallback(MethodCallback[PeriodicEvolution]):
     Raises:
         TypeError, ValueError: name the argument; those of options come when training starts.
     """
+
+    _prefix = "evolution"
 
     def __init__(
         self,
@@ -187,6 +192,8 @@ class ReactivationCallback(MethodCallback[UnitReactivation]):
     Raises:
         TypeError, ValueError: name the argument; those of options come when training starts.
     """
+
+    _prefix = "reactivation"
 
     def __init__(self, *, strict: bool = True, **options: Any) -> None:
         super().__init__({}, strict, options)
