@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from tests.integrations.networks import OPTIONS, batch, same, weights
 from weight_evolution import StagedSigmoid
@@ -137,6 +137,35 @@ def test_how_often_it_evolves(every, options, steps, tmp_path):
     callback = EvolutionCallback(**every, **OPTIONS)
     fit(tmp_path, callback, **options)
     assert callback.evolution.steps == steps
+
+
+class Stream(IterableDataset):
+    """Images of which the Trainer does not know how many there are."""
+
+    def __iter__(self):
+        return (Images()[0] for _ in range(STEPS * 4))
+
+
+def test_a_dataset_without_a_length(tmp_path):
+    callback = EvolutionCallback(**OPTIONS)
+    runner = trainer(tmp_path, callback, max_steps=STEPS * 3)
+    runner.train_dataset = Stream()
+    runner.train()
+    assert callback.evolution.steps == 2
+    assert callback.evolution.epochs is None
+    rows = [row for row in runner.state.log_history if "evolution/conv/inferior" in row]
+    assert [row["step"] for row in rows] == [STEPS, 2 * STEPS]
+
+
+def test_an_epoch_that_is_stopped(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **others):
+            control.should_epoch_stop = True
+
+    callback = EvolutionCallback(**OPTIONS)
+    runner = fit(tmp_path, callback, Stop())
+    rows = [row for row in runner.state.log_history if "evolution/conv/inferior" in row]
+    assert [row["step"] for row in rows] == [1, 2]
 
 
 def test_another_run_starts_anew(tmp_path):

@@ -8,6 +8,8 @@ without ``restore_callback_states_from_checkpoint``.
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -158,10 +160,18 @@ class EvolutionCallback(MethodCallback[PeriodicEvolution]):
         else:
             self._every = 1 if every_n_epochs is None else check_count(every_n_epochs, "every_n_epochs", 1)
 
+        self._ended = 0
+
     @property
     def evolution(self) -> WeightEvolution:
         """The evolution; made when training starts."""
         return self._made().evolution
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Count an epoch that ended before its last step, or whose length the Trainer did not know."""
+        self._ended = math.ceil(state.epoch)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
@@ -174,12 +184,15 @@ class EvolutionCallback(MethodCallback[PeriodicEvolution]):
     def _make(
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer
     ) -> PeriodicEvolution:
-        total = state.max_steps if self._by_steps else state.num_train_epochs
+        self._ended = 0
+        total: int | None = state.max_steps if self._by_steps else state.num_train_epochs
+        if total == sys.maxsize:  # of a dataset without a length
+            total = None
         done = self._done(state)
         return PeriodicEvolution(model, optimizer, total=total, every=self._every, done=done, options=self._options)
 
     def _done(self, state: TrainerState) -> int:
-        return int(state.global_step if self._by_steps else state.epoch)
+        return state.global_step if self._by_steps else max(int(state.epoch), self._ended)
 
 
 class ReactivationCallback(MethodCallback[UnitReactivation]):
