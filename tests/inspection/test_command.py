@@ -58,7 +58,7 @@ def test_data_shows_which_units_fire(weights, capsys):
         (("--data", "digits"), "--data needs a network that can be run: say which by --model"),
         (("--input-size", 3, 8, 8), "--input-size needs a network"),
         (("--conv-rate", 0.5), "are for checkpoints of train"),
-        (("--model", "resnet8", "--in-channels", 1, "--data", "cifar11"), "--data must be one of"),
+        (("--model", "resnet8", "--in-channels", 1, "--data", "cifar11"), "--data must be digits"),
         (("--model", "resnet8", "--in-channels", 3), "--in-channels"),
         (("--format", "xml"), "invalid choice"),
     ],
