@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: check demo test test-all test-integrations oldest mutation hostile bench gpu gpu-first wheels lint clean
+.PHONY: check demo test test-all test-integrations docs oldest mutation hostile bench gpu gpu-first wheels lint clean
 
 demo: .venv/installed
 	# A thread each: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -25,6 +25,18 @@ test-integrations: .venv-integrations/installed
 .venv-integrations/installed: $(BUILD_FILES) constraints-integrations.txt
 	test -x .venv-integrations/bin/python || $(PYTHON) -m venv .venv-integrations
 	.venv-integrations/bin/python -m pip install -c constraints-integrations.txt -e '.[integrations]'
+	touch $@
+
+# The documentation as a site, in build/site/index.html, with its links checked; and the site in a browser, if Chromium
+# is there. It reads sources as text: an environment of its own, without PyTorch and this package.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv-docs/installed
+	.venv-docs/bin/mkdocs build --strict --quiet
+	SITE=build/site .venv-docs/bin/python -m pytest --noconftest --override-ini addopts=-q tests/docs/test_site.py
+
+.venv-docs/installed: requirements-docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install -r requirements-docs.txt
 	touch $@
 
 # The suite against the oldest supported PyTorch and its Triton, in an environment of its own.
@@ -68,7 +80,7 @@ lint: .venv/installed
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -type f ! -name '*.cmake')
 
 clean:
-	rm -rf .venv .venv-oldest .venv-integrations build dist demo-output *.egg-info we_kernels/_native*.so we_kernels/_native_reason.txt
+	rm -rf .venv .venv-oldest .venv-integrations .venv-docs build dist demo-output *.egg-info we_kernels/_native*.so we_kernels/_native_reason.txt
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 # The CUDA part only where there is a GPU, and for one architecture: nvcc takes long, and without a GPU no test calls
