@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: check demo test test-all test-integrations docs oldest mutation hostile bench gpu gpu-first wheels lint clean
+.PHONY: check demo test test-all test-integrations docs notebook oldest mutation hostile bench gpu gpu-first wheels lint clean
 
 demo: .venv/installed
 	# A thread each: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -38,6 +38,11 @@ docs: .venv-docs/installed
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install -r requirements-docs.txt
 	touch $@
+
+# Executes docs/notebooks/diagnose.py into the notebook beside it.
+notebook: .venv/installed
+	$(BIN)/python -m pip install --quiet -c requirements-docs.txt jupytext nbclient ipykernel
+	$(BIN)/python docs/notebooks/execute.py
 
 # The suite against the oldest supported PyTorch and its Triton, in an environment of its own.
 oldest:

@@ -1,10 +1,12 @@
 """What MkDocs does not do by itself: pages that lie outside docs/, and links that leave it.
 
-Pages link to each other, to the README and to files of the repository by relative paths, which a repository browser
-follows. On the site the pages of `OUTSIDE` have the same paths below its root, docs/ is the root, and other files and
-folders that are linked to are copied, a folder with a page that lists its files.
+Pages link to each other, to the README, to notebooks and to files of the repository by relative paths, as a repository
+browser follows them. On the site the pages of `OUTSIDE` have the same paths below its root, docs/ is the root, and a
+notebook is a page of its cells and what they printed. Other files and folders that are linked to are copied, a folder
+with a page that lists its files.
 """
 
+import json
 import logging
 import os
 import re
@@ -21,9 +23,12 @@ log = logging.getLogger("mkdocs.hooks.site")
 
 
 def on_files(files, config):
-    """Adds the pages of `OUTSIDE`, then what they and the others link to outside docs/."""
+    """Adds the pages of `OUTSIDE` and of notebooks, then what they and the others link to outside docs/."""
     for path in OUTSIDE:
         files.append(File.generated(config, path, content=(ROOT / path).read_text(encoding="utf-8")))
+    for path in (ROOT / "docs").glob("notebooks/*.ipynb"):
+        name = path.relative_to(ROOT / "docs").with_suffix(".md").as_posix()
+        files.append(File.generated(config, name, content=page_of(json.loads(path.read_text(encoding="utf-8")))))
     for page in files.documentation_pages():
         for target in targets(page.src_uri, page.content_string):
             if not published(target):
@@ -42,6 +47,8 @@ def on_page_markdown(markdown, page, config, files):
         path = target.removeprefix("docs/")
         if (ROOT / target).is_dir():
             path += "/files.md"
+        elif path.endswith(".ipynb"):
+            path = path.removesuffix("ipynb") + "md"
         return os.path.relpath(path, here)
 
     return outside_code(markdown, lambda text: LINK.sub(moved, text))
@@ -85,3 +92,13 @@ def add(files, config, target):
     elif path.is_file() and target not in files.src_uris:
         copy = File.generated(config, target, abs_src_path=str(path), inclusion=InclusionLevel.INCLUDED)
         files.append(copy)
+
+
+def page_of(notebook):
+    """A notebook as Markdown: its cells, and what they printed."""
+    parts = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        parts += ["```text\n" + "".join(output["text"]).rstrip() + "\n```" for output in cell.get("outputs", [])]
+    return "\n\n".join(parts) + "\n"

@@ -21,5 +21,5 @@ def test_the_program_of_the_page(capsys):
     *epochs, dead, alive = accuracies
     assert epochs[-1] > 90
     assert dead < 20
-    assert alive > 90
+    assert alive > 80
     assert "filters in 4 layers" in printed
