@@ -7,7 +7,6 @@ with a page that lists its files.
 """
 
 import json
-import logging
 import os
 import re
 from pathlib import Path, PurePosixPath
@@ -18,8 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
 LINK = re.compile(r"(?<=\]\()(?!#|[a-z]+:)([^)#\s]+)")
 FENCE = re.compile(r"^(```.*?^```)", re.DOTALL | re.MULTILINE)
-
-log = logging.getLogger("mkdocs.hooks.site")
 
 
 def on_files(files, config):
@@ -42,8 +39,6 @@ def on_page_markdown(markdown, page, config, files):
 
     def moved(link):
         target = resolved(page.file.src_uri, link[1])
-        if not (ROOT / target).exists():
-            log.warning("%s links to %s, which does not exist", page.file.src_uri, link[1])
         path = target.removeprefix("docs/")
         if (ROOT / target).is_dir():
             path += "/files.md"
@@ -78,7 +73,7 @@ def published(target):
 
 
 def add(files, config, target):
-    """Copies a file or folder of the repository; what is missing is reported where it is linked to."""
+    """Copies a file or folder of the repository; MkDocs reports the links to what is missing."""
     path = ROOT / target
     if path.is_dir():
         inside = sorted(each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file())
