@@ -41,7 +41,7 @@ docs: .venv-docs/installed
 
 # Executes docs/notebooks/diagnose.py into the notebook beside it.
 notebook: .venv/installed
-	$(BIN)/python -m pip install --quiet -c requirements-docs.txt jupytext nbclient ipykernel
+	$(BIN)/python -m pip install --quiet -c constraints.txt jupytext==1.19.6 nbclient==0.11.0 ipykernel==7.4.0
 	$(BIN)/python docs/notebooks/execute.py
 
 # The suite against the oldest supported PyTorch and its Triton, in an environment of its own.
