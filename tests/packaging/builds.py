@@ -49,7 +49,7 @@ def made(done, folder):
 
 def copy_sources(target):
     """The working tree as a fresh clone would be."""
-    ignored = (".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", "_native*.so", "_native_reason.txt")
+    ignored = (".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", "_native*.so", "_native_reason.txt")
     shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*ignored, ".*_cache", ".hypothesis", "demo-output"))
     return target
 
