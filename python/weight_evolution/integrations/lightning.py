@@ -19,7 +19,7 @@ from weight_evolution import AsynchronousUpdate, LowRankProjection, UnitReactiva
 from ..arguments import check_count, check_flag, unless_none
 from ..reports import Report
 from .missing import needs
-from .periods import PeriodicEvolution
+from .periods import PeriodicEvolution, period
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -161,13 +161,7 @@ class EvolutionCallback(MethodCallback[PeriodicEvolution]):
         **options: Any,
     ) -> None:
         super().__init__(module, optimizer, options)
-        if every_n_epochs is not None and every_n_train_steps is not None:
-            raise ValueError("pass one of every_n_epochs and every_n_train_steps")
-        self._by_steps = every_n_train_steps is not None
-        if every_n_train_steps is not None:
-            self._every = check_count(every_n_train_steps, "every_n_train_steps", 1)
-        else:
-            self._every = 1 if every_n_epochs is None else check_count(every_n_epochs, "every_n_epochs", 1)
+        self._every, self._by_steps = period(every_n_epochs, every_n_train_steps, "every_n_train_steps")
         self._log, self._strict = check_flag(log, "log"), check_flag(strict, "strict")
 
     @property

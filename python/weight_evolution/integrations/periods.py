@@ -10,7 +10,21 @@ from torch.optim import Optimizer
 
 from weight_evolution import EvolutionReport, StagedSigmoid, WeightEvolution
 
+from ..arguments import check_count
 from ..model.state import check_state
+
+
+def period(epochs: int | None, steps: int | None, name_of_steps: str) -> tuple[int, bool]:
+    """How long a period is, and whether in steps: one of ``every_n_epochs``, 1 when left out, and of steps.
+
+    Raises:
+        TypeError, ValueError: both are given, or one is no integer from 1.
+    """
+    if epochs is not None and steps is not None:
+        raise ValueError(f"pass one of every_n_epochs and {name_of_steps}")
+    if steps is not None:
+        return check_count(steps, name_of_steps, 1), True
+    return 1 if epochs is None else check_count(epochs, "every_n_epochs", 1), False
 
 
 class PeriodicEvolution:

@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 
 from weight_evolution import UnitReactivation, WeightEvolution
 
-from ..arguments import check_count, check_flag
+from ..arguments import check_flag
 from ..reports import Report
 from .missing import needs
-from .periods import PeriodicEvolution
+from .periods import PeriodicEvolution, period
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -152,13 +152,7 @@ class EvolutionCallback(MethodCallback[PeriodicEvolution]):
         **options: Any,
     ) -> None:
         super().__init__({"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}, strict, options)
-        if every_n_epochs is not None and every_n_steps is not None:
-            raise ValueError("pass one of every_n_epochs and every_n_steps")
-        self._by_steps = every_n_steps is not None
-        if every_n_steps is not None:
-            self._every = check_count(every_n_steps, "every_n_steps", 1)
-        else:
-            self._every = 1 if every_n_epochs is None else check_count(every_n_epochs, "every_n_epochs", 1)
+        self._every, self._by_steps = period(every_n_epochs, every_n_steps, "every_n_steps")
 
         self._ended = 0
 
