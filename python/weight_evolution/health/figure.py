@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..evolution import EvolutionOptions
 from ..measures.dormancy_report import THRESHOLDS as DORMANT
 from .layer import LayerHealth
 
@@ -66,7 +67,7 @@ def _norms(axes: Axes, layers: Sequence[LayerHealth]) -> None:
         axes.plot([position, position], [least, most], color="C0", linewidth=1)
         axes.plot([position, position], [low, high], color="C0", linewidth=4)
         axes.plot(position, middle, "o", color="white", markersize=2)
-    axes.axhline(0.1, color="grey", linewidth=0.7, linestyle="--")
+    axes.axhline(EvolutionOptions.local_ratio, color="grey", linewidth=0.7, linestyle="--")
     axes.set_ylabel("L1 norm of filters,\nof the layer's largest")
     axes.set_ylim(0, 1.05)
 

@@ -14,10 +14,8 @@ from ..evolution import WeightEvolution
 from ..low_rank import LowRankProjection
 from ..model.module_filters import ModuleChoice
 from ..model.wrappers import named_parameters
+from ..reactivation.options import ReactivationOptions
 from .layer import ENERGIES, LayerHealth
-
-DORMANT = 0.1
-"""Score at most which `UnitReactivation` lets a unit start anew by default."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def preview_reactivation(layers: Mapping[str, LayerHealth], reason: str) -> Prev
         return Preview(method, f"cannot be said: {reason}", {})
     numbers = {
         "units": sum(len(activity.scores) for activity in measured),
-        "units_revived": sum(activity.dormant[DORMANT] for activity in measured),
+        "units_revived": sum(activity.dormant[ReactivationOptions.threshold] for activity in measured),
     }
     return Preview(method, "a step would let {units_revived} of {units} units start anew".format(**numbers), numbers)
 
@@ -92,8 +90,10 @@ def preview_low_rank(
         fit = _projection(model, None, None, choice).layers
         ranks = {name: max(measured[name], 1) for name in fit if name in measured}
         projection = _projection(model, ranks, example_inputs, choice)
-        numbers = {"energy": energy, "parameters_share": _parameters_share(model, layers, projection.ranks)}
-        if input_size is not None or example_inputs is not None:
+        numbers = {"energy": energy}
+        if input_size is None and example_inputs is None:
+            numbers["parameters_share"] = _parameters_share(model, layers, projection.ranks)
+        else:
             costs = projection.report(input_size)
             numbers |= {"parameters_share": costs.parameters_share, "macs_share": costs.macs_share}
     except (TypeError, ValueError, NonFiniteWeightError) as error:
