@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..training.checkpoint import check_checkpoint, heading, is_checkpoint, read_plain, restored_model
+from ..training.checkpoint import check_checkpoint, heading, is_checkpoint, restored_model
 from ..training.compacting import is_compact, load_compact
 from ..training.errors import UserError
 from ..training.models import make_model
 from ..training.trainer import headline_accuracy
 from .libraries import library_model
 from .skeleton import skeleton
-from .state_files import read_weights
+from .state_files import is_torch_file, read_torch, read_weights, saved_of
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,13 @@ def load_network(
         if model is not None:
             raise UserError(f"--model is for files of weights, {source} names a network")
         return Source(architecture(source, options, pretrained=not random), source)
-    if path.is_file() and (own := _own(path)) is not None:
-        return own
-    saved = read_weights(path, trust_pickle)
+    if is_torch_file(path):
+        content = read_torch(path, trust_pickle)
+        if (own := _own(path, content)) is not None:
+            return own
+        saved = saved_of(path, content)
+    else:
+        saved = read_weights(path, trust_pickle)
     if isinstance(saved.content, nn.Module):
         return Source(saved.content, f"{source}: {saved.kind}")
     title = f"{source}: {saved.kind}, {len(saved.content)} tensors"
@@ -90,12 +94,8 @@ def architecture(name: str, options: dict[str, int], *, pretrained: bool) -> nn.
     return make_model(name, options.get("in_channels", 3), options.get("num_classes", 10))
 
 
-def _own(path: Path) -> Source | None:
-    """A checkpoint of this program, or None."""
-    try:
-        state = read_plain(path, "a checkpoint")
-    except UserError:
-        return None
+def _own(path: Path, state: Any) -> Source | None:
+    """A checkpoint of this program, or None; ``state`` is what the file holds."""
     if is_compact(state):
         return Source(load_compact(path), f"{path}: a compact network of weight-evolution")
     if not is_checkpoint(state):

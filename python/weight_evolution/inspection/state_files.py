@@ -63,7 +63,12 @@ def read_weights(path: Path, trust_pickle: bool = False) -> Saved:
         return _read_shards(path, trust_pickle)
     if path.suffix == ".safetensors":
         return Saved(_read_safetensors(path), "safetensors")
-    return _read_torch(path, trust_pickle)
+    return saved_of(path, read_torch(path, trust_pickle))
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether `read_weights` takes it for a file of torch.save."""
+    return path.is_file() and path.suffix != ".safetensors" and not path.name.endswith(".index.json")
 
 
 def _read_folder(folder: Path, trust_pickle: bool) -> Saved:
@@ -107,9 +112,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a safetensors file or is damaged ({error})") from None
 
 
-def _read_torch(path: Path, trust_pickle: bool) -> Saved:
+def read_torch(path: Path, trust_pickle: bool) -> Any:
+    """What a file of torch.save holds, on the CPU, mapped into memory where it can be.
+
+    Raises:
+        UserError: it is no such file, or reading it would run code.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=_is_zip(path))
+        return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=_is_zip(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # of other bytes the unpickler raises nearly anything
@@ -119,6 +129,14 @@ def _read_torch(path: Path, trust_pickle: bool) -> Saved:
                 "If you trust its origin pass --trust-pickle; better save model.state_dict()"
             ) from None
         raise UserError(f"{path} is not a file of torch.save or is damaged ({first_line(error)})") from None
+
+
+def saved_of(path: Path, content: Any) -> Saved:
+    """The weights in what `read_torch` gave.
+
+    Raises:
+        UserError: there are none.
+    """
     if isinstance(content, nn.Module):
         return Saved(content, "a module")
     if not isinstance(content, Mapping):
