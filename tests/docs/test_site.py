@@ -16,13 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import BROWSER, rendered
 from tests.processes import ROOT
 
 pytest.importorskip("mkdocs")
 pytest.importorskip("material")
 pytest.importorskip("mkdocstrings_handlers.python")
-
-BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +98,8 @@ def opened(site, tmp_path, path, element):
     page = copy / path
     text = page.read_text(encoding="utf-8")
     page.write_text(text.replace("</body>", PROBE.replace("ID", repr(element))), encoding="utf-8")
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,900", "--dump-dom")
-    done = subprocess.run(
-        [BROWSER, *options, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return json.loads(html.unescape(re.search('<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    seen = rendered(page, tmp_path / "profile", "1400,900")
+    return json.loads(html.unescape(re.search('<pre id="seen">(.*?)</pre>', seen, re.DOTALL)[1]))
 
 
 def test_start_page_in_a_browser(look):

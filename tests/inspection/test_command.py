@@ -1,11 +1,10 @@
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 import torch
 
+from tests.browser import BROWSER, rendered
 from weight_evolution.training import cli
 from weight_evolution.training.models import make_model
 
@@ -84,9 +83,6 @@ def test_files_are_not_overwritten(weights, tmp_path, capsys):
     assert output.read_text() != first
 
 
-BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
-
-
 def test_page_needs_nothing_else(weights, tmp_path):
     page = tmp_path / "health.html"
     assert run("inspect", weights, "--format", "html", "--output", page) == 0
@@ -107,12 +103,5 @@ def test_page_in_a_browser(weights, tmp_path):
         "document.body.scrollWidth <= innerWidth].join() })</script></body>"
     )
     page.write_text(page.read_text().replace("</body>", probe))
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,900", "--dump-dom")
-    done = subprocess.run(
-        [BROWSER, *options, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert re.search("<title>(.*?)</title>", done.stdout)[1] == "8,true,true"
+    seen = rendered(page, tmp_path / "profile")
+    assert re.search("<title>(.*?)</title>", seen)[1] == "8,true,true"
