@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from .layer import ALIKE, LayerHealth
 from .previews import Preview
+from .totals import totals
 
 FEW = 0.01
 """Share under which a finding is not worth a method: of filters, or of units."""
@@ -23,13 +24,14 @@ def advice(layers: Mapping[str, LayerHealth], previews: Mapping[str, Preview], r
     """
     if broken := [name for name, layer in layers.items() if not layer.finite]:
         return [f"{', '.join(broken)}: a weight is NaN or infinite. Restore an earlier checkpoint; nothing else helps."]
+    counts = totals(layers)
     found = [
         sentence
         for sentence in (
-            _dead_units(layers),
-            _zero_filters(layers),
-            _inferior(layers, previews["WeightEvolution"]),
-            _overlapping(layers),
+            _dead_units(counts),
+            _zero_filters(counts),
+            _inferior(counts, previews["WeightEvolution"]),
+            _overlapping(counts),
             _low_rank(previews["LowRankProjection"]),
         )
         if sentence
@@ -41,9 +43,8 @@ def advice(layers: Mapping[str, LayerHealth], previews: Mapping[str, Preview], r
     return found
 
 
-def _dead_units(layers: Mapping[str, LayerHealth]) -> str:
-    activities = [layer.activity for layer in layers.values() if layer.activity is not None]
-    units, dead = sum(len(a.scores) for a in activities), sum(a.dead for a in activities)
+def _dead_units(counts: Mapping[str, int]) -> str:
+    units, dead = counts.get("units", 0), counts.get("dead", 0)
     if dead <= FEW * units:
         return ""
     return (
@@ -52,8 +53,8 @@ def _dead_units(layers: Mapping[str, LayerHealth]) -> str:
     )
 
 
-def _zero_filters(layers: Mapping[str, LayerHealth]) -> str:
-    zero, filters = sum(layer.zero for layer in layers.values()), sum(layer.filters for layer in layers.values())
+def _zero_filters(counts: Mapping[str, int]) -> str:
+    zero, filters = counts["zero"], counts["filters"]
     if zero <= FEW * filters:
         return ""
     return (
@@ -63,9 +64,9 @@ def _zero_filters(layers: Mapping[str, LayerHealth]) -> str:
     )
 
 
-def _inferior(layers: Mapping[str, LayerHealth], preview: Preview) -> str:
+def _inferior(counts: Mapping[str, int], preview: Preview) -> str:
     replaced, filters = (preview.numbers.get(name, 0) for name in ("filters_replaced", "filters"))
-    if replaced - sum(layer.zero for layer in layers.values()) <= FEW * filters:
+    if replaced - counts["zero"] <= FEW * filters:
         return ""
     return (
         f"{replaced} of {filters} filters have a small L1 norm in the network and in their layer. Look first whether "
@@ -73,9 +74,8 @@ def _inferior(layers: Mapping[str, LayerHealth], preview: Preview) -> str:
     )
 
 
-def _overlapping(layers: Mapping[str, LayerHealth]) -> str:
-    overlapping = sum(layer.overlapping or 0 for layer in layers.values())
-    filters = sum(layer.filters for layer in layers.values())
+def _overlapping(counts: Mapping[str, int]) -> str:
+    overlapping, filters = counts["overlapping"], counts["filters"]
     if overlapping <= DUPLICATED * filters:
         return ""
     return (

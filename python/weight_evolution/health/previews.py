@@ -16,6 +16,7 @@ from ..model.module_filters import ModuleChoice
 from ..model.wrappers import named_parameters
 from ..reactivation.options import ReactivationOptions
 from .layer import ENERGIES, LayerHealth
+from .totals import totals
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,10 @@ def preview_evolution(model: nn.Module, choice: ModuleChoice) -> Preview:
 def preview_reactivation(layers: Mapping[str, LayerHealth], reason: str) -> Preview:
     """A step at the default threshold. ``reason``: why activity was not measured."""
     method = "UnitReactivation"
-    measured = [layer.activity for layer in layers.values() if layer.activity is not None]
-    if not measured:
+    found = totals(layers)
+    if "units" not in found:
         return Preview(method, f"cannot be said: {reason}", {})
-    numbers = {
-        "units": sum(len(activity.scores) for activity in measured),
-        "units_revived": sum(activity.dormant[ReactivationOptions.threshold] for activity in measured),
-    }
+    numbers = {"units": found["units"], "units_revived": found[f"dormant_{ReactivationOptions.threshold:g}"]}
     return Preview(method, "a step would let {units_revived} of {units} units start anew".format(**numbers), numbers)
 
 

@@ -11,6 +11,7 @@ from ..measures.invalid_filters import PUBLISHED_THRESHOLDS as INVALID
 from ..reports import Report, Rows, plain
 from .layer import ENERGIES, LayerHealth
 from .previews import Preview
+from .totals import totals
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,20 +33,7 @@ class HealthReport(Report):
 
     def scalars(self) -> dict[str, float]:
         """All totals by name, for any logger: counts of filters and units, and what the methods would do."""
-        layers = list(self.layers.values())
-        found: dict[str, float] = {
-            "parameters": self.parameters,
-            "filters": sum(layer.filters for layer in layers),
-            "zero": sum(layer.zero for layer in layers),
-            "inferior": sum(layer.inferior for layer in layers),
-            **{f"invalid_{t:g}": sum(layer.invalid[t] for layer in layers) for t in INVALID},
-            "overlapping": sum(layer.overlapping or 0 for layer in layers),
-        }
-        activities = [layer.activity for layer in layers if layer.activity is not None]
-        if activities:
-            found["units"] = sum(len(activity.scores) for activity in activities)
-            found["dead"] = sum(activity.dead for activity in activities)
-            found |= {f"dormant_{t:g}": sum(activity.dormant[t] for activity in activities) for t in DORMANT}
+        found: dict[str, float] = {"parameters": self.parameters, **totals(self.layers)}
         for preview in self.previews.values():
             found |= {f"{preview.method}/{name}": value for name, value in preview.numbers.items()}
         return found
