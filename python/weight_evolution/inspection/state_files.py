@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tables import first_line
-from ..training.errors import UserError
+from ..training.errors import UserError, needed
 
 _IN_FOLDERS = (
     "model.safetensors.index.json",
@@ -99,12 +99,9 @@ def _read_shards(index: Path, trust_pickle: bool) -> Saved:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    safetensors = needed("safetensors.torch", f"reading {path}", "inspect")
     try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"reading {path} needs safetensors: pip install 'weight-evolution[inspect]'") from None
-    try:
-        state: dict[str, Tensor] = load_file(path)
+        state: dict[str, Tensor] = safetensors.load_file(path)
         return state
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None

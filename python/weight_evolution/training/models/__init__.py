@@ -14,7 +14,7 @@ from torch import nn
 
 from weight_evolution.tables import first_line
 
-from ..errors import UserError, user_errors
+from ..errors import UserError, needed, user_errors
 from .mobilenet_v2 import CifarMobileNetV2
 from .resnet import CifarResNet
 from .vgg import CifarVGG16
@@ -68,10 +68,7 @@ def check_output(model: nn.Module, name: str, image: torch.Size, num_classes: in
 
 
 def _make_timm(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f"--model timm:{name} needs timm: pip install 'weight-evolution[timm]'") from None
+    timm = needed("timm", f"--model timm:{name}", "timm")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=num_classes)
     except (RuntimeError, TypeError, ValueError) as error:
