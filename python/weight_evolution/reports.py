@@ -79,12 +79,17 @@ def finite(scalars: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in scalars.items() if math.isfinite(value)}
 
 
+def plain_dict(entries: Mapping[Any, Any]) -> dict[str, Any]:
+    """`plain` of each entry, by its key as a string."""
+    return {str(key): plain(entry) for key, entry in entries.items()}
+
+
 def plain(value: Any) -> Any:
     """Plain numbers, strings, lists and dicts with string keys; None for floats that are not finite."""
     if isinstance(value, Tensor):
         return plain(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return plain_dict(value)
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -13,7 +13,7 @@ from torch import Tensor
 from we_kernels import NonFiniteWeightError, Readback
 
 from ..model.targets import KINDS
-from ..reports import Report, Rows, finite, plain
+from ..reports import Report, Rows, finite, plain_dict
 from ..tables import table
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class EvolutionReport(Report):
             }
             for name, kind in self.kinds.items()
         }
-        found: dict[str, Any] = plain(
+        return plain_dict(
             {
                 "epoch": self.epoch,
                 "crossover": self.crossover,
@@ -178,7 +178,6 @@ class EvolutionReport(Report):
                 "parameters": parameters,
             }
         )
-        return found
 
     def table(self) -> str:
         """Groups, then every parameter."""

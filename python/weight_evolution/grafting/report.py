@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..reports import Report, Rows, finite, plain
+from ..reports import Report, Rows, finite, plain_dict
 from ..tables import table
 
 
@@ -58,8 +58,7 @@ class GraftingReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, strings, lists and dicts."""
-        found: dict[str, Any] = plain({entry.name: getattr(self, entry.name) for entry in fields(self)})
-        return found
+        return plain_dict({entry.name: getattr(self, entry.name) for entry in fields(self)})
 
     def table(self) -> str:
         """The networks, then every conv."""

@@ -35,7 +35,7 @@ def page(report: HealthReport, title: str) -> str:
         _list(f"{preview.method}: {preview.sentence}" for preview in report.previews.values()),
         "<h2>Layers</h2>",
         f'<div class="wide">{_svg(report)}</div>',
-        f'<div class="wide">{_table(headings(layers), [cells(name, layer, active) for name, layer in layers.items()])}'
+        f'<div class="wide">{_table(headings(active), [cells(name, layer, active) for name, layer in layers.items()])}'
         "</div>",
     ]
     if left_out:

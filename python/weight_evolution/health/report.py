@@ -8,7 +8,7 @@ from typing import Any
 
 from ..measures.dormancy_report import THRESHOLDS as DORMANT
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS as INVALID
-from ..reports import Report, Rows, plain
+from ..reports import Report, Rows, plain_dict
 from .layer import ENERGIES, LayerHealth
 from .previews import Preview
 from .totals import totals
@@ -47,7 +47,7 @@ class HealthReport(Report):
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, strings, lists and dicts, as JSON has them."""
-        found: dict[str, Any] = plain(
+        return plain_dict(
             {
                 "summary": self.summary(),
                 "totals": self.scalars(),
@@ -58,7 +58,6 @@ class HealthReport(Report):
                 "advice": self.advice,
             }
         )
-        return found
 
     def to_html(self, title: str = "Filter health") -> str:
         """A page that needs no other file: the tables, with a figure of the layers.
@@ -80,7 +79,7 @@ class HealthReport(Report):
     def _rows(self) -> Rows:
         active = is_active(self.layers)
         found = [cells(name, layer, active) for name, layer in self.layers.items()]
-        return Rows(headings(self.layers), found, [_badness(layer) for layer in self.layers.values()])
+        return Rows(headings(active), found, [_badness(layer) for layer in self.layers.values()])
 
     @property
     def _size(self) -> int:
@@ -96,11 +95,11 @@ def is_active(layers: Mapping[str, LayerHealth]) -> bool:
     return any(layer.activity is not None for layer in layers.values())
 
 
-def headings(layers: Mapping[str, LayerHealth]) -> list[str]:
-    """Of the columns of `cells`."""
+def headings(active: bool) -> list[str]:
+    """Of the columns of `cells`; ``active``: with those of activity."""
     found = ["layer", "filters", "zero", "inferior", *(f"L1 < {t:g}" for t in INVALID), "alike", "mean cosine"]
     found += ["rank", "effective", *(f"at {share:.0%}" for share in ENERGIES)]
-    if is_active(layers):
+    if active:
         found += ["dead", *(f"<= {t:g}" for t in DORMANT)]
     return found
 
@@ -108,8 +107,7 @@ def headings(layers: Mapping[str, LayerHealth]) -> list[str]:
 def cells(name: str, layer: LayerHealth, active: bool) -> list[str]:
     """One layer's row."""
     if not layer.finite:
-        count = 2 + len(INVALID) + 2 + 2 + len(ENERGIES) + (1 + len(DORMANT) if active else 0)
-        return [name or "(model)", str(layer.filters), "NaN", *["-"] * (count - 1)]
+        return [name or "(model)", str(layer.filters), "NaN", *["-"] * (len(headings(active)) - 3)]
     row = [name or "(model)", str(layer.filters), str(layer.zero), str(layer.inferior)]
     row += [str(layer.invalid[t]) for t in INVALID]
     if layer.spectrum is None:

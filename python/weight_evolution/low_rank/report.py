@@ -12,7 +12,7 @@ import torch
 
 import we_kernels as wk
 
-from ..reports import Report, Rows, finite, plain
+from ..reports import Report, Rows, finite, plain_dict
 from .layers import Layer
 
 VANISHES = "largest singular value under 1e-4"
@@ -116,10 +116,7 @@ class ProjectionReport(Report):
             }
             for name, rank in self.ranks.items()
         }
-        found: dict[str, Any] = plain(
-            {"step": self.step, "totals": self.scalars(), "layers": layers, "skipped": self.skipped}
-        )
-        return found
+        return plain_dict({"step": self.step, "totals": self.scalars(), "layers": layers, "skipped": self.skipped})
 
     def table(self) -> str:
         """Every layer, those that were left out, too."""
@@ -197,8 +194,7 @@ class CompactReport(Report):
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, strings, lists and dicts."""
         layers = {cost.name: asdict(cost) for cost in self.layers}
-        found: dict[str, Any] = plain({"input_size": self.input_size, "totals": self.scalars(), "layers": layers})
-        return found
+        return plain_dict({"input_size": self.input_size, "totals": self.scalars(), "layers": layers})
 
     def _rows(self) -> Rows:
         cells = [

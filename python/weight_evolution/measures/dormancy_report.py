@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import check_not_negative
-from ..reports import Report, Rows, plain
+from ..reports import Report, Rows, plain_dict
 
 THRESHOLDS = (0.025, 0.1)
 """Scores at most which a unit is reported as dormant: those of Sokar et al., arXiv 2302.12902."""
@@ -91,8 +91,7 @@ class DormancyReport(Report):
             }
             for name in self.activation
         }
-        found: dict[str, Any] = plain({"totals": self.scalars(), "layers": layers, "skipped": self.skipped})
-        return found
+        return plain_dict({"totals": self.scalars(), "layers": layers, "skipped": self.skipped})
 
     def summary(self) -> str:
         """How many units never fired, and how many are dormant."""

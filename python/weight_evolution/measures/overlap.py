@@ -15,7 +15,7 @@ import we_kernels as wk
 from ..model.convolutions import convolutions
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.targets import by_output
-from ..reports import Report, Rows, finite, plain
+from ..reports import Report, Rows, finite, plain_dict
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,8 +55,7 @@ class OverlapReport(Report):
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, lists and dicts."""
         layers = {name: {"mean": mean, "maximum": self.maximum[name]} for name, mean in self.mean.items()}
-        found: dict[str, Any] = plain({"totals": self.scalars(), "layers": layers})
-        return found
+        return plain_dict({"totals": self.scalars(), "layers": layers})
 
     def table(self) -> str:
         """Every layer."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from we_kernels import Readback
 
-from ..reports import Report, Rows, plain
+from ..reports import Report, Rows, plain_dict
 
 
 class ReactivationReport(Report):
@@ -88,10 +88,9 @@ class ReactivationReport(Report):
         layers = {
             name: {**{count: of[name] for count, of in counts.items()}, "mask": self.masks[name]} for name in self.units
         }
-        found: dict[str, Any] = plain(
+        return plain_dict(
             {"iteration": self.iteration, "totals": self.scalars(), "layers": layers, "skipped": self.skipped}
         )
-        return found
 
     def table(self) -> str:
         """Every layer, and those that take no part."""
