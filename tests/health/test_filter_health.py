@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from tests.processes import ROOT
-from weight_evolution import filter_health
+from weight_evolution import WeightEvolution, filter_health
 from weight_evolution.training.models import make_model
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -86,7 +86,7 @@ def test_without_batches_says_so():
 
 
 def test_previews_are_what_the_methods_do():
-    from weight_evolution import LowRankProjection, UnitReactivation, WeightEvolution
+    from weight_evolution import LowRankProjection, UnitReactivation
 
     net = make_net()
     report = filter_health(net, BATCHES, input_size=(3, 10, 10))
@@ -111,6 +111,14 @@ def test_a_healthy_network_gets_no_treatment():
     report = filter_health(make_model("resnet8", 3, 10))
     assert report.advice[0].startswith("Nothing here needs a treatment")
     assert "more; table()" not in str(report)
+
+
+def test_the_preview_of_an_evolution_is_without_starvation():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3), *(nn.Conv2d(8, 8, 3) for _ in range(5)))
+    starving = WeightEvolution(net, schedule=lambda rate, epoch: rate, include=["*"]).preview()
+    assert sum(starving.starved.values()) > 0
+    assert filter_health(net, include=["*"]).previews["WeightEvolution"].numbers["filters_replaced"] == 0
 
 
 def test_weights_that_are_not_finite():

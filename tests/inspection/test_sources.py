@@ -106,6 +106,11 @@ def test_evolution_sees_the_same_in_weights_alone(tmp_path, net):
     assert numbers["filters"] == whole["filters"]
 
 
+def test_embeddings_are_no_filters(tmp_path):
+    torch.save({"token_embedding.weight": torch.ones(5, 3), "head.weight": torch.ones(4, 3)}, tmp_path / "w.pt")
+    assert set(filter_health(load_network(str(tmp_path / "w.pt")).model).layers) == {"head"}
+
+
 def test_a_whole_module_only_when_trusted(tmp_path, net):
     torch.save(net, tmp_path / "net.pt")
     with pytest.raises(UserError, match="--trust-pickle"):

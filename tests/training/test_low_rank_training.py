@@ -250,6 +250,8 @@ def test_train_then_compact(few_digits, digits, tmp_path, capsys):
     before = torch.get_rng_state()
     assert run("compact", "--device", "cpu", checkpoint, "-o", out) == 0
     printed = capsys.readouterr().out
+    assert run("inspect", out) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: a compact network of weight-evolution\n")
     compact = load_compact(out)
     state = read_checkpoint(checkpoint)["history"][-1]
     parameters = sum(p.numel() for p in compact.parameters())
