@@ -68,7 +68,8 @@ def check_activity(device, dtypes, memory_format, backend="triton"):
     for i, (shape, dim) in enumerate(ACTIVATIONS):
         case = place(random_values(shape, dtypes[i % len(dtypes)], i), memory_format, dim)
         channels = shape[dim]
-        case.weight.movedim(dim, 0)[channels - 1].view(-1)[-1:].fill_(math.nan if i % 2 else -math.inf)
+        last = case.weight.movedim(dim, 0)[channels - 1]
+        last[(-1,) * last.dim()] = math.nan if i % 2 else -math.inf
         (moved,), found = on([case], device), []
         for name, activation in (("torch", case.weight), (backend, moved.weight)):
             sums = torch.full((channels // 2,), 0.5, dtype=torch.float64, device=activation.device)

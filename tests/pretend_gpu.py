@@ -87,6 +87,9 @@ class PretendGpu(TorchFunctionMode):
             result = func(*args, **kwargs)
             self.pinned.append(result)
             return result
+        if name == "pin_memory":
+            self.pinned.append(args[0].clone())
+            return self.pinned[-1]
         wanted = self._requested(name, args, kwargs)
         if name == "to" or name == "copy_":
             return self._transfer(func, name, args, kwargs, owner, wanted)

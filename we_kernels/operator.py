@@ -156,7 +156,8 @@ def _flat(arguments: Iterable[Any]) -> list[Any]:
     flat: list[Any] = []
     for argument in arguments:
         if hasattr(argument, "_fields"):
-            flat += argument if isinstance(argument, tuple) else argument.fields()  # what torch 2.7 traces
+            # What torch 2.7 traces; and torch 2.11 adds no subclass of a named tuple to a list.
+            flat += list(argument) if isinstance(argument, tuple) else argument.fields()
         else:
             flat.append(argument)
     return flat

@@ -1,6 +1,7 @@
 """The checks of `methods` with the compiled kernels on a GPU; where there is none, some of them in the interpreter.
 
-There they show that the checks are right: tests/kernels has all cases for the interpreter, which is slow.
+There they show that the checks are right: tests/kernels has all cases for the interpreter, which is slow. Of each check
+one case is in the plain tier.
 """
 
 import os
@@ -19,9 +20,17 @@ if torch.cuda.is_available() == (os.environ.get("TRITON_INTERPRET") == "1"):
     pytest.skip("needs a GPU, or Triton's interpreter where there is none", allow_module_level=True)
 
 DEVICE = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-SOME = slice(None) if DEVICE.type == "cuda" else slice(1, None, 5)
-pytestmark = [pytest.mark.slow] if DEVICE.type == "cpu" else []
-mixes = pytest.mark.parametrize("mix", matrix.MIXES[SOME], ids=matrix.mix_id)
+slow = pytest.mark.slow if DEVICE.type == "cpu" else lambda test: test
+
+
+def some(cases, step=5):
+    """Without a GPU every ``step``-th, slow but for the first."""
+    if DEVICE.type == "cuda":
+        return list(cases)
+    return [pytest.param(case, marks=pytest.mark.slow if i else ()) for i, case in enumerate([*cases][1::step])]
+
+
+mixes = pytest.mark.parametrize("mix", some(matrix.MIXES), ids=matrix.mix_id)
 
 
 @mixes
@@ -29,6 +38,7 @@ def test_overlap(mix):
     methods.check_overlap(DEVICE, *mix)
 
 
+@slow
 def test_overlap_of_many_filters():
     methods.check_overlap_of_many_filters(DEVICE)
 
@@ -52,7 +62,7 @@ def test_activity_in_a_graph():
     torch.testing.assert_close(sums, 3 * before)
 
 
-@pytest.mark.parametrize("selection", methods.SELECTIONS, ids=str)
+@pytest.mark.parametrize("selection", some(methods.SELECTIONS, 1), ids=str)
 def test_selection(selection):
     methods.check_selection(DEVICE, *selection)
 
@@ -62,8 +72,9 @@ def test_snapshot(mix):
     methods.check_snapshot(DEVICE, *mix)
 
 
-@pytest.mark.parametrize(("pair", "options"), [*zip(methods.PAIRS, cycle(methods.SGD_OPTIONS))][SOME], ids=str)
-def test_sgd(pair, options):
+@pytest.mark.parametrize("case", some(zip(methods.PAIRS, cycle(methods.SGD_OPTIONS))), ids=str)
+def test_sgd(case):
+    pair, options = case
     methods.check_sgd(DEVICE, *pair, options)
 
 
@@ -74,8 +85,9 @@ def test_sgd_has_the_bits_of_foreach(dtype, options):
     methods.check_sgd_is_foreach(DEVICE, dtype, options)
 
 
-@pytest.mark.parametrize(("pair", "options"), [*zip(methods.PAIRS, cycle(methods.ADAMW_OPTIONS))][SOME], ids=str)
-def test_adamw(pair, options):
+@pytest.mark.parametrize("case", some(zip(methods.PAIRS, cycle(methods.ADAMW_OPTIONS))), ids=str)
+def test_adamw(case):
+    pair, options = case
     methods.check_adamw(DEVICE, *pair, options)
 
 
@@ -91,22 +103,25 @@ def test_entropy(mix):
     methods.check_entropy(DEVICE, *mix, 10)
 
 
+@slow
 @pytest.mark.parametrize("bins", [1, 100])
 def test_entropy_of_other_numbers_of_bins(bins):
     methods.check_entropy(DEVICE, matrix.DTYPES, "sliced", bins)
 
 
+@slow
 @pytest.mark.parametrize("flavour", ["ties", "zeros", "tiny"])
 def test_entropy_of_awkward_values(flavour):
     methods.check_entropy(DEVICE, matrix.DTYPES, "contiguous", 10, flavour)
 
 
-@pytest.mark.parametrize(("pair", "per"), [*zip(methods.PAIRS, cycle(("tensor", "filter", "tensor")))][SOME], ids=str)
-def test_blend(pair, per):
-    dtype, formats = pair
+@pytest.mark.parametrize("case", some(zip(methods.PAIRS, cycle(("tensor", "filter", "tensor")))), ids=str)
+def test_blend(case):
+    (dtype, formats), per = case
     methods.check_blend(DEVICE, (dtype,), formats, 2, per)
 
 
+@slow
 @pytest.mark.parametrize("networks", [3, 5])
 def test_ring_of_several_networks(networks):
     methods.check_blend(DEVICE, matrix.DTYPES, ("contiguous",), networks, "filter")
@@ -117,17 +132,20 @@ def test_dormant_units(threshold):
     units.check_dormant(DEVICE, threshold, backend="triton")
 
 
+@slow
 @pytest.mark.parametrize("scale", ["layer", "initial", "targets"])
 @pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
 def test_reactivation(dtype, scale):
     units.check_reactivation(DEVICE, dtype, scale, backend="triton")
 
 
+@slow
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_reactivation_of_none_and_all(share):
     units.check_reactivation(DEVICE, torch.float32, "layer", share=share, backend="triton")
 
 
+@slow
 @pytest.mark.parametrize("scale", ["targets", "initial", "layer"])
 @pytest.mark.parametrize("formats", FORMATS)
 @pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..runtime.layout import Segments
 from ..runtime.native import module
-from ..runtime.transfer import Place, on, per_stream, table_of, upload
+from ..runtime.transfer import Place, on, per_stream, table_of, table_to_device, upload
 from ..runtime.view import BankView
 from .rule import MatchingRule
 
@@ -80,7 +80,7 @@ def _where(place: Place) -> tuple[int, int]:
 def _bank(bank: BankView) -> tuple[list[int], int, int, _Memory, _Memory]:
     """The weights for the extension's checks, and the same as tables for the kernels."""
     layout, place = bank.layout, bank.place
-    layers = table_of(layout, "layers", place, lambda: layout.table.to(place.device))
+    layers = table_of(layout, "layers", place, lambda: table_to_device(layout.table, place.device))
     addresses, pointers = list(bank.addresses), _memory(bank.addresses_on_device)
     return addresses, layout.table.data_ptr(), len(addresses), pointers, _memory(layers)
 
@@ -102,7 +102,7 @@ def _make_plan(segments: Segments, rule: MatchingRule, place: Place) -> Tensor:
     source = segments.table.data_ptr(), segments.num_layers, rule.groups
     plan = torch.empty(module.cuda_plan_size(*source), dtype=torch.int32, device="cpu")
     module.cuda_make_plan(*source, _memory(plan))
-    return plan.to(place.device)
+    return table_to_device(plan, place.device)
 
 
 def _scratch(segments: Segments, place: Place) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .transfer import Owner, Place, table_of
+from .transfer import Owner, Place, table_of, table_to_device
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Supported weight dtypes; a layer's ``dtype`` is the index here (csrc/layout.h has the same list)."""
@@ -171,7 +171,7 @@ def aligned(size: int) -> int:
 
 
 def _copy_on(owner: Owner, name: str, source: Tensor, device: torch.device) -> Tensor:
-    return table_of(owner, name, Place.current(device), lambda: source.to(device))
+    return table_of(owner, name, Place.current(device), lambda: table_to_device(source, device))
 
 
 Forms = tuple[tuple[torch.Size, ...], tuple[tuple[int, ...], ...], tuple[torch.dtype, ...]]

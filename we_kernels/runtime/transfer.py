@@ -132,6 +132,13 @@ def to_device(values: tuple[int, ...] | tuple[float, ...], dtype: torch.dtype, d
     return _pinned(values, dtype, device).to(device, non_blocking=True)
 
 
+def table_to_device(table: Tensor, device: torch.device) -> Tensor:
+    """`to_device` of a CPU tensor; of one that is on ``device``, itself."""
+    if device.type != "cuda":
+        return table.to(device)
+    return table.pin_memory().to(device, non_blocking=True)
+
+
 def send_(target: Tensor, values: tuple[int, ...] | tuple[float, ...]) -> None:
     """`to_device` into a tensor that is there already."""
     target.copy_(_pinned(values, target.dtype, target.device), non_blocking=True)

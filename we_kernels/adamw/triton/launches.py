@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.layout import DTYPES, Layer, Layout, forms_of, layout_of
-from ...runtime.transfer import Place, keep_for_graph, refuse_capture, to_device, upload
+from ...runtime.transfer import Place, keep_for_graph, refuse_capture, table_to_device, to_device, upload
 from ...runtime.triton import tables
 from ...runtime.triton.launch import launch
 from ...runtime.triton.values import TRITON_DTYPES
@@ -148,8 +148,8 @@ def _adamw_tables(
         if own:
             blocks = tables.tiles(own, [-(-rows[i][0] // adamw.BLOCK) for i in own], 1)
             pieces = tables.tiles(own, [counts[i] for i in own], adamw.ENTRIES)
-            parts.append(_Part(dtype, blocks.to(device), entries[dtype], pieces.to(device)))
-    return _AdamwTables(torch.tensor(rows, dtype=torch.int64, device="cpu").to(device), tuple(parts))
+            parts.append(_Part(dtype, table_to_device(blocks, device), entries[dtype], table_to_device(pieces, device)))
+    return _AdamwTables(table_to_device(torch.tensor(rows, dtype=torch.int64, device="cpu"), device), tuple(parts))
 
 
 def _fields(layers: Sequence[Layer], groups: int, first: int, kind: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...runtime.layout import DTYPES, Layout, Segments, forms_of, layout_of
-from ...runtime.transfer import Place, keep_for_graph, refuse_capture, table_of, upload
+from ...runtime.transfer import Place, keep_for_graph, refuse_capture, table_of, table_to_device, upload
 from ...runtime.triton import tables
 from ...runtime.triton.launch import launch
 from ...runtime.triton.values import TRITON_DTYPES
@@ -38,13 +38,13 @@ def select_filters(segments: Segments, rate: Tensor, seed: int, step: Tensor, re
         segments,
         "selection tiles",
         place,
-        lambda: tables.tiles(range(segments.num_layers), segments.sizes, SELECT_ROWS).to(place.device),
+        lambda: table_to_device(tables.tiles(range(segments.num_layers), segments.sizes, SELECT_ROWS), place.device),
     )
     launch(
         select_kernel,
         len(tiles),
         place,
-        table_of(segments, "segments", place, lambda: segments.table.to(place.device)),
+        table_of(segments, "segments", place, lambda: table_to_device(segments.table, place.device)),
         tiles,
         rate,
         upload((seed,), torch.int64, place),
@@ -138,5 +138,5 @@ def _sgd_tables(layouts: tuple[Layout, ...], masked: tuple[bool, ...], device: t
         own = [i for i, layer in enumerate(layouts[0].layers) if layer.dtype == index]
         blocks = [-(-rows[i][0] // sgd.BLOCK) for i in own]
         if own:
-            tiles.append((index, tables.tiles(own, blocks, 1).to(device)))
-    return _SgdTables(torch.tensor(rows, dtype=torch.int64, device="cpu").to(device), tuple(tiles))
+            tiles.append((index, table_to_device(tables.tiles(own, blocks, 1), device)))
+    return _SgdTables(table_to_device(torch.tensor(rows, dtype=torch.int64, device="cpu"), device), tuple(tiles))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.layout import Layout, Segments
-from ...runtime.transfer import Place, keep_for_graph, per_stream, table_of
+from ...runtime.transfer import Place, keep_for_graph, per_stream, table_of, table_to_device
 from ...runtime.triton.tables import tiles
 from .crossover import parts_of
 from .matching import COUNTED_GROUP, PROGRAM_FIELDS, PROGRAM_WIDTH, RANKED_GROUP, RANKED_LAYER
@@ -77,7 +77,7 @@ def matching_tables(segments: Segments, groups: int, place: Place) -> MatchingTa
             slots.int(),
             _slot_table(segments, slots),
         )
-        return MatchingTables(*(table.to(place.device) for table in made))
+        return MatchingTables(*(table_to_device(table, place.device) for table in made))
 
     return table_of(segments, f"matching of {groups} groups", place, make)
 

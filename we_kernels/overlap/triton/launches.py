@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...runtime.layout import Layout
-from ...runtime.transfer import Place, table_of
+from ...runtime.transfer import Place, table_of, table_to_device, to_device
 from ...runtime.triton import tables
 from ...runtime.triton.launch import launch
 from ...runtime.triton.values import TRITON_DTYPES
@@ -95,9 +95,9 @@ def _overlap_tables(layout: Layout, place: Place) -> OverlapTables:
             if layer.filters:
                 elements[wide] = starts[-1] + layer.filters * padded
         return OverlapTables(
-            torch.tensor(tiles, dtype=torch.int32, device="cpu").reshape(-1, 3).to(place.device),
-            torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device="cpu").to(place.device),
-            torch.tensor(starts, dtype=torch.int64, device="cpu").to(place.device),
+            table_to_device(torch.tensor(tiles, dtype=torch.int32, device="cpu").reshape(-1, 3), place.device),
+            to_device((0, *accumulate(counts)), torch.int32, place.device),
+            to_device(tuple(starts), torch.int64, place.device),
             elements,
         )
 

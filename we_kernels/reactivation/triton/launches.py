@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.layout import segments_of
-from ...runtime.transfer import Place, keep_for_graph, per_stream, table_of, upload
+from ...runtime.transfer import Place, keep_for_graph, per_stream, table_of, table_to_device, upload
 from ...runtime.triton import tables
 from ...runtime.triton.launch import launch
 from ...runtime.triton.values import TRITON_DTYPES
@@ -30,7 +30,7 @@ def dormant_units(activity: Tensor, sizes: Sequence[int], parents: Tensor, thres
         len(sizes),
         place,
         activity,
-        table_of(segments, "segments", place, lambda: segments.table.to(place.device)),
+        table_of(segments, "segments", place, lambda: table_to_device(segments.table, place.device)),
         upload((threshold, 1e-9), torch.float64, place),
         found.view(torch.uint8),
         BLOCK=dormant.BLOCK,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.layout import DTYPES, Layer, Layout
-from ...runtime.transfer import Place, refuse_capture
+from ...runtime.transfer import Place, refuse_capture, table_to_device, to_device
 from ..reference import STREAM
 from ..rule import DRAW, GIVEN, KEEP, MEAN, MEAN_OR_ONE
 from . import sums, write
@@ -120,8 +120,8 @@ def plan_tables(
         given += GIVEN in used
     bounds = [1 / math.sqrt(layer.channels * layer.kernel) for layer in layout.layers]
     return PlanTables(
-        torch.tensor(fields, dtype=torch.int64, device="cpu").to(device),
-        torch.tensor(bounds, dtype=torch.float64, device="cpu").to(device),
+        table_to_device(torch.tensor(fields, dtype=torch.int64, device="cpu"), device),
+        to_device(tuple(bounds), torch.float64, device),
         tuple(lists.on(dtype, device) for dtype, lists in enumerate(tiles) if lists.writes),
         parts,
     )
@@ -144,7 +144,7 @@ class _Lists:
 
 
 def _table(rows: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int32, device="cpu").to(device)
+    return table_to_device(torch.tensor(rows, dtype=torch.int32, device="cpu"), device)
 
 
 def _parts(elements: int) -> list[tuple[int, int]]:

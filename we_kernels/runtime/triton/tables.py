@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layout import Layer, Layout
-from ..transfer import Place, table_of
+from ..transfer import Place, table_of, table_to_device
 from .fields import EXTRA_FIELDS
 from .rows import kind_of, rows_per_program
 
@@ -18,7 +18,7 @@ def layers(layout: Layout, place: Place) -> Tensor:
 
     def make() -> Tensor:
         extra = torch.tensor(list(map(_extra, layout.layers)), dtype=torch.int64, device="cpu")
-        return torch.cat([layout.table, extra.reshape(-1, len(EXTRA_FIELDS))], dim=1).to(place.device)
+        return table_to_device(torch.cat([layout.table, extra.reshape(-1, len(EXTRA_FIELDS))], dim=1), place.device)
 
     return table_of(layout, "layers of triton", place, make)
 
@@ -29,7 +29,7 @@ def layer_of_filter(layout: Layout, place: Place) -> Tensor:
         layout,
         "layer of filter",
         place,
-        lambda: layout.segments.layer_of_filter(torch.device("cpu")).int().to(place.device),
+        lambda: table_to_device(layout.segments.layer_of_filter(torch.device("cpu")).int(), place.device),
     )
 
 
@@ -40,7 +40,9 @@ def row_tiles(layout: Layout, place: Place) -> dict[int, Tensor]:
     def make() -> dict[int, Tensor]:
         by_row = sorted(enumerate(layout.layers), key=lambda numbered: -_extra(numbered[1])[0])
         return {
-            dtype: _row_tiles([(i, layer) for i, layer in by_row if layer.dtype == dtype]).to(place.device)
+            dtype: table_to_device(
+                _row_tiles([(i, layer) for i, layer in by_row if layer.dtype == dtype]), place.device
+            )
             for dtype in layout.dtypes
         }
 
@@ -55,7 +57,7 @@ def chunks(layout: Layout, size: int, place: Place) -> dict[int, Tensor]:
         for dtype in layout.dtypes:
             part = [(i, layer) for i, layer in enumerate(layout.layers) if layer.dtype == dtype and layer.filters]
             counts = [-(-layer.filters * layer.channels * layer.kernel // size) for _, layer in part]
-            found[dtype] = tiles([i for i, _ in part], counts, 1).to(place.device)
+            found[dtype] = table_to_device(tiles([i for i, _ in part], counts, 1), place.device)
         return found
 
     return table_of(layout, f"chunks of {size}", place, make)
