@@ -20,28 +20,30 @@ WARPS = 8
 ENTRIES = 256
 """Rows and columns that one program of `correction_kernel` takes."""
 
+DIVISORS = ("row_stride", "filters", "column_stride", "channels", "per_group")
+"""Each as a multiplier and a shift, `divider`: the five divisions of an element took longer than all of its loads."""
+
 FIELDS = (
     "total",
     "dense",
     "filters",
-    "row_stride",
     "channels",
-    "column_stride",
-    "per_group",
     "columns",
     "first",
     "kind",
+    *(f"{name}_{part}" for name in DIVISORS for part in ("multiplier", "shift")),
 )
 """Of a parameter: its elements; whether all tensors lie alike and without gaps; element number e, in the order of
 memory if so, else filter by filter, belongs to row ``e // row_stride % filters`` and to channel ``e // column_stride %
-channels``; rows of a group; columns; where its corrections begin; how it gets them (`KINDS`)."""
+channels``; rows of a group (`DIVISORS`); columns; where its corrections begin; how it gets them (`KINDS`)."""
 
 KINDS = ("known", "counted", "aged")
 """The host knows the corrections of all elements; they are on the device; each row and column has its own, behind that
 of elements that were never reset."""
 
-TOTAL, DENSE, FILTERS, ROW_STRIDE, CHANNELS, COLUMN_STRIDE, PER_GROUP, COLUMNS, FIRST, KIND = (
-    tl.constexpr(i) for i in range(len(FIELDS))
+TOTAL, DENSE, FILTERS, CHANNELS, COLUMNS, FIRST, KIND = (tl.constexpr(i) for i in range(7))
+BY_ROW_STRIDE, BY_FILTERS, BY_COLUMN_STRIDE, BY_CHANNELS, BY_PER_GROUP = (
+    tl.constexpr(FIELDS.index(f"{name}_multiplier")) for name in DIVISORS
 )
 FIELD_COUNT = tl.constexpr(len(FIELDS))
 KNOWN, AGED = tl.constexpr(0), tl.constexpr(2)
@@ -231,12 +233,31 @@ def _corrections(field, tensor, index, inside, known, corrections, corrections_i
         divisor = tl.zeros(index.shape, ACC) + tl.load(first + corrections_in_all)
         if kind == AGED:
             filters, channels = tl.load(field + FILTERS).to(tl.int32), tl.load(field + CHANNELS).to(tl.int32)
-            row = index // tl.load(field + ROW_STRIDE).to(tl.int32) % filters
-            column = index // tl.load(field + COLUMN_STRIDE).to(tl.int32) % channels
-            column += row // tl.load(field + PER_GROUP).to(tl.int32) * channels
+            row = _quotient(index, field + BY_ROW_STRIDE)
+            row -= _quotient(row, field + BY_FILTERS) * filters
+            column = _quotient(index, field + BY_COLUMN_STRIDE)
+            column -= _quotient(column, field + BY_CHANNELS) * channels
+            column += _quotient(row, field + BY_PER_GROUP) * channels
             rows, columns = first + 1 + row, first + 1 + filters + column
             size = tl.minimum(tl.load(rows, mask=inside, other=0.0), tl.load(columns, mask=inside, other=0.0))
             rows += corrections_in_all
             columns += corrections_in_all
             divisor = tl.minimum(tl.load(rows, mask=inside, other=0.0), tl.load(columns, mask=inside, other=0.0))
     return size, divisor
+
+
+@triton.jit
+def _quotient(dividend, divider):
+    """int32 from 0, by what lies at ``divider``; see the function of that name."""
+    twice = dividend.to(tl.uint32) * 2
+    high = tl.umulhi(twice, tl.load(divider).to(tl.uint32))
+    return (high >> tl.load(divider + 1).to(tl.uint32)).to(tl.int32)
+
+
+def divider(divisor: int) -> tuple[int, int]:
+    """Multiplier m and shift s: ``n // divisor`` is ``(2 * n * m >> 32) >> s`` for every n from 0 to 2**31 - 1.
+
+    Source: Granlund and Montgomery, "Division by Invariant Integers using Multiplication", PLDI 1994, theorem 4.2.
+    """
+    shift = (divisor - 1).bit_length()
+    return -(-(1 << 31 + shift) // divisor), shift

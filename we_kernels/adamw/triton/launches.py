@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -162,5 +163,7 @@ def _fields(layers: Sequence[Layer], groups: int, first: int, kind: str) -> dict
     row, column = layer.channels * layer.kernel, layer.kernel
     if dense:  # of a dimension of size 1 the stride is 0
         row, column = layer.filter_stride or total, layer.channel_stride or total
-    values = (total, int(dense), layer.filters, row, layer.channels, column, layer.filters // groups)
-    return dict(zip(FIELDS, (*values, groups * layer.channels, first, KINDS.index(kind)), strict=True))
+    values = (total, int(dense), layer.filters, layer.channels, groups * layer.channels, first, KINDS.index(kind))
+    divisors = (row, layer.filters, column, layer.channels, layer.filters // groups)  # `DIVISORS`
+    dividers = chain.from_iterable(adamw.divider(max(divisor, 1)) for divisor in divisors)
+    return dict(zip(FIELDS, (*values, *dividers), strict=True))
