@@ -2,12 +2,14 @@ import hashlib
 import pickle
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.pretend_gpu import pretend_gpu
 from weight_evolution.training.data import cifar, load_data, training_batches
 from weight_evolution.training.data.augmentation import Augmentation
 from weight_evolution.training.errors import UserError
@@ -201,3 +203,14 @@ def test_missing_torchvision_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(UserError, match=r"--download needs torchvision: pip install 'weight-evolution\[vision\]'"):
         load_data("cifar10", download=True)
+
+
+def test_augmented_batches_do_not_wait_for_a_gpu(digits, monkeypatch):
+    with pretend_gpu(monkeypatch) as gpu:
+        there = replace(digits.to(torch.device("cuda", 0)), augmentation=Augmentation(padding=1, flip=True))
+        batches = training_batches(there, 32, seed=0, epoch=0, augment=True)
+        next(batches)  # the order of the images is sent once
+        gpu.events.clear()
+        next(batches)
+    assert gpu.count("wait") == 0
+    assert gpu.count("upload") == 2

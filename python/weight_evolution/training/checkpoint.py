@@ -40,13 +40,16 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     partial.replace(path)
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote; loads tensors and plain values only.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote, on the CPU; loads tensors and plain values only.
+
+    What loads it copies it to where it belongs. Read to a GPU, the optimizers' step counters would stay there, and
+    each step would wait for every one of them.
 
     Raises:
         UserError: there is no such file, or it is not a checkpoint of this program.
     """
-    return check_checkpoint(path, read_plain(path, "a checkpoint", device))
+    return check_checkpoint(path, read_plain(path, "a checkpoint"))
 
 
 def is_checkpoint(state: object) -> bool:
@@ -122,14 +125,14 @@ def _refuse(path: Path, entry: str, value: object) -> NoReturn:
     raise UserError(f"{path} is not a checkpoint of weight-evolution train: {entry} is {value!r:.60}")
 
 
-def read_plain(path: Path, what: str, device: torch.device | str = "cpu") -> Any:
-    """Tensors and plain values of a file of torch.save; ``what`` it should be, for the error message.
+def read_plain(path: Path, what: str) -> Any:
+    """Tensors and plain values of a file of torch.save, on the CPU; ``what`` it should be, for the error message.
 
     Raises:
         UserError: there is no such file, or it is something else.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # of other bytes the unpickler raises nearly anything

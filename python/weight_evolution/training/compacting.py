@@ -83,7 +83,7 @@ def compact_checkpoint(
         UserError: the checkpoint is unfit, or ``output`` exists or cannot be written.
     """
     _check_output(output, checkpoint, overwrite)
-    state = read_checkpoint(checkpoint, device)
+    state = read_checkpoint(checkpoint)
     config = TrainingConfig.from_dict(state["config"])
     model, projection, input_size = _restore(checkpoint, state, config, device)
     compact = projection.compact().eval()

@@ -132,7 +132,7 @@ class Networks:
         Raises:
             UserError: a checkpoint is damaged or of another run, or there is no such epoch.
         """
-        states = {i: _states(folder, self.device) for i, folder in folders.items()}
+        states = {i: _states(folder) for i, folder in folders.items()}
         epochs = [set(there) for there in self.gather({i: list(there) for i, there in states.items()})]
         common = set.intersection(*epochs)
         if not common:
@@ -221,7 +221,7 @@ def _folder(folder: Path, seed: int, network: int) -> Path:
     return seed_folder(folder, seed) / f"network-{network}"
 
 
-def _states(folder: Path, device: torch.device) -> dict[int, dict[str, Any]]:
+def _states(folder: Path) -> dict[int, dict[str, Any]]:
     """Epoch -> checkpoint."""
     paths = [path for name in (PREVIOUS, CHECKPOINT) if (path := folder / name).exists()]
-    return {state["epoch"]: state for state in (read_checkpoint(path, device) for path in paths)}
+    return {state["epoch"]: state for state in map(read_checkpoint, paths)}

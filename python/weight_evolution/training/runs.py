@@ -165,7 +165,7 @@ def _resume(trainer: Trainer, path: Path, output: OutputOptions, say: Callable[[
     if not path.exists():
         say(f"seed {trainer.seed}: no checkpoint at {path}, starting from the first epoch")
         return
-    load(trainer, read_checkpoint(path, trainer.device), path)
+    load(trainer, read_checkpoint(path), path)
     say(resumed(trainer, trainer.seed))
 
 

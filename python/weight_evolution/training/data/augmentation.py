@@ -27,13 +27,18 @@ class Augmentation:
         count, _, height, width = images.shape
         device = images.device
         if self.padding:
-            offsets = torch.randint(2 * self.padding + 1, (2, count, 1), generator=draws).to(device)
+            offsets = _sent(torch.randint(2 * self.padding + 1, (2, count, 1), generator=draws), device)
             rows = offsets[0] + torch.arange(height, device=device)
             columns = offsets[1] + torch.arange(width, device=device)
             padded = functional.pad(images, [self.padding] * 4)
             which = torch.arange(count, device=device)[:, None, None]
             images = padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         if self.flip:
-            mirrored = torch.rand(count, generator=draws).to(device) < 0.5
+            mirrored = _sent(torch.rand(count, generator=draws), device) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images
+
+
+def _sent(drawn: Tensor, device: torch.device) -> Tensor:
+    """On the device, which is not waited for: this is done for each batch."""
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn

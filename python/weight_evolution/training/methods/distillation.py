@@ -86,7 +86,7 @@ def load_teacher(path: Path, data: str, input_size: Sequence[int], device: torch
     Raises:
         UserError: it cannot be read, or was trained on another data set.
     """
-    state = read_checkpoint(path, device)
+    state = read_checkpoint(path)
     if (of := state["config"]["data"]) != data:
         raise UserError(f"--teachers: {path} was trained on {of}, this run is on {data}")
     with user_errors(f"--teachers: {path} does not fit its own model: ", UserError):
