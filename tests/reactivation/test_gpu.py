@@ -105,7 +105,11 @@ def test_a_measurement_goes_on_after_a_state_was_loaded():
     def begin():
         model = sick_net().to(DEVICE)
         optimizer = UnitAdamW(model.parameters(), lr=0.01)
-        return model, optimizer, UnitReactivation(model, optimizer, every=4, batches=4, replacement_rate=0.4, maturity=0)
+        return (
+            model,
+            optimizer,
+            UnitReactivation(model, optimizer, every=4, batches=4, replacement_rate=0.4, maturity=0),
+        )
 
     whole = begin()
     for number in range(6):
