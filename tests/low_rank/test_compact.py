@@ -13,6 +13,7 @@ import we_kernels as wk
 from tests.low_rank import networks
 from weight_evolution import LowRankProjection, compact_like
 from weight_evolution.low_rank import count_macs, measure_latency
+from weight_evolution.low_rank.costs import make_inputs
 
 X = torch.randn(3, 3, 13, 11, generator=torch.Generator().manual_seed(7))
 
@@ -468,3 +469,9 @@ def test_macs_of_a_module_that_runs_twice():
     assert total == of_conv == 2 * 4 * 36 * 30
     assert not conv._forward_hooks
     assert not conv._forward_pre_hooks
+
+
+def test_example_inputs_may_be_on_another_device():
+    """As before a Trainer moves the model; the meta device stands for a GPU."""
+    (inputs,) = make_inputs(nn.Conv2d(3, 4, 3).to("meta"), None, (torch.zeros(1, 3, 8, 8),))
+    assert inputs.device.type == "meta"

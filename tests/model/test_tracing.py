@@ -11,8 +11,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+from tests.low_rank.networks import Untraceable
+from tests.model.unit_networks import vgg
 from weight_evolution.model.copies import copy_without_values
 from weight_evolution.model.tracing import NotTracedError, trace
+from weight_evolution.model.unit_graph import find_units
 
 X = torch.ones(2, 3, 9, 9)
 
@@ -251,3 +254,16 @@ def test_other_threads_go_on():
     assert list(trace(Waiting(nn.Conv2d(3, 4, 1))).calls.values()) == ["0"]
     thread.join()
     assert isinstance(results[0], torch.Tensor)
+
+
+@pytest.mark.parametrize("model", [Untraceable, lambda: vgg(lambda x: x.reshape(x.shape[0], 20))], ids=["export", "fx"])
+def test_example_inputs_may_be_on_another_device(model):
+    """As before a Trainer moves the model; the meta device stands for a GPU."""
+    images = torch.zeros(2, 3, 8, 8)
+    there = model().to("meta")
+    here, expected = find_units(there, example_inputs=(images,)), find_units(model(), example_inputs=(images,))
+    assert here.errors == expected.errors
+    assert {name: layer.units for name, layer in here.layers.items()} == {
+        name: layer.units for name, layer in expected.layers.items()
+    }
+    assert images.device.type == "cpu"

@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from we_kernels.checks import is_integer
 
+from ..model.example_inputs import inputs_beside
 from ..model.modes import evaluating
 
 
@@ -72,7 +73,7 @@ def make_inputs(
     if input_size is None:
         if example_inputs is None:
             raise ValueError("counting MACs needs input_size, such as (3, 32, 32), or example_inputs")
-        return example_inputs
+        return inputs_beside(model, example_inputs)
     size = [*input_size] if isinstance(input_size, Sequence) else []
     if not size or not all(is_integer(n) and n > 0 for n in size):
         raise ValueError(f"input_size must be a list of positive integers, such as (3, 32, 32), got {input_size!r}")

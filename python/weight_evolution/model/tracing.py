@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..tables import first_line
 from .copies import CannotCopyError, copy_without_values
+from .example_inputs import inputs_beside
 
 _AUTOCAST = ("cpu", "cuda")
 
@@ -121,7 +122,7 @@ def _by_export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Trace:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     # In training mode the graph is full of statistics.
     exported = copy_without_values(model, fake.from_tensor).eval()
-    inputs = tree_map_only(Tensor, lambda tensor: fake.from_tensor(tensor.detach()), example_inputs)
+    inputs = tree_map_only(Tensor, fake.from_tensor, inputs_beside(model, example_inputs))
     program = torch.export.export(exported, inputs)
     owners = {
         id(tensor): name for name, module in exported.named_modules() if (tensor := _read_by_call(module)) is not None
