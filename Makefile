@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUILD_FILES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
-.PHONY: check demo test test-all test-integrations docs notebook oldest mutation hostile bench gpu gpu-first wheels lint clean
+.PHONY: check demo test test-all test-integrations docs notebook oldest mutation hostile bench gpu gpu-first gpu-training wheels lint clean
 
 demo: .venv/installed
 	# A thread each: these networks gain nothing from two, and two wait for each other on a busy machine.
@@ -72,6 +72,17 @@ gpu-first:
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu second --check $(gpu_options)
+
+# What is above the kernels: the trainer, the methods, the callbacks; at most 90 s. training.log has a line for each test,
+# tracebacks and durations.
+gpu_folder = $(or $(OUTPUT),build/gpu-results)
+gpu-training:
+	mkdir -p "$(gpu_folder)"
+	PYTHONPATH="$(CURDIR):$(CURDIR)/python" OMP_NUM_THREADS=1 timeout -k 5 90 \
+		$(PYTHON) -m pytest -n 12 --dist worksteal -o addopts= -o filterwarnings=default -p no:cacheprovider \
+		-v -ra --tb=long --durations=25 --junit-xml="$(gpu_folder)/training.xml" \
+		$(filter-out tests/triton/%,$(wildcard tests/*/test_gpu.py)) > "$(gpu_folder)/training.log" 2>&1; \
+		status=$$?; sed -n '/short test summary/,$$p' "$(gpu_folder)/training.log" | tail -n 80; exit $$status
 
 # One for each python3.x on the PATH, without CUDA, in dist/.
 wheels: .venv/installed

@@ -82,9 +82,8 @@ class Module(LightningModule):
 
 
 def trainer(*callbacks, folder=None, **options):
-    given = {"max_epochs": EPOCHS, "num_sanity_val_steps": 1, "logger": False, **options}
+    given = {"accelerator": "cpu", "max_epochs": EPOCHS, "num_sanity_val_steps": 1, "logger": False, **options}
     return Trainer(
-        accelerator="cpu",
         devices=1,
         callbacks=list(callbacks),
         default_root_dir=folder,

@@ -58,7 +58,7 @@ def network():
 
 
 def trainer(folder, *callbacks, **options):
-    given = {"save_strategy": "epoch", "num_train_epochs": EPOCHS, **options}
+    given = {"use_cpu": True, "save_strategy": "epoch", "num_train_epochs": EPOCHS, **options}
     args = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=4,
@@ -67,7 +67,6 @@ def trainer(folder, *callbacks, **options):
         logging_strategy="epoch",
         eval_strategy="epoch",
         report_to="none",
-        use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,
         **given,
