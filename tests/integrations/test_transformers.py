@@ -245,3 +245,10 @@ def test_hooks_are_taken_away(tmp_path):
 def test_bad_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_units_are_found_in_mixed_precision(tmp_path):
+    """accelerate puts forward under autocast before the callback sees the model."""
+    callback = ACTING["reactivation"]()
+    fit(tmp_path, callback, bf16=True)
+    assert callback.reactivation.steps == EPOCHS

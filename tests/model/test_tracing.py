@@ -267,3 +267,35 @@ def test_example_inputs_may_be_on_another_device(model):
         name: layer.units for name, layer in expected.layers.items()
     }
     assert images.device.type == "cpu"
+
+
+class Regions(nn.Module):
+    """Convolutions under autocast and no_grad, nested; with a branch that torch.fx cannot trace."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(5, 6, 1)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        if x.shape[1] != 3:
+            raise ValueError("three channels")
+        with torch.autocast("cpu", torch.bfloat16):
+            x = torch.relu(self.first(x))
+            with torch.no_grad():
+                y = torch.relu(self.second(x))
+            x = torch.relu(self.third(y))
+        return self.head(x.float().mean((2, 3)))
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_regions_are_part_of_the_graph(outside):
+    """Of a forward with them, and of one that accelerate put under autocast."""
+    model = Regions()
+    if outside:
+        model.forward = torch.autocast("cpu", torch.bfloat16)(Regions.forward).__get__(model)
+    found = find_units(model, example_inputs=(torch.zeros(2, 3, 8, 8),))
+    assert {name: layer.units for name, layer in found.layers.items()} == {"first": 4, "second": 5, "third": 6}
+    assert {name: [reader.name for reader in layer.outgoing] for name, layer in found.layers.items()} == {
+        "first": ["second"], "second": ["third"], "third": ["head"]
+    }  # fmt: skip

@@ -44,7 +44,7 @@ REDUCTIONS = {"mean", "sum", "amax", "amin"}
 CONCATENATIONS = {"cat", "concat", "concatenate"}
 RESHAPES = {"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"}
 
-_ASKED = {"size", "dim", "stride", "is_floating_point", "sym_size"}
+_ASKED = {"size", "dim", "stride", "is_floating_point", "sym_size", "_assert_tensor_metadata"}
 _ATTRIBUTES = {"shape", "dtype", "device", "ndim"}
 
 

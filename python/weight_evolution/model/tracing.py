@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 from ..tables import first_line
 from .copies import CannotCopyError, copy_without_values
 from .example_inputs import inputs_beside
+from .regions import without_regions
 
 _AUTOCAST = ("cpu", "cuda")
 
@@ -132,13 +133,14 @@ def _by_export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Trace:
     signature = program.graph_signature
     names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     calls: dict[fx.Node, str] = {}
-    for node in program.graph.nodes:
+    graph = without_regions(program.graph_module)
+    for node in graph.nodes:
         if node.op != "call_function":
             continue
         for source in node.all_input_nodes:
             if (owner := owners.get(id(tensors.get(names.get(source.name, ""))))) is not None:
                 calls.setdefault(node, owner)
-    return Trace(program.graph, calls, "torch.export")
+    return Trace(graph, calls, "torch.export")
 
 
 def _read_by_call(module: nn.Module) -> Tensor | None:

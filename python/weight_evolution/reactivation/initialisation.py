@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 import we_kernels as wk
 
+from ..model.seeds import seeded
 from ..model.targets import by_output
 from ..model.unit_graph import UnitLayer
 from ..model.unit_weights import Layer
@@ -52,9 +53,7 @@ def draw_(layer: UnitLayer, revived: Tensor, init: Init, seed: int, rescale: boo
     """
     weight = layer.module.weight.detach()
     fresh = torch.empty_like(weight)
-    devices = [weight.device] if weight.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with seeded(weight.device, seed):
         init(fresh)
     drawn, values = by_output(layer.module, weight), by_output(layer.module, fresh)
     values = values.where(drawn != 0, 0)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ..model import seeds
+
 
 def stream_seed(*parts: str | int) -> int:
     """A 63-bit seed that depends on all parts, such as ``("order", seed, epoch)``."""
@@ -23,6 +25,5 @@ def generator(*parts: str | int) -> torch.Generator:
 @contextmanager
 def seeded(device: torch.device, *parts: str | int) -> Iterator[None]:
     """Within: torch's global generators (initialization, dropout) are seeded; after: they are as before."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(stream_seed(*parts))
+    with seeds.seeded(device, stream_seed(*parts)):
         yield
