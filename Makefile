@@ -78,8 +78,8 @@ gpu:
 gpu_folder = $(or $(OUTPUT),build/gpu-results)
 gpu-training:
 	mkdir -p "$(gpu_folder)"
-	PYTHONPATH="$(CURDIR):$(CURDIR)/python" OMP_NUM_THREADS=1 timeout -s INT -k 5 85 \
-		$(PYTHON) -m pytest -n 12 --dist worksteal -o addopts= -o filterwarnings=default -p no:cacheprovider \
+	PYTHONPATH="$(CURDIR):$(CURDIR)/python" OMP_NUM_THREADS=1 timeout -s INT -k 8 80 \
+		$(PYTHON) -m pytest -n auto --maxprocesses 12 --dist worksteal -o addopts= -o filterwarnings=default -p no:cacheprovider \
 		-v -ra --tb=long --durations=25 --junit-xml="$(gpu_folder)/training.xml" \
 		$(filter-out tests/triton/%,$(wildcard tests/*/test_gpu.py)) > "$(gpu_folder)/training.log" 2>&1; \
 		status=$$?; sed -n '/short test summary/,$$p' "$(gpu_folder)/training.log" | tail -n 80; exit $$status
