@@ -55,6 +55,8 @@ def poisoned(monkeypatch):
 
     def full_of_poison(*args, dtype=None, **kwargs):
         tensor = empty(*args, dtype=dtype, **kwargs)
-        return tensor.fill_(POISON[dtype]) if dtype in POISON else tensor
+        if dtype in POISON:
+            tensor.detach().fill_(POISON[dtype])  # Inductor asks for leaves that require gradients
+        return tensor
 
     monkeypatch.setattr(torch, "empty", full_of_poison)

@@ -103,8 +103,9 @@ def test_rounds_like_foreach_on_cuda(dtype, memory_format, form):
     assert all(case.guards_intact() for part in cases for case in part)
 
 
-def step(layers, dtypes=(torch.float32,), young=False, counted=False):
+def step(layers, dtypes=(torch.float32,), young=False, counted=False, apart=0):
     lists = [[torch.ones(3 + i % 4, 2, 3, 3, dtype=dtypes[i % len(dtypes)]) for i in range(layers)] for _ in range(4)]
+    lists[0][:apart] = [param.mT for param in lists[0][:apart]]  # they lie otherwise than their gradients
     rows = [torch.ones(3 + i % 4) for i in range(layers)] if young else None
     numbers = [torch.tensor(2.0) if counted else 2.0 for _ in range(layers)]
     with wk.use_backend("triton"):
@@ -125,10 +126,15 @@ def test_one_more_launch_for_each_further_dtype(launches):
     assert [name for name, *_ in launches] == ["adamw_kernel"] * 3
 
 
+def test_one_more_launch_for_tensors_that_lie_apart(launches):
+    step(4, apart=3)
+    assert [constants["DENSE"] for _, _, constants in launches] == [True, False]
+
+
 def test_every_launch_is_compiled_ahead_of_time(launches):
     from tests.triton import aot_table
 
-    step(4, DTYPES, young=True)
+    step(8, DTYPES, young=True, apart=4)
     ours = {"correction_kernel", "adamw_kernel"}
     listed = {variant.key() for variant in aot_table.variants() if variant.kernel.__name__ in ours}
     found = set()

@@ -17,6 +17,9 @@ STRIP = 256
 
 WARPS = 8
 
+DENSE_REGISTERS = 80
+"""That a thread may have: 56 are used, 72 in float64, where the compiler would take fewer and spill."""
+
 ENTRIES = 256
 """Rows and columns that one program of `correction_kernel` takes."""
 
@@ -126,8 +129,12 @@ def adamw_kernel(
     DTYPE: tl.constexpr,
     BLOCK: tl.constexpr,
     STRIP: tl.constexpr,
+    DENSE: tl.constexpr,
 ):
     """One program per tile (tensor, block of BLOCK elements); rounds like PyTorch's foreach kernels on CUDA.
+
+    ``DENSE``: the tiles are of tensors that lie alike and without gaps; compiled apart, because what others need takes
+    twice the registers.
 
     ``scalars``: share of the gradient in the mean, what is kept of the square, share of the gradient in it, eps, weight
     decay. ``decay``: 0 none, 1 decoupled, 2 added to the gradient.
@@ -144,9 +151,9 @@ def adamw_kernel(
     m = mean.to(tl.pointer_type(DTYPE))
     v = square.to(tl.pointer_type(DTYPE))
     x = maximum.to(tl.pointer_type(DTYPE))
-    index = start + tl.arange(0, BLOCK)
     options = (field, tensor, known, corrections, corrections_in_all, lr, scalars, decay, has_maxima, maximize)
-    if tl.load(field + DENSE) == 1:
+    if DENSE:
+        index = start + tl.arange(0, BLOCK)
         if (start + BLOCK <= total) & ((param | grad | mean | square | maximum) % 16 == 0):
             # A mask of ones and hints on the addresses make these vector accesses.
             _step(

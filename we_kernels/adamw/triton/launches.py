@@ -1,4 +1,4 @@
-"""A step of AdamW as launches: one per dtype, and one more for the ages where rows or columns have their own."""
+"""A step of AdamW as launches: one per dtype, one more for tensors with gaps, and one for ages of rows and columns."""
 
 from __future__ import annotations
 
@@ -63,27 +63,30 @@ def unit_adamw_(tensors: AdamwTensors, rule: AdamwRule) -> None:
             ACC=TRITON_DTYPES[DTYPES.index(acc)],
             ENTRIES=adamw.ENTRIES,
         )
-        launch(
-            adamw_kernel,
-            len(part.tiles),
-            place,
-            *addresses,
-            *layers,
-            static.fields,
-            part.tiles,
-            known,
-            corrections,
-            part.entries,
-            lr,
-            scalars,
-            int(rule.weight_decay != 0) * (1 if rule.decoupled else 2),
-            int(bool(tensors.max_exp_avg_sqs)),
-            int(rule.maximize),
-            num_warps=adamw.WARPS,
-            DTYPE=TRITON_DTYPES[part.dtype],
-            BLOCK=adamw.BLOCK,
-            STRIP=adamw.STRIP,
-        )
+        for dense, tiles in ((True, part.dense), (False, part.strided)):
+            launch(
+                adamw_kernel,
+                len(tiles),
+                place,
+                *addresses,
+                *layers,
+                static.fields,
+                tiles,
+                known,
+                corrections,
+                part.entries,
+                lr,
+                scalars,
+                int(rule.weight_decay != 0) * (1 if rule.decoupled else 2),
+                int(bool(tensors.max_exp_avg_sqs)),
+                int(rule.maximize),
+                num_warps=adamw.WARPS,
+                maxnreg=adamw.DENSE_REGISTERS if dense else None,
+                DTYPE=TRITON_DTYPES[part.dtype],
+                BLOCK=adamw.BLOCK,
+                STRIP=adamw.STRIP,
+                DENSE=dense,
+            )
 
 
 def _lr(rule: AdamwRule, place: Place) -> Tensor:
@@ -113,8 +116,10 @@ class _Part(NamedTuple):
     """The parameters of one dtype."""
 
     dtype: int
-    tiles: Tensor
-    """int32 [T, 2]: tensor and block."""
+    dense: Tensor
+    """int32 [T, 2], tensor and block: of those that lie alike and without gaps."""
+    strided: Tensor
+    """The same of the others."""
     entries: int
     """Corrections of all of them."""
     correction_tiles: Tensor
@@ -147,10 +152,17 @@ def _adamw_tables(
     for dtype in range(len(DTYPES)):
         own = [i for i, layer in enumerate(layouts[0].layers) if layer.dtype == dtype]
         if own:
-            blocks = tables.tiles(own, [-(-rows[i][0] // adamw.BLOCK) for i in own], 1)
             pieces = tables.tiles(own, [counts[i] for i in own], adamw.ENTRIES)
-            parts.append(_Part(dtype, table_to_device(blocks, device), entries[dtype], table_to_device(pieces, device)))
+            dense, strided = (
+                table_to_device(_blocks([i for i in own if rows[i][1] == is_dense], rows), device)
+                for is_dense in (True, False)
+            )
+            parts.append(_Part(dtype, dense, strided, entries[dtype], table_to_device(pieces, device)))
     return _AdamwTables(table_to_device(torch.tensor(rows, dtype=torch.int64, device="cpu"), device), tuple(parts))
+
+
+def _blocks(tensors: Sequence[int], rows: Sequence[Sequence[int]]) -> Tensor:
+    return tables.tiles(tensors, [-(-rows[i][0] // adamw.BLOCK) for i in tensors], 1)
 
 
 def _fields(layers: Sequence[Layer], groups: int, first: int, kind: str) -> dict[str, int]:
