@@ -228,7 +228,7 @@ def test_predictions_call_no_hook_and_change_nothing():
         (lambda p, i: [adam, sgd][i % 2](p, 1e-3), "one class"),
         (lambda p, i: torch.optim.Adam(p, 1e-3, eps=1e-8 * (1 + i)), "same options"),
         (lambda p, i: torch.optim.Adam(list(p)[1:], 1e-3), "all parameters"),
-        (lambda p, i: torch.optim.Adam([{"params": [x]} for x in p], 1e-3), "in one group"),
+        (lambda p, i: torch.optim.SGD([{"params": [x], "momentum": 0.1 * (x.dim() > 1)} for x in p]), "same options"),
         (lambda p, i: torch.optim.Adam(p, 1e-3, amsgrad=True), "amsgrad"),
         (lambda p, i: torch.optim.SGD(p, 1e-3, momentum=0.9, nesterov=True), "nesterov"),
     ],

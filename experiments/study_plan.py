@@ -1,0 +1,70 @@
+"""What the study trains next."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from experiments.study_arms import ARMS, BASELINE
+from experiments.study_settings import (
+    CONDITIONS,
+    TABLES,
+    Recipe,
+    Results,
+    Run,
+    base_run,
+    chosen_values,
+    tuning_runs,
+)
+from experiments.study_training import Place, Shape
+
+
+def next_stack(
+    names: Sequence[str], recipe: Recipe, results: Results, place: Place, size: int, failed: Collection[Run] = ()
+) -> list[Run]:
+    """Runs of one shape that can be trained now, those that the first tables need first; empty: all is done.
+
+    Args:
+        names: of tables, the most important first.
+        size: networks of a stack.
+        failed: runs that are not to be tried again.
+    """
+    ready = [run for run in dict.fromkeys(_ready(names, recipe, results, place)) if run not in failed]
+    stack: list[Run] = []
+    networks = 0
+    for run in ready:
+        if Shape.of(run, recipe) == Shape.of(ready[0], recipe):
+            networks += ARMS[run.arm].networks
+            if stack and networks > size:
+                break
+            stack.append(run)
+    return stack
+
+
+def _ready(names: Sequence[str], recipe: Recipe, results: Results, place: Place) -> list[Run]:
+    runs: list[Run] = []
+    for name in names:
+        table = TABLES[name]
+        condition = CONDITIONS[table.condition]
+        if condition.pruned or not condition.tuned:
+            runs += _missing("healthy", (BASELINE,), recipe, results, tuning_only=not condition.pruned)
+        if condition.pruned:
+            bases = [base_run(recipe, results, seed) for seed in (*recipe.tuning_seeds, *recipe.seeds)]
+            lost = [run for run in bases if run is not None and not place.state_file(run).exists()]
+            runs += lost
+            if lost or None in bases:
+                continue
+        runs += _missing(table.condition, table.arms, recipe, results)
+    return runs
+
+
+def _missing(
+    condition: str, arms: Sequence[str], recipe: Recipe, results: Results, tuning_only: bool = False
+) -> list[Run]:
+    runs: list[Run] = []
+    for arm in arms:
+        runs += [run for run in tuning_runs(condition, arm, recipe, results) if run not in results]
+    for arm in () if tuning_only else arms:
+        if (values := chosen_values(condition, arm, recipe, results)) is not None:
+            reported = [Run(condition, arm, *values, seed) for seed in recipe.seeds]
+            runs += [run for run in reported if run not in results]
+    return runs

@@ -1,0 +1,169 @@
+"""What the study trains: conditions, tables of arms, the recipe of all runs, and which values an arm takes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from experiments.journal import Result
+from experiments.study_arms import ARMS, BASELINE, NORMS_UNDECAYED
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How networks are trained, whatever is done about it."""
+
+    description: str
+    tuned: bool = True
+    """Whether learning rate and weight decay are chosen here; else those are wrong, or those of "healthy"."""
+    lr: float | None = None
+    weight_decay: float | None = None
+    label_noise: float = 0.0
+    width: float = 1.0
+    pruned: bool = False
+    """Starts from a trained network, half of whose filters are dead, instead of fresh weights."""
+
+
+CONDITIONS = {
+    "healthy": Condition("learning rate and weight decay tuned"),
+    "pruned": Condition("a trained network of which half of the filters are exactly dead, trained on", pruned=True),
+    "large-lr": Condition("learning rate too large: 1.0", tuned=False, lr=1.0),
+    "large-decay": Condition("weight decay too large: 0.03", tuned=False, weight_decay=0.03),
+    "noise": Condition("40% of the training images have a random label", label_noise=0.4),
+    "wide": Condition("twice as many filters in every layer", width=2.0),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arms of a condition that are compared with its first one."""
+
+    title: str
+    condition: str
+    arms: tuple[str, ...]
+
+
+_EVOLUTION = (
+    *("weight evolution, paper rule", "weight evolution, released rule"),
+    *("weight evolution, every 20 iterations", "weight evolution, every 20 iterations, no shifts"),
+)
+_REACTIVATION = ("reactivation by activity", "reactivation by L1")
+_USUAL = (BASELINE, NORMS_UNDECAYED, "average of weights", *_EVOLUTION, *_REACTIVATION)
+TABLES = {
+    "repair": Table(
+        "Half of the filters dead",
+        "pruned",
+        (
+            *(BASELINE, "weight evolution, paper rule", "weight evolution, rate 0.6, once"),
+            *("weight evolution, rate 0.6, every 20 iterations", "random new filters, once", *_REACTIVATION),
+            *("rate 0.6 once, then reactivation by activity", "not pruned"),
+        ),
+    ),
+    "large-lr": Table("Learning rate too large", "large-lr", _USUAL),
+    "healthy": Table("Healthy and tuned", "healthy", (*_USUAL, "weight evolution, rate 0.6")),
+    "two": Table("Two networks", "healthy", (BASELINE, "grafting", "plain averaging", "one network, twice as long")),
+    "asynchronous": Table("Asynchronous update", "healthy", (BASELINE, "asynchronous, rate 0.5", "half the rate")),
+    "low-rank": Table(
+        "A compact network",
+        "healthy",
+        (
+            *("truncated, then fine-tuned", "low-rank projection", "low-rank projection, every 250 iterations"),
+            *("narrower network", BASELINE),
+        ),
+    ),
+    "noise": Table(
+        "Label noise", "noise", (BASELINE, NORMS_UNDECAYED, "average of weights", _EVOLUTION[0], *_REACTIVATION)
+    ),
+    "large-decay": Table("Weight decay too large", "large-decay", _USUAL),
+    "wide": Table("Over-wide", "wide", (BASELINE, _EVOLUTION[0], _EVOLUTION[3], *_REACTIVATION)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every run depends on, beside its condition, arm, learning rate, weight decay and seed."""
+
+    data: str
+    size: int
+    """Larger images are averaged down to so many pixels a side."""
+    images: int
+    network: str
+    batch_size: int
+    epochs: int
+    repair_epochs: int
+    momentum: float
+    learning_rates: list[float]
+    weight_decays: list[float]
+    tuned: str
+    """ "arms": each by itself; "baselines": only those, the others take their values."""
+    tuning_seeds: list[int]
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network to train, or two."""
+
+    condition: str
+    arm: str
+    lr: float
+    weight_decay: float
+    seed: int
+
+
+Results = Mapping[Run, Result]
+Values = tuple[float, float]
+"""Learning rate and weight decay."""
+
+
+def base_run(recipe: Recipe, results: Results, seed: int) -> Run | None:
+    """The healthy baseline of a seed, which a pruned network comes from; None: it is not tuned yet."""
+    chosen = chosen_values("healthy", BASELINE, recipe, results)
+    return None if chosen is None else Run("healthy", BASELINE, *chosen, seed)
+
+
+def chosen_values(condition: str, arm: str, recipe: Recipe, results: Results) -> Values | None:
+    """Those of the best mean accuracy on held-out images over the tuning seeds; None: not known yet."""
+    setting = CONDITIONS[condition]
+    if not setting.tuned:
+        base = chosen_values("healthy", BASELINE, recipe, results)
+        return None if base is None else (setting.lr or base[0], setting.weight_decay or base[1])
+    source = _tuned_as(arm, recipe)
+    candidates = grid(condition, recipe, results)
+    if not candidates:
+        return None
+    means: dict[Values, float] = {}
+    for values in candidates:
+        runs = [Run(condition, source, *values, seed) for seed in recipe.tuning_seeds]
+        if any(run not in results for run in runs):
+            return None
+        means[values] = statistics.fmean(results[run]["accuracy"] for run in runs)
+    return max(means, key=means.__getitem__)
+
+
+def tuning_runs(condition: str, arm: str, recipe: Recipe, results: Results) -> list[Run]:
+    """What has to be known before the arm's values are chosen; of a condition whose values are given, nothing."""
+    if not CONDITIONS[condition].tuned:
+        return []
+    source = _tuned_as(arm, recipe)
+    candidates = grid(condition, recipe, results)
+    return [Run(condition, source, *values, seed) for seed in recipe.tuning_seeds for values in candidates]
+
+
+def grid(condition: str, recipe: Recipe, results: Results) -> list[Values]:
+    """What every arm of the condition is tuned on; empty: not known yet.
+
+    A pruned network keeps the weight decay that it was trained with.
+    """
+    decays = recipe.weight_decays
+    if CONDITIONS[condition].pruned:
+        base = chosen_values("healthy", BASELINE, recipe, results)
+        decays = [] if base is None else [base[1]]
+    return [(lr, decay) for lr in recipe.learning_rates for decay in decays]
+
+
+def _tuned_as(arm: str, recipe: Recipe) -> str:
+    if recipe.tuned == "arms" or arm == BASELINE or not ARMS[arm].decays_norms:
+        return arm
+    return BASELINE

@@ -1,0 +1,93 @@
+"""The tables of the study."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from experiments.common import markdown
+from experiments.paired import Comparisons, with_interval
+from experiments.study_arms import ARMS, BASELINE
+from experiments.study_settings import CONDITIONS, TABLES, Recipe, Results, Run, Table, chosen_values, grid
+
+
+def tables(names: Sequence[str], recipe: Recipe, results: Results) -> Iterator[str]:
+    """One for each of these of which something is to be reported."""
+    yield _head(recipe)
+    for name in names:
+        rows = {arm: reported(TABLES[name], arm, recipe, results) for arm in TABLES[name].arms}
+        if any(rows.values()):
+            yield _table(TABLES[name], recipe, results, rows)
+        else:
+            yield f"{TABLES[name].title}: nothing to report yet\n"
+
+
+def reported(table: Table, arm: str, recipe: Recipe, results: Results) -> dict[int, Run]:
+    """Seed -> run, of those that are done with the chosen values."""
+    values = chosen_values(table.condition, arm, recipe, results)
+    if values is None:
+        return {}
+    runs = {seed: Run(table.condition, arm, *values, seed) for seed in recipe.seeds}
+    return {seed: run for seed, run in runs.items() if run in results}
+
+
+def differences(rows: dict[str, dict[int, Run]], results: Results) -> dict[str, list[float]]:
+    """Arm -> its accuracies minus the baseline's, seed by seed."""
+    base = rows[BASELINE]
+    return {
+        arm: [results[run]["accuracy"] - results[base[seed]]["accuracy"] for seed, run in runs.items() if seed in base]
+        for arm, runs in rows.items()
+        if arm != BASELINE
+    }
+
+
+def _head(recipe: Recipe) -> str:
+    tuned = {
+        "arms": "for every arm",
+        "baselines": "for the baselines, whose values the methods take",
+    }[recipe.tuned]
+    return (
+        f"{recipe.network} on {recipe.data}, {recipe.images:,} training images of at most {recipe.size} x {recipe.size} "
+        f"pixels, flips and crops; SGD, momentum {recipe.momentum}, batch {recipe.batch_size}, {recipe.epochs} epochs "
+        f"(pruned networks {recipe.repair_epochs}), learning rate to 0 along half a cosine. Learning rates "
+        f"{' '.join(f'{lr:g}' for lr in recipe.learning_rates)}, weight decays "
+        f"{' '.join(f'{decay:g}' for decay in recipe.weight_decays)}: chosen {tuned} by held-out images with seeds "
+        f"{' '.join(map(str, recipe.tuning_seeds))}. Accuracy: test images, last epoch, %, 95% intervals; p of paired "
+        "t-tests by Holm's correction for those of the table.\n"
+    )
+
+
+def _table(table: Table, recipe: Recipe, results: Results, rows: dict[str, dict[int, Run]]) -> str:
+    compared = Comparisons(differences(rows, results))
+    candidates = grid(table.condition, recipe, results) if CONDITIONS[table.condition].tuned else []
+
+    def row(arm: str) -> list[str]:
+        runs = rows[arm]
+        if not runs:
+            return [arm, *["-"] * 6]
+        found = [results[run] for run in runs.values()]
+        any_run = next(iter(runs.values()))
+        return [
+            arm,
+            f"{_value(any_run.lr, [v[0] for v in candidates])}, {_value(any_run.weight_decay, [v[1] for v in candidates])}",
+            with_interval([one["accuracy"] for one in found], 2),
+            compared.cell(arm, 2) if arm != BASELINE else "",
+            str(len(runs)),
+            f"{statistics.fmean(one['inferior'] for one in found):.0f} of {found[0]['filters']}",
+            _cost(arm, statistics.fmean(one["parameters"] for one in found), recipe.epochs),
+        ]
+
+    header = ("arm", "learning rate, weight decay", "accuracy", "minus baseline", "seeds", "inferior filters", "cost")
+    condition = CONDITIONS[table.condition]
+    return f"### {table.title}\n\n{condition.description[0].upper()}{condition.description[1:]}.\n\n" + markdown(
+        header, map(row, table.arms)
+    )
+
+
+def _value(value: float, tried: Sequence[float]) -> str:
+    edge = len(set(tried)) > 1 and value in (min(tried), max(tried))
+    return f"{value:g}{' (edge)' if edge else ''}"
+
+
+def _cost(arm: str, parameters: float, epochs: int) -> str:
+    return f"{ARMS[arm].cost}x, {parameters / 1000:.0f}k parameters"
