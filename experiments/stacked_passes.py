@@ -116,10 +116,7 @@ FORMS: dict[str, type[_Vmap] | type[_Each] | type[_Products]] = {"vmap": _Vmap, 
 def watched_names(modules: Sequence[Mapping[str, nn.Module]]) -> set[str]:
     """Of modules that have forward hooks in any network."""
     return {
-        name
-        for own in modules
-        for name, module in own.items()
-        if module._forward_hooks or module._forward_pre_hooks
+        name for own in modules for name, module in own.items() if module._forward_hooks or module._forward_pre_hooks
     }
 
 

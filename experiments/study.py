@@ -42,6 +42,10 @@ _RECIPE = Recipe(
     epochs=40,
     repair_epochs=10,
     momentum=0.9,
+    large_lr=1.0,
+    published_weight_decay=5e-4,
+    large_weight_decay=0.03,
+    label_noise=0.4,
     learning_rates=[0.03, 0.1, 0.3],
     weight_decays=[5e-4, 2e-3, 8e-3],
     tuned="arms",
@@ -49,7 +53,14 @@ _RECIPE = Recipe(
     seeds=list(range(8)),
 )
 _QUICK = replace(
-    _RECIPE, images=256, batch_size=64, epochs=2, repair_epochs=1, learning_rates=[0.1], weight_decays=[2e-3], seeds=[0, 1]
+    _RECIPE,
+    images=256,
+    batch_size=64,
+    epochs=2,
+    repair_epochs=1,
+    learning_rates=[0.1],
+    weight_decays=[2e-3],
+    seeds=[0, 1],
 )
 _CHANGES = ("data", "images", "network", "epochs", "repair_epochs", "tuned", "tuning_seeds", "seeds")
 
@@ -146,12 +157,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="2 epochs of 256 images: only to see it work")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--form", choices=tuple(FORMS), help="of the passes; default: the fastest on the device")
-    parser.add_argument("--stack", type=positive_int, default=8, metavar="R", help="networks trained at once; default 8")
+    parser.add_argument(
+        "--stack", type=positive_int, default=8, metavar="R", help="networks trained at once; default 8"
+    )
     parser.add_argument("--threads", type=positive_int, metavar="N")
     parser.add_argument("--network", choices=NETWORKS)
     parser.add_argument("--images", type=positive_int, metavar="N", help=f"of a seed; default {_RECIPE.images}")
     parser.add_argument("--epochs", type=positive_int, help=f"default {_RECIPE.epochs}")
-    parser.add_argument("--repair-epochs", type=positive_int, help=f"of pruned networks; default {_RECIPE.repair_epochs}")
+    parser.add_argument(
+        "--repair-epochs", type=positive_int, help=f"of pruned networks; default {_RECIPE.repair_epochs}"
+    )
     parser.add_argument(
         "--tuned",
         choices=("arms", "baselines"),

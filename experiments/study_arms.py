@@ -203,8 +203,9 @@ def _evolve_once(training: Training) -> None:
 
 @torch.no_grad()
 def prune_(network: nn.Module) -> None:
-    """Make half of each convolution's filters, those of the smallest L1 norms, and their norms 0: no gradient moves them.
+    """Make half of each convolution's filters, those of the smallest L1 norms, and their norms 0.
 
+    No gradient reaches them then: the output is 0, and so is the derivative of the ReLU there.
     The network must be an nn.Sequential of convolutions, each with its BatchNorm, if any, right behind it.
     """
     for conv, norm in _pairs(network):

@@ -45,7 +45,7 @@ def _ready(names: Sequence[str], recipe: Recipe, results: Results, place: Place)
     for name in names:
         table = TABLES[name]
         condition = CONDITIONS[table.condition]
-        if condition.pruned or not condition.tuned:
+        if condition.pruned or condition.wrong == "weight_decay":
             runs += _missing("healthy", (BASELINE,), recipe, results, tuning_only=not condition.pruned)
         if condition.pruned:
             bases = [base_run(recipe, results, seed) for seed in (*recipe.tuning_seeds, *recipe.seeds)]

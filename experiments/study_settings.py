@@ -15,11 +15,11 @@ class Condition:
     """How networks are trained, whatever is done about it."""
 
     description: str
-    tuned: bool = True
-    """Whether learning rate and weight decay are chosen here; else those are wrong, or those of "healthy"."""
-    lr: float | None = None
-    weight_decay: float | None = None
-    label_noise: float = 0.0
+    wrong: str | None = None
+    """ "lr": the recipe's too large one, with the published weight decay; "weight_decay": the recipe's too large one,
+    with the learning rate of "healthy"; None: both are tuned."""
+    noisy: bool = False
+    """Labels, by the recipe's share."""
     width: float = 1.0
     pruned: bool = False
     """Starts from a trained network, half of whose filters are dead, instead of fresh weights."""
@@ -28,9 +28,9 @@ class Condition:
 CONDITIONS = {
     "healthy": Condition("learning rate and weight decay tuned"),
     "pruned": Condition("a trained network of which half of the filters are exactly dead, trained on", pruned=True),
-    "large-lr": Condition("learning rate too large: 1.0", tuned=False, lr=1.0),
-    "large-decay": Condition("weight decay too large: 0.03", tuned=False, weight_decay=0.03),
-    "noise": Condition("40% of the training images have a random label", label_noise=0.4),
+    "large-lr": Condition("the learning rate is too large", wrong="lr"),
+    "large-decay": Condition("the weight decay is too large", wrong="weight_decay"),
+    "noise": Condition("some of the training images have a random label", noisy=True),
     "wide": Condition("twice as many filters in every layer", width=2.0),
 }
 
@@ -93,6 +93,10 @@ class Recipe:
     epochs: int
     repair_epochs: int
     momentum: float
+    large_lr: float
+    published_weight_decay: float
+    large_weight_decay: float
+    label_noise: float
     learning_rates: list[float]
     weight_decays: list[float]
     tuned: str
@@ -126,9 +130,11 @@ def base_run(recipe: Recipe, results: Results, seed: int) -> Run | None:
 def chosen_values(condition: str, arm: str, recipe: Recipe, results: Results) -> Values | None:
     """Those of the best mean accuracy on held-out images over the tuning seeds; None: not known yet."""
     setting = CONDITIONS[condition]
-    if not setting.tuned:
+    if setting.wrong == "lr":
+        return recipe.large_lr, recipe.published_weight_decay
+    if setting.wrong == "weight_decay":
         base = chosen_values("healthy", BASELINE, recipe, results)
-        return None if base is None else (setting.lr or base[0], setting.weight_decay or base[1])
+        return None if base is None else (base[0], recipe.large_weight_decay)
     source = _tuned_as(arm, recipe)
     candidates = grid(condition, recipe, results)
     if not candidates:
@@ -144,7 +150,7 @@ def chosen_values(condition: str, arm: str, recipe: Recipe, results: Results) ->
 
 def tuning_runs(condition: str, arm: str, recipe: Recipe, results: Results) -> list[Run]:
     """What has to be known before the arm's values are chosen; of a condition whose values are given, nothing."""
-    if not CONDITIONS[condition].tuned:
+    if CONDITIONS[condition].wrong is not None:
         return []
     source = _tuned_as(arm, recipe)
     candidates = grid(condition, recipe, results)

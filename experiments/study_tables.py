@@ -47,8 +47,8 @@ def _head(recipe: Recipe) -> str:
         "baselines": "for the baselines, whose values the methods take",
     }[recipe.tuned]
     return (
-        f"{recipe.network} on {recipe.data}, {recipe.images:,} training images of at most {recipe.size} x {recipe.size} "
-        f"pixels, flips and crops; SGD, momentum {recipe.momentum}, batch {recipe.batch_size}, {recipe.epochs} epochs "
+        f"{recipe.network} on {recipe.data}, {recipe.images:,} training images of at most {recipe.size} x "
+        f"{recipe.size} pixels, flips and crops; SGD, momentum {recipe.momentum}, batch {recipe.batch_size}, {recipe.epochs} epochs "
         f"(pruned networks {recipe.repair_epochs}), learning rate to 0 along half a cosine. Learning rates "
         f"{' '.join(f'{lr:g}' for lr in recipe.learning_rates)}, weight decays "
         f"{' '.join(f'{decay:g}' for decay in recipe.weight_decays)}: chosen {tuned} by held-out images with seeds "
@@ -59,17 +59,18 @@ def _head(recipe: Recipe) -> str:
 
 def _table(table: Table, recipe: Recipe, results: Results, rows: dict[str, dict[int, Run]]) -> str:
     compared = Comparisons(differences(rows, results))
-    candidates = grid(table.condition, recipe, results) if CONDITIONS[table.condition].tuned else []
+    candidates = grid(table.condition, recipe, results) if CONDITIONS[table.condition].wrong is None else []
 
     def row(arm: str) -> list[str]:
         runs = rows[arm]
         if not runs:
-            return [arm, *["-"] * 6]
+            return [arm, *["-"] * 7]
         found = [results[run] for run in runs.values()]
         any_run = next(iter(runs.values()))
         return [
             arm,
-            f"{_value(any_run.lr, [v[0] for v in candidates])}, {_value(any_run.weight_decay, [v[1] for v in candidates])}",
+            _value(any_run.lr, [lr for lr, _ in candidates]),
+            _value(any_run.weight_decay, [decay for _, decay in candidates]),
             with_interval([one["accuracy"] for one in found], 2),
             compared.cell(arm, 2) if arm != BASELINE else "",
             str(len(runs)),
@@ -77,7 +78,7 @@ def _table(table: Table, recipe: Recipe, results: Results, rows: dict[str, dict[
             _cost(arm, statistics.fmean(one["parameters"] for one in found), recipe.epochs),
         ]
 
-    header = ("arm", "learning rate, weight decay", "accuracy", "minus baseline", "seeds", "inferior filters", "cost")
+    header = ("arm", "learning rate", "weight decay", "accuracy", "minus baseline", "seeds", "inferior filters", "cost")
     condition = CONDITIONS[table.condition]
     return f"### {table.title}\n\n{condition.description[0].upper()}{condition.description[1:]}.\n\n" + markdown(
         header, map(row, table.arms)

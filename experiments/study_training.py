@@ -48,7 +48,7 @@ class Shape:
         condition, arm = CONDITIONS[run.condition], ARMS[run.arm]
         epochs = arm.epochs * (recipe.repair_epochs if condition.pruned else recipe.epochs)
         width = condition.width * arm.width
-        return cls(condition.label_noise, width, epochs, condition.pruned, arm.truncated)
+        return cls(recipe.label_noise * condition.noisy, width, epochs, condition.pruned, arm.truncated)
 
 
 class TimeIsOver(Exception):
@@ -190,9 +190,7 @@ class _Trained:
         recipe, place, network = self._recipe, self._place, self.measured()
         tuning = self.run.seed in recipe.tuning_seeds
         pool = place.pool
-        images, labels = (
-            (pool.held_out, pool.held_out_labels) if tuning else (pool.test, pool.test_labels)
-        )
+        images, labels = (pool.held_out, pool.held_out_labels) if tuning else (pool.test, pool.test_labels)
         counted = _filters(self.networks[0])
         accuracy = _accuracy(network, images, labels)
         if self.reason is not None:
@@ -233,9 +231,7 @@ class _Trained:
         return network.to(self._place.device)
 
 
-def _train_epochs(
-    trained: Sequence[_Trained], recipe: Recipe, place: Place, label_noise: float, epochs: range
-) -> None:
+def _train_epochs(trained: Sequence[_Trained], recipe: Recipe, place: Place, label_noise: float, epochs: range) -> None:
     networks = [network for one in trained for network in one.networks]
     streams = [stream for one in trained for stream in one.streams]
     different = list(dict.fromkeys(streams))
@@ -283,7 +279,5 @@ def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 def _filters(network: nn.Module) -> dict[str, int]:
     """How many there are, are inferior, and are zero."""
     norms = [m.weight.abs().flatten(1).sum(1) for m in network.modules() if isinstance(m, nn.Conv2d)]
-    inferior, zero = (
-        sum((n <= share * n.max()).sum() for n in norms) for share in (INFERIOR, 0.0)
-    )
+    inferior, zero = (sum((n <= share * n.max()).sum() for n in norms) for share in (INFERIOR, 0.0))
     return {"filters": sum(map(len, norms)), "inferior": int(inferior), "zero": int(zero)}

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from experiments.stacked import Stack
-from weight_evolution import UnitActivity, UnitAdamW, UnitReactivation, WeightEvolution
+from experiments.stacked_passes import FORMS
+from weight_evolution import AsynchronousUpdate, UnitActivity, UnitAdamW, UnitReactivation, WeightEvolution
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 
@@ -33,11 +34,16 @@ def batches(iterations, dtype=torch.float64):
 
 def train_alone(networks, optimizers, methods, iterations, dtype=torch.float64):
     for images, labels in batches(iterations, dtype):
-        for own, optimizer, method, x, y in zip(networks, optimizers, methods, images, labels, strict=True):
-            optimizer.zero_grad()
-            cross_entropy(own(x), y).backward()
-            optimizer.step()
+        train_step_alone(networks, optimizers, images, labels)
+        for method in methods:
             method()
+
+
+def train_step_alone(networks, optimizers, images, labels):
+    for own, optimizer, x, y in zip(networks, optimizers, images, labels, strict=True):
+        optimizer.zero_grad()
+        cross_entropy(own.train()(x), y).backward()
+        optimizer.step()
 
 
 def train_stacked(networks, optimizers, methods, iterations, dtype=torch.float64):
@@ -265,3 +271,72 @@ def test_refused_after_a_step():
         Stack(networks, optimizers)
     with pytest.raises(ValueError, match="one for each"):
         Stack(networks, optimizers[:2])
+
+
+def plain_network(seed, dtype=torch.float64):
+    """Of layers that all forms can run."""
+    torch.manual_seed(seed)
+    layers = [
+        *(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(4, 3, 3, padding=1, bias=False), nn.Conv2d(3, 6, 1)),
+        *(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+    ]
+    return nn.Sequential(*layers).to(dtype)
+
+
+def in_groups(network, lr, decay):
+    matrices = [p for p in network.parameters() if p.dim() > 1]
+    vectors = [p for p in network.parameters() if p.dim() <= 1]
+    groups = [{"params": vectors, "weight_decay": 0.0, "lr": lr / 2}, {"params": matrices, "weight_decay": decay}]
+    return torch.optim.SGD(groups, lr, momentum=0.9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_groups_decays_and_hooks(form):
+    """Rates and decays differ by network and group; activity and a subset of filters go by the hooks of either kind."""
+    results = []
+    for stacked in (False, True):
+        networks = [plain_network(seed) for seed in range(3)]
+        decays = (0.0, 1e-2, 1e-1)
+        optimizers = [in_groups(*each) for each in zip(networks, LEARNING_RATES, decays, strict=True)]
+        stack = Stack(networks, optimizers, form=form) if stacked else None
+        AsynchronousUpdate(optimizers[1], networks[1], 0.5)
+        reactivation = UnitReactivation(networks[2], optimizers[2], every=10, batches=4, threshold=0.6)
+        masks = []
+        for images, labels in batches(30):
+            if stack is not None:
+                stack.backward(images, labels)
+                stack.step()
+            else:
+                train_step_alone(networks, optimizers, images, labels)
+            masks.append(reactivation.step())
+        results.append((networks, [report.masks for report in masks if report is not None]))
+        predicted = next(batches(1))[0]
+        if stack is not None:
+            wanted = torch.stack([own.eval()(x) for own, x in zip(networks, predicted, strict=True)])
+            torch.testing.assert_close(stack.predict(predicted), wanted)
+    (alone, masks), (stacked, other_masks) = results
+    assert len(masks) == 3
+    assert any(mask.any() for report in masks for mask in report.values())
+    for report, other in zip(masks, other_masks, strict=True):
+        assert all(torch.equal(report[name], other[name]) for name in report)
+    assert_equal(alone, stacked)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Conv2d(1, 3, 3), "keep the size"),
+        (nn.Conv2d(1, 3, 3, padding=1, stride=2), "keep the size"),
+        (nn.GELU(), "GELU"),
+        (nn.BatchNorm2d(1, momentum=None), "momentum"),
+    ],
+)
+def test_layers_that_products_cannot_run(layer, message):
+    networks = [nn.Sequential(layer, nn.Flatten(), nn.LazyLinear(3)) for _ in range(2)]
+    for own in networks:
+        own(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=message):
+        Stack(networks, [plain_sgd(own.parameters(), 1e-2) for own in networks], form="products")
+    with pytest.raises(ValueError, match="form must be"):
+        Stack(networks, [plain_sgd(own.parameters(), 1e-2) for own in networks], form="other")
