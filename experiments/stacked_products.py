@@ -146,13 +146,9 @@ def _shifted(x: Tensor, height: int, width: int) -> Tensor:
     """[R, C, N, H, W] -> [R, C height width, N H W]: what each element of a kernel is multiplied with."""
     if height == width == 1:
         return x.flatten(2)
-    rows, columns = x.shape[3:]
     padded = functional.pad(x, [width // 2] * 2 + [height // 2] * 2)
-    result = x.new_empty(*x.shape[:2], height * width, *x.shape[2:])
-    for place in range(height * width):
-        i, j = divmod(place, width)
-        result[:, :, place].copy_(padded[..., i : i + rows, j : j + columns])
-    return result.flatten(1, 2).flatten(2)
+    windows = padded.unfold(3, height, 1).unfold(4, width, 1)  # [R, C, N, H, W, height, width], not in memory
+    return windows.permute(0, 1, 5, 6, 2, 3, 4).flatten(1, 3).flatten(2)
 
 
 def _as_usual(x: Tensor) -> Tensor:

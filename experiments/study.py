@@ -29,7 +29,7 @@ from experiments.study_networks import NETWORKS
 from experiments.study_plan import next_stack
 from experiments.study_settings import TABLES, Recipe, Run, base_run
 from experiments.study_tables import tables
-from experiments.study_training import Place, Shape, TimeIsOver, train
+from experiments.study_training import Place, TooLong, train
 from weight_evolution.training import UserError
 from weight_evolution.training.arguments import non_negative_int, positive_float, positive_int
 
@@ -96,46 +96,30 @@ def _run_all(given: argparse.Namespace, recipe: Recipe, journal: Journal[Run]) -
     pool = load_pool(recipe.data, given.root, recipe.size, device)
     place = Place(pool, given.output[0].with_suffix(".states"), form, deadline)
     failed: set[Run] = set()
-    costs: dict[Shape, float] = {}  # seconds for each network
-    while runs := next_stack(given.tables, recipe, journal.results, place, given.stack, failed):
-        cost = costs.get(shape := Shape.of(runs[0], recipe))
-        if deadline is not None and cost is not None:
-            runs = _that_fit(runs, (deadline - time.monotonic()) / cost)
+    size = given.stack
+    while runs := next_stack(given.tables, recipe, journal.results, place, size, failed):
         start = time.monotonic()
-        try:
-            if not runs:
-                raise TimeIsOver
-            bases = {run.seed: base for run in runs if (base := base_run(recipe, journal.results, run.seed))}
-            results = train(runs, recipe, place, bases)
-        except TimeIsOver:
-            print("the time is over; the same command goes on", flush=True)
-            return
-        seconds = time.monotonic() - start
+        bases = {run.seed: base for run in runs if (base := base_run(recipe, journal.results, run.seed))}
         networks = sum(ARMS[run.arm].networks for run in runs)
-        costs[shape] = seconds / networks
+        try:
+            results = train(runs, recipe, place, bases)
+        except TooLong:
+            if len(runs) == 1:
+                print("the time is over; the same command goes on", flush=True)
+                return
+            size = networks // 2
+            continue
+        seconds = time.monotonic() - start
         for run, result in zip(runs, results, strict=True):
             if isinstance(result, str):
                 failed.add(run)
             else:
                 share = seconds * ARMS[run.arm].networks / networks
                 journal.write(run, {**result, "seconds": round(share, 2), "device": device.type})
-        print(
-            f"{runs[0].condition}: {len(runs)} runs, {networks} networks, {shape.epochs} epochs in {seconds:.0f} s "
-            f"({', '.join(sorted({run.arm for run in runs}))})",
-            flush=True,
-        )
+        what = sorted({f"{run.condition}, {run.arm}" for run in runs})
+        print(f"{len(runs)} runs, {networks} networks in {seconds:.0f} s: {'; '.join(what)}", flush=True)
     if failed:
         print(f"{len(failed)} runs have failed, see above", file=sys.stderr)
-
-
-def _that_fit(runs: list[Run], networks: float) -> list[Run]:
-    kept: list[Run] = []
-    for run in runs:
-        networks -= ARMS[run.arm].networks
-        if networks < 0:
-            break
-        kept.append(run)
-    return kept
 
 
 def _device(name: str) -> torch.device:

@@ -48,9 +48,9 @@ def _head(recipe: Recipe) -> str:
     }[recipe.tuned]
     return (
         f"{recipe.network} on {recipe.data}, {recipe.images:,} training images of at most {recipe.size} x "
-        f"{recipe.size} pixels, flips and crops; SGD, momentum {recipe.momentum}, batch {recipe.batch_size}, {recipe.epochs} epochs "
-        f"(pruned networks {recipe.repair_epochs}), learning rate to 0 along half a cosine. Learning rates "
-        f"{' '.join(f'{lr:g}' for lr in recipe.learning_rates)}, weight decays "
+        f"{recipe.size} pixels, flips and crops; SGD, momentum {recipe.momentum}, batch {recipe.batch_size}, "
+        f"{recipe.epochs} epochs (pruned networks {recipe.repair_epochs}), learning rate to 0 along half a cosine. "
+        f"Learning rates {' '.join(f'{lr:g}' for lr in recipe.learning_rates)}, weight decays "
         f"{' '.join(f'{decay:g}' for decay in recipe.weight_decays)}: chosen {tuned} by held-out images with seeds "
         f"{' '.join(map(str, recipe.tuning_seeds))}. Accuracy: test images, last epoch, %, 95% intervals; p of paired "
         "t-tests by Holm's correction for those of the table.\n"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from experiments.graphed import GraphedSteps
+from experiments.graphed import GraphedSteps, captured
 from experiments.journal import Result
 from experiments.stacked import Stack
 from experiments.study_arms import ARMS, BASELINE, Arm, Method, Training, projection_of, prune_
@@ -51,8 +51,8 @@ class Shape:
         return cls(recipe.label_noise * condition.noisy, width, epochs, condition.pruned, arm.truncated)
 
 
-class TimeIsOver(Exception):
-    """Before a stack was trained."""
+class TooLong(Exception):
+    """A stack would not be trained before the time is over."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,38 @@ class Place:
         """Of the trained network of a run."""
         return self.states / f"{run.condition}-{run.arm}-{run.lr:g}-{run.weight_decay:g}-{run.seed}.pt"
 
-    def check_time(self) -> None:
-        """Raises TimeIsOver if it is."""
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise TimeIsOver
+    def clock(self, iterations: int) -> Clock:
+        """For so many iterations that begin now."""
+        return Clock(iterations, self.deadline, self.device)
+
+
+class Clock:
+    """Tells early whether iterations will be done in time, from the pace of those after the first few."""
+
+    _FROM, _TO = 10, 50
+
+    def __init__(self, iterations: int, deadline: float | None, device: torch.device) -> None:
+        self._iterations, self._deadline, self._device = iterations, deadline, device
+        self._started = 0.0
+
+    def tick(self, done: int) -> None:
+        """``done``: iterations so far.
+
+        Raises:
+            TooLong: they will not be done in time.
+        """
+        if self._deadline is None:
+            return
+        if done in (self._FROM, self._TO) and self._device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.monotonic()
+        if done == self._FROM:
+            self._started = now
+        if done == self._TO:
+            pace = (now - self._started) / (self._TO - self._FROM)
+            now += pace * (self._iterations - done)
+        if now > self._deadline:
+            raise TooLong
 
 
 def train(runs: Sequence[Run], recipe: Recipe, place: Place, bases: Mapping[int, Run]) -> list[Result | str]:
@@ -87,7 +115,7 @@ def train(runs: Sequence[Run], recipe: Recipe, place: Place, bases: Mapping[int,
         bases: seed -> the run whose trained network is pruned, of which the state is there.
 
     Raises:
-        TimeIsOver: before the end.
+        TooLong: the time would be over before the end.
     """
     shape = Shape.of(runs[0], recipe)
     trained = [_Trained(run, recipe, place, bases) for run in runs]
@@ -238,7 +266,9 @@ def _train_epochs(trained: Sequence[_Trained], recipe: Recipe, place: Place, lab
     batches = Batches(place.pool, different, recipe.images, recipe.batch_size, label_noise)
     which = torch.tensor([different.index(stream) for stream in streams], device=place.device)
     optimizers = [optimizer for one in trained for optimizer in one.begin(epochs, batches.per_epoch)]
-    steps = GraphedSteps(Stack(networks, optimizers, form=place.form))
+    graphs = captured if place.device.type == "cuda" else None
+    steps = GraphedSteps(Stack(networks, optimizers, form=place.form), graphs)
+    clock = place.clock(len(epochs) * batches.per_epoch)
     for one in trained:
         one.equip(epochs, batches.per_epoch)
     done = 0
@@ -250,7 +280,7 @@ def _train_epochs(trained: Sequence[_Trained], recipe: Recipe, place: Place, lab
             done += 1
             for one in trained:
                 one.after_step(done)
-            place.check_time()
+            clock.tick(done)
         for one in trained:
             one.after_epoch(epoch, epochs[0])
 
