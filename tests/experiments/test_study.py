@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from experiments import study
+from experiments import study, study_networks
 from experiments.journal import Journal
 from experiments.study_arms import ARMS, BASELINE, NORMS_UNDECAYED, Training, _new_filters_, prune_
 from experiments.study_data import Batches, Stream, load_pool
@@ -41,6 +41,10 @@ RECIPE = Recipe(
     seeds=[0, 1],
 )
 VALUES = 0.1, 1e-3
+REVIVING = {
+    *("weight evolution, rate 0.6, once", "random new filters, once", "reactivation by activity"),
+    *("reactivation by L1", "rate 0.6 once, then reactivation by activity", "not pruned"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +57,15 @@ def place(pool, tmp_path):
     return Place(pool, tmp_path / "states", "each")
 
 
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch):
+    """Of 40 filters."""
+    monkeypatch.setattr(study_networks, "CHANNELS", (4, 4, 8, 8, 8, 8))
+
+
 def small_network(seed=0):
     torch.manual_seed(seed)
-    return make_network("vgg", 1, 10, 0.25)
+    return make_network("vgg", 1, 10)
 
 
 def test_held_out_images_are_trained_on_by_nobody(pool):
@@ -97,9 +107,9 @@ def test_a_second_network_has_the_images_in_another_order(pool):
 
 
 def test_noisy_labels(pool):
-    clean, noisy = (Batches(pool, [Stream(0)], 800, 16, share)._labels[0] for share in (0.0, 0.4))
+    clean, noisy = (Batches(pool, [Stream(0)], 700, 16, share)._labels[0] for share in (0.0, 0.4))
     assert 0.3 < float((clean != noisy).float().mean()) < 0.42  # a tenth of 0.4 is right by chance
-    assert torch.equal(noisy, Batches(pool, [Stream(3), Stream(0)], 800, 16, 0.4)._labels[1])
+    assert torch.equal(noisy, Batches(pool, [Stream(3), Stream(0)], 700, 16, 0.4)._labels[1])
 
 
 def test_too_many_images(pool):
@@ -144,32 +154,20 @@ def _by_hand(pool, run, decays_norms):
 
 
 def test_all_arms_run(place):
-    """Each by itself and in one stack; those of several networks, other lengths and shapes included."""
+    """Those of several networks, other lengths and shapes included; all that are alike in one stack."""
     base = Run("healthy", BASELINE, *VALUES, 0)
     train([base], RECIPE, place, {})
-    for table in TABLES.values():
-        runs = [Run(table.condition, arm, *VALUES, 0) for arm in table.arms]
-        for shape in {Shape.of(run, RECIPE) for run in runs}:
-            if shape.width <= 1:
-                alike = [run for run in runs if Shape.of(run, RECIPE) == shape]
-                for run, result in zip(alike, train(alike, RECIPE, place, {0: base}), strict=True):
-                    assert isinstance(result, dict), (run, result)
-                    assert 0 <= result["accuracy"] <= 100
-
-
-def test_every_arm_does_something(place):
-    """In a condition where there is something to do, its weights are not the baseline's."""
-    recipe = replace(RECIPE, epochs=4, images=320)
-    idle = {BASELINE, "not pruned", "one network, twice as long", "narrower network"}
-    base = Run("healthy", BASELINE, *VALUES, 0)
-    train([base], recipe, place, {})
-    arms = [arm for arm in ARMS if arm not in idle and not ARMS[arm].truncated]
-    runs = [Run("pruned", arm, *VALUES, 0) for arm in (BASELINE, *arms)]
-    accuracies = [result["zero"] for result in train(runs, recipe, place, {0: base})]
-    revived = {run.arm for run, zero in zip(runs, accuracies, strict=True) if zero < 112}
-    assert {"weight evolution, rate 0.6, once", "random new filters, once", "reactivation by activity"} <= revived
-    assert BASELINE not in revived
-    assert NORMS_UNDECAYED not in revived
+    runs = {Run(table.condition, arm, *VALUES, 0) for table in TABLES.values() for arm in table.arms}
+    for shape in {Shape.of(run, RECIPE) for run in runs}:
+        alike = [run for run in runs if Shape.of(run, RECIPE) == shape]
+        for run, result in zip(alike, train(alike, RECIPE, place, {0: base}), strict=True):
+            assert isinstance(result, dict), (run, result)
+            assert 0 <= result["accuracy"] <= 100
+            revived = result["zero"] < 20
+            if run.condition == "pruned" and run.arm in REVIVING:
+                assert revived, run
+            elif run.condition == "pruned" and run.arm == BASELINE:
+                assert result["zero"] == 20
 
 
 def test_pruned_filters_stay_dead():
@@ -181,7 +179,7 @@ def test_pruned_filters_stay_dead():
         network.train()(torch.randn(20, 1, 8, 8))
     dead = activity.activations() == 0
     cross_entropy(network(torch.randn(20, 1, 8, 8)), torch.zeros(20, dtype=torch.int64)).backward()
-    assert int(dead.sum()) >= 28
+    assert int(dead.sum()) >= 20
     for conv in convs:
         gone = (conv.weight == 0).flatten(1).all(1)
         assert not conv.weight.grad[gone].any()
@@ -295,11 +293,12 @@ def test_a_stack_that_would_take_too_long_ends_early(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     clock = Clock(1000, 100.0, torch.device("cpu"))
+    for done in range(1, 50):
+        now[0] = 0.2 * done
+        clock.tick(done)
+    now[0] = 10.0
     with pytest.raises(TooLong):
-        for done in range(1, 1000):
-            now[0] += 0.2
-            clock.tick(done)
-    assert done == 50
+        clock.tick(50)
     clock = Clock(1000, 100.0, torch.device("cpu"))
     for done in range(1, 1001):
         now[0] = 0.099 * done
