@@ -124,8 +124,9 @@ def call_hooks(modules: Sequence[Mapping[str, nn.Module]], calls: Mapping[str, C
     """The hooks of all networks with their parts, as calling the modules would; what they return is not used."""
     for number, own in enumerate(modules):
         for name, (given, named, output) in calls.items():
-            arguments = tuple(x[number] for x in given)
-            _call_hooks(own[name], arguments, {key: x[number] for key, x in named.items()}, output[number])
+            if own[name]._forward_hooks or own[name]._forward_pre_hooks:
+                arguments = tuple(x[number] for x in given)
+                _call_hooks(own[name], arguments, {key: x[number] for key, x in named.items()}, output[number])
 
 
 def _call_hooks(module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from we_kernels import send_
 from weight_evolution import UnitAdamW
 
 OWN_OPTIONS = ("params", "lr", "weight_decay")
@@ -26,15 +27,16 @@ class _Rates:
         self._groups = [_groups_of(own, optimizer) for own, optimizer in zip(named, optimizers, strict=True)]
         self._optimizers = optimizers
         device = next(iter(parameters.values())).device
-        self._values = torch.zeros(2, len(self._names), len(optimizers), dtype=torch.float64, device=device)
+        self._values = torch.zeros(2 * len(self._names) * len(optimizers), dtype=torch.float64, device=device)
 
     def read(self) -> None:
-        """Take over what the optimizers' groups say now."""
-        columns = []
-        for optimizer, numbers in zip(self._optimizers, self._groups, strict=True):
-            own = [(float(group["lr"]), float(group["weight_decay"])) for group in optimizer.param_groups]
-            columns.append([own[number] for number in numbers])
-        self._values.copy_(torch.tensor(columns, dtype=torch.float64).permute(2, 1, 0))
+        """Take over what the optimizers' groups say now; does not wait for the device."""
+        columns = [
+            [optimizer.param_groups[number] for number in numbers]
+            for optimizer, numbers in zip(self._optimizers, self._groups, strict=True)
+        ]
+        rows = list(zip(*columns, strict=True))
+        send_(self._values, tuple(float(group[key]) for key in ("lr", "weight_decay") for row in rows for group in row))
 
     def of(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """Name -> learning rates and weight decays, to be broadcast over the stacked parameter."""
@@ -42,7 +44,8 @@ class _Rates:
         result = {}
         for number, (name, parameter) in enumerate(parameters.items()):
             if parameter.dtype not in converted:
-                converted[parameter.dtype] = self._values.to(parameter.dtype)
+                values = self._values.view(2, len(self._names), -1)
+                converted[parameter.dtype] = values.to(parameter.dtype)
             shape = [-1, *[1] * (parameter.dim() - 1)]
             lr, decay = converted[parameter.dtype][:, number]
             result[name] = lr.view(shape), decay.view(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,6 @@ from weight_evolution import (
     UnitReactivation,
     WeightEvolution,
 )
-from weight_evolution.training.ema import Ema
 
 PRUNE_RATIO = 0.6
 NARROWER = 0.66
@@ -151,14 +151,30 @@ class _Reactivation(Method):
 
 
 class _Average(Method):
+    """Of parameters and running statistics, exponential, from the first step on."""
+
     def __init__(self, training: Training) -> None:
-        self._network, self._ema = training.network, Ema(training.network, EMA_DECAY)
+        self._network = training.network
+        self._averages: list[Tensor] | None = None
 
+    @torch.no_grad()
     def after_step(self, iteration: int) -> None:
-        self._ema.update(self._network)
+        tensors = _floating(self._network)
+        if self._averages is None:
+            self._averages = [tensor.clone() for tensor in tensors]
+        else:
+            torch._foreach_lerp_(self._averages, tensors, 1 - EMA_DECAY)
 
+    @torch.no_grad()
     def result(self) -> nn.Module:
-        return self._ema.model
+        network = copy.deepcopy(self._network)
+        assert self._averages is not None
+        torch._foreach_copy_(_floating(network), self._averages)
+        return network
+
+
+def _floating(network: nn.Module) -> list[Tensor]:
+    return [t.detach() for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()]
 
 
 class _Asynchronous(Method):
@@ -169,10 +185,10 @@ class _Asynchronous(Method):
 
 
 class _LowRank(Method):
-    """After every epoch, the last included, and every n-th iteration."""
+    """After every epoch, or every n-th iteration; after the last epoch in any case."""
 
     def __init__(self, training: Training, every: int | None = None) -> None:
-        self._every = every
+        self._every, self._last = every, training.epochs - 1
         self._projection = projection_of(training.network)
 
     def after_step(self, iteration: int) -> None:
@@ -180,7 +196,8 @@ class _LowRank(Method):
             self._projection.step()
 
     def after_epoch(self, epoch: int) -> None:
-        self._projection.step()
+        if self._every is None or epoch == self._last:
+            self._projection.step()
 
     def result(self) -> nn.Module:
         return self._projection.compact()

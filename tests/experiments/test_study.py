@@ -170,6 +170,39 @@ def test_all_arms_run(place):
                 assert result["zero"] == 20
 
 
+def test_average_of_weights():
+    network = small_network()
+    method = ARMS["average of weights"].make(Training(network, torch.optim.SGD(network.parameters()), 1, 1, 0))
+    wanted = None
+    for step in range(3):
+        with torch.no_grad():
+            network[0].weight.fill_(step)
+            network[1].running_mean.fill_(10 * step)
+        method.after_step(step + 1)
+        wanted = step if wanted is None else 0.99 * wanted + 0.01 * step
+    average = method.result()
+    torch.testing.assert_close(average[0].weight.mean(), torch.tensor(wanted))
+    torch.testing.assert_close(average[1].running_mean.mean(), torch.tensor(10 * wanted))
+    assert float(network[0].weight.detach().mean()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arm", "steps"),
+    [("low-rank projection", [3, 6, 9]), ("low-rank projection, every 250 iterations", [250, 500, 501])],
+)
+def test_projections_end_with_the_last_epoch(arm, steps, monkeypatch):
+    per_epoch = 3 if steps[0] == 3 else 167
+    network = small_network()
+    method = ARMS[arm].make(Training(network, torch.optim.SGD(network.parameters()), 3, per_epoch, 0))
+    done = []
+    monkeypatch.setattr(method._projection, "step", lambda: done.append(iteration))
+    for iteration in range(1, 3 * per_epoch + 1):
+        method.after_step(iteration)
+        if iteration % per_epoch == 0:
+            method.after_epoch(iteration // per_epoch - 1)
+    assert done == steps
+
+
 def test_pruned_filters_stay_dead():
     network = small_network()
     prune_(network)
