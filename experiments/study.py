@@ -27,7 +27,7 @@ from experiments.study_arms import ARMS
 from experiments.study_data import load_pool
 from experiments.study_networks import NETWORKS
 from experiments.study_plan import next_stack
-from experiments.study_settings import TABLES, Recipe, Run, base_run
+from experiments.study_settings import CONDITIONS, TABLES, Recipe, Run, base_run
 from experiments.study_tables import tables
 from experiments.study_training import Place, TooLong, train
 from weight_evolution.training import UserError
@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--seeds must not hold {min(both)}, with which values are tuned")
         if len(given.output) > 1 and not given.table:
             raise UserError("--output takes several files only with --table")
+        if recipe.network == "resnet20" and any(CONDITIONS[TABLES[name].condition].pruned for name in given.tables):
+            raise UserError("--tables repair needs a plain network: with shortcuts, filters of zeros are not dead")
         journals = [Journal(path, recipe, Run) for path in given.output]
         if not given.table:
             _run_all(given, recipe, journals[0])

@@ -46,25 +46,17 @@ def _ready(names: Sequence[str], recipe: Recipe, results: Results, place: Place)
         table = TABLES[name]
         condition = CONDITIONS[table.condition]
         if condition.pruned or condition.wrong == "weight_decay":
-            runs += _missing("healthy", (BASELINE,), recipe, results, tuning_only=not condition.pruned)
+            runs += [run for run in tuning_runs("healthy", BASELINE, recipe, results) if run not in results]
         if condition.pruned:
             bases = [base_run(recipe, results, seed) for seed in (*recipe.tuning_seeds, *recipe.seeds)]
             lost = [run for run in bases if run is not None and not place.state_file(run).exists()]
             runs += lost
             if lost or None in bases:
                 continue
-        runs += _missing(table.condition, table.arms, recipe, results)
-    return runs
-
-
-def _missing(
-    condition: str, arms: Sequence[str], recipe: Recipe, results: Results, tuning_only: bool = False
-) -> list[Run]:
-    runs: list[Run] = []
-    for arm in arms:
-        runs += [run for run in tuning_runs(condition, arm, recipe, results) if run not in results]
-    for arm in () if tuning_only else arms:
-        if (values := chosen_values(condition, arm, recipe, results)) is not None:
-            reported = [Run(condition, arm, *values, seed) for seed in recipe.seeds]
-            runs += [run for run in reported if run not in results]
+        for own_condition, arm in table.rows.values():
+            runs += [run for run in tuning_runs(own_condition, arm, recipe, results) if run not in results]
+        for own_condition, arm in table.rows.values():
+            if (values := chosen_values(own_condition, arm, recipe, results)) is not None:
+                reported = [Run(own_condition, arm, *values, seed) for seed in recipe.seeds]
+                runs += [run for run in reported if run not in results]
     return runs

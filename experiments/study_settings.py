@@ -42,8 +42,17 @@ class Table:
     title: str
     condition: str
     arms: tuple[str, ...]
+    remedy: bool = False
+    """Whether the healthy baseline of the same seeds is a row, too: what is wrong here put right."""
+
+    @property
+    def rows(self) -> dict[str, tuple[str, str]]:
+        """Name -> condition and arm."""
+        remedies = {TUNED: ("healthy", BASELINE)} if self.remedy else {}
+        return {arm: (self.condition, arm) for arm in self.arms} | remedies
 
 
+TUNED = "baseline, learning rate and weight decay tuned"
 _EVOLUTION = (
     *("weight evolution, paper rule", "weight evolution, released rule"),
     *("weight evolution, every 20 iterations", "weight evolution, every 20 iterations, no shifts"),
@@ -60,7 +69,7 @@ TABLES = {
             *("rate 0.6 once, then reactivation by activity", "not pruned"),
         ),
     ),
-    "large-lr": Table("Learning rate too large", "large-lr", _USUAL),
+    "large-lr": Table("Learning rate too large", "large-lr", _USUAL, remedy=True),
     "healthy": Table("Healthy and tuned", "healthy", (*_USUAL, "weight evolution, rate 0.6")),
     "two": Table("Two networks", "healthy", (BASELINE, "grafting", "plain averaging", "one network, twice as long")),
     "asynchronous": Table("Asynchronous update", "healthy", (BASELINE, "asynchronous, rate 0.5", "half the rate")),
@@ -75,7 +84,7 @@ TABLES = {
     "noise": Table(
         "Label noise", "noise", (BASELINE, NORMS_UNDECAYED, "average of weights", _EVOLUTION[0], *_REACTIVATION)
     ),
-    "large-decay": Table("Weight decay too large", "large-decay", _USUAL),
+    "large-decay": Table("Weight decay too large", "large-decay", _USUAL, remedy=True),
     "wide": Table("Over-wide", "wide", (BASELINE, _EVOLUTION[0], _EVOLUTION[3], *_REACTIVATION)),
 }
 

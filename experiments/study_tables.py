@@ -15,19 +15,19 @@ def tables(names: Sequence[str], recipe: Recipe, results: Results) -> Iterator[s
     """One for each of these of which something is to be reported."""
     yield _head(recipe)
     for name in names:
-        rows = {arm: reported(TABLES[name], arm, recipe, results) for arm in TABLES[name].arms}
+        rows = {row: reported(*source, recipe, results) for row, source in TABLES[name].rows.items()}
         if any(rows.values()):
             yield _table(TABLES[name], recipe, results, rows)
         else:
             yield f"{TABLES[name].title}: nothing to report yet\n"
 
 
-def reported(table: Table, arm: str, recipe: Recipe, results: Results) -> dict[int, Run]:
+def reported(condition: str, arm: str, recipe: Recipe, results: Results) -> dict[int, Run]:
     """Seed -> run, of those that are done with the chosen values."""
-    values = chosen_values(table.condition, arm, recipe, results)
+    values = chosen_values(condition, arm, recipe, results)
     if values is None:
         return {}
-    runs = {seed: Run(table.condition, arm, *values, seed) for seed in recipe.seeds}
+    runs = {seed: Run(condition, arm, *values, seed) for seed in recipe.seeds}
     return {seed: run for seed, run in runs.items() if run in results}
 
 
@@ -59,9 +59,10 @@ def _head(recipe: Recipe) -> str:
 
 def _table(table: Table, recipe: Recipe, results: Results, rows: dict[str, dict[int, Run]]) -> str:
     compared = Comparisons(differences(rows, results))
-    candidates = grid(table.condition, recipe, results) if CONDITIONS[table.condition].wrong is None else []
 
     def row(arm: str) -> list[str]:
+        condition, source = table.rows[arm]
+        candidates = grid(condition, recipe, results) if CONDITIONS[condition].wrong is None else []
         runs = rows[arm]
         if not runs:
             return [arm, *["-"] * 7]
@@ -75,13 +76,13 @@ def _table(table: Table, recipe: Recipe, results: Results, rows: dict[str, dict[
             compared.cell(arm, 2) if arm != BASELINE else "",
             str(len(runs)),
             f"{statistics.fmean(one['inferior'] for one in found):.0f} of {found[0]['filters']}",
-            _cost(arm, statistics.fmean(one["parameters"] for one in found), recipe.epochs),
+            _cost(source, statistics.fmean(one["parameters"] for one in found)),
         ]
 
     header = ("arm", "learning rate", "weight decay", "accuracy", "minus baseline", "seeds", "inferior filters", "cost")
     condition = CONDITIONS[table.condition]
     return f"### {table.title}\n\n{condition.description[0].upper()}{condition.description[1:]}.\n\n" + markdown(
-        header, map(row, table.arms)
+        header, map(row, table.rows)
     )
 
 
@@ -90,5 +91,5 @@ def _value(value: float, tried: Sequence[float]) -> str:
     return f"{value:g}{' (edge)' if edge else ''}"
 
 
-def _cost(arm: str, parameters: float, epochs: int) -> str:
+def _cost(arm: str, parameters: float) -> str:
     return f"{ARMS[arm].cost}x, {parameters / 1000:.0f}k parameters"
