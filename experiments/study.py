@@ -25,6 +25,7 @@ from experiments.journal import Journal
 from experiments.stacked_passes import FORMS
 from experiments.study_arms import ARMS
 from experiments.study_data import load_pool
+from experiments.study_figure import plot
 from experiments.study_networks import NETWORKS
 from experiments.study_plan import next_stack
 from experiments.study_settings import CONDITIONS, TABLES, Recipe, Run, base_run
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _run_all(given, recipe, journals[0])
         results = {run: result for journal in journals for run, result in journal.results.items()}
         print("\n".join(tables(given.tables, recipe, results)))
+        if given.figure is not None:
+            plot(given.tables, recipe, results, given.figure)
     except UserError as error:
         print(f"study.py: error: {error}", file=sys.stderr)
         return 2
@@ -140,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, nargs="+", default=[Path("study.jsonl")], metavar="FILE")
     parser.add_argument("--minutes", type=positive_float, help="end after so many; default: when all is done")
     parser.add_argument("--table", action="store_true", help="only print the tables of what is there")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the differences, too")
     parser.add_argument("--quick", action="store_true", help="2 epochs of 256 images: only to see it work")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--form", choices=tuple(FORMS), help="of the passes; default: the fastest on the device")

@@ -13,6 +13,7 @@ from experiments import study, study_networks
 from experiments.journal import Journal
 from experiments.study_arms import ARMS, BASELINE, NORMS_UNDECAYED, Training, _new_filters_, prune_
 from experiments.study_data import Batches, Stream, load_pool
+from experiments.study_figure import plot
 from experiments.study_networks import make_network
 from experiments.study_plan import next_stack
 from experiments.study_settings import TABLES, Recipe, Run, base_run, chosen_values, tuning_runs
@@ -303,6 +304,19 @@ def test_differences_are_paired(place):
     assert "| plain averaging | - |" in text
 
 
+def test_figure(place, tmp_path):
+    results = {}
+    for table in TABLES.values():
+        for row, (condition, arm) in table.rows.items():
+            results |= {run: {"accuracy": 1.0} for run in tuning_runs("healthy", BASELINE, RECIPE, results)}
+            results |= {run: {"accuracy": 1.0} for run in tuning_runs(condition, arm, RECIPE, results)}
+            values = chosen_values(condition, arm, RECIPE, results)
+            for seed in RECIPE.seeds:
+                results[Run(condition, arm, *values, seed)] = {"accuracy": 50.0 + seed + len(row)}
+    plot(list(TABLES), RECIPE, results, tmp_path / "study.png")
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_an_arm_that_fails_does_not_stop_the_others(place, monkeypatch, capsys):
     def broken(training):
         raise RuntimeError("no such kernel")
@@ -351,7 +365,10 @@ def test_command(tmp_path, capsys):
     lines = output.read_text().splitlines()
     assert json.loads(lines[1])["images"] == "held-out"
     assert study.main(command) == 0
-    assert study.main([*command, "--table"]) == 0
+    figure = tmp_path / "study.png"
+    assert study.main([*command, "--table", "--figure", str(figure)]) == 2
+    assert "nothing to draw" in capsys.readouterr().err
+    assert not figure.exists()
     assert output.read_text().splitlines() == lines
     assert study.main([*command, "--seeds", "100"]) == 2
     assert "must not hold 100" in capsys.readouterr().err
