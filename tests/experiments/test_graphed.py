@@ -8,6 +8,8 @@ from torch import nn
 
 from experiments.graphed import GraphedSteps
 from experiments.stacked import Stack
+from experiments.study_networks import make_network
+from tests.pretend_gpu import on_gpu, pretend_gpu
 from weight_evolution import AsynchronousUpdate, UnitReactivation
 
 
@@ -80,6 +82,23 @@ def test_training_is_that_without_graphs(methods, captured, replayed):
         for tensor, right in zip(one.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(tensor, right)
     assert (captures.captured, captures.replayed) == (captured, replayed)
+
+
+def test_nothing_waits_that_is_captured(monkeypatch):
+    """As a graph must; and the rates are on their way without."""
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    trained = [make_network("vgg", 3, 10, 0.25) for _ in range(2)]
+    with pretend_gpu(monkeypatch) as gpu:
+        stack = Stack([on_gpu(own) for own in trained], [optimizer(own, 0.1) for own in trained], form="products")
+        batch = torch.randn(2, 4, 3, 8, 8).to("cuda"), torch.zeros(2, 4, dtype=torch.int64).to("cuda")
+        gpu.events.clear()
+        stack.backward(*batch)
+        stack.update()
+        assert len(gpu.events) > 100
+        assert gpu.count("wait") == gpu.count("upload") == 0
+        stack.read_rates()
+        assert (gpu.count("wait"), gpu.count("upload")) == (0, 1)
 
 
 def test_a_capture_that_fails(capsys):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from experiments import study, study_networks
+from experiments import study, study_networks, study_training
 from experiments.journal import Journal
 from experiments.study_arms import ARMS, BASELINE, NORMS_UNDECAYED, Training, _new_filters_, prune_
 from experiments.study_data import Batches, Stream, load_pool
@@ -21,6 +21,7 @@ from experiments.study_tables import tables
 from experiments.study_training import Clock, Place, Shape, TooLong, train
 from weight_evolution import UnitActivity
 from weight_evolution.training import UserError
+from weight_evolution.training.randomness import seeded
 
 RECIPE = Recipe(
     data="digits",
@@ -118,25 +119,26 @@ def test_too_many_images(pool):
         Batches(pool, [Stream(0)], 10_000, 16)
 
 
-def test_a_run_is_what_torch_would_train(pool, place):
+def test_a_run_is_what_torch_would_train(pool, place, monkeypatch):
     """Baselines, by hand: cosine, momentum, decay of some parameters only, the order and augmentation of batches."""
+    measured = []
+    monkeypatch.setattr(study_training, "_accuracy", lambda *given: measured.append(given) or 50.0)
     runs = [Run("healthy", BASELINE, 0.1, 1e-2, 0), Run("healthy", NORMS_UNDECAYED, 0.05, 1e-1, 1)]
+    runs.append(replace(runs[0], seed=100))
     results = train(runs, RECIPE, place, {})
-    trained = torch.load(place.state_file(runs[0]), weights_only=True)
-    for run, result in zip(runs, results, strict=True):
-        network = _by_hand(pool, run, run.arm == BASELINE)
-        with torch.no_grad():
-            right = network.eval()(pool.test).argmax(1) == pool.test_labels
-        assert result["accuracy"] == pytest.approx(100 * float(right.float().mean()), abs=0.5)
-        assert result["images"] == "test"
-        if run.arm == BASELINE:
-            for name, tensor in network.state_dict().items():
-                torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=1e-4)
+    assert [result["images"] for result in results] == ["test", "test", "held-out"]
+    assert [images is pool.test for _, images, _ in measured] == [True, True, False]
+    assert measured[2][1] is pool.held_out
+    assert measured[2][2] is pool.held_out_labels
+    for run, (trained, _, _) in zip(runs, measured, strict=True):
+        wanted = _by_hand(pool, run, run.arm == BASELINE).state_dict()
+        for name, tensor in trained.state_dict().items():
+            torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-4)
+    saved = torch.load(place.state_file(runs[0]), weights_only=True)
+    assert all(torch.equal(saved[name], tensor) for name, tensor in measured[0][0].state_dict().items())
 
 
 def _by_hand(pool, run, decays_norms):
-    from weight_evolution.training.randomness import seeded
-
     with seeded(torch.device("cpu"), "network", run.seed, 0):
         network = make_network("vgg", 1, 10)
     others = [p for p in network.parameters() if p.dim() == 1]
