@@ -59,11 +59,14 @@ _QUICK = replace(
     batch_size=64,
     epochs=2,
     repair_epochs=1,
-    learning_rates=[0.1],
+    learning_rates=[0.03, 0.1],
     weight_decays=[2e-3],
     seeds=[0, 1],
 )
-_CHANGES = ("data", "images", "network", "epochs", "repair_epochs", "tuned", "tuning_seeds", "seeds")
+_CHANGES = (
+    *("data", "images", "network", "epochs", "repair_epochs", "learning_rates", "weight_decays"),
+    *("tuned", "tuning_seeds", "seeds"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,6 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repair-epochs", type=positive_int, help=f"of pruned networks; default {_RECIPE.repair_epochs}"
     )
+    for name in ("learning-rates", "weight-decays"):
+        values = " ".join(f"{value:g}" for value in getattr(_RECIPE, name.replace("-", "_")))
+        parser.add_argument(
+            f"--{name}", type=positive_float, nargs="+", metavar="X", help=f"to choose from; default {values}"
+        )
     parser.add_argument(
         "--tuned",
         choices=("arms", "baselines"),

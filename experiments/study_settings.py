@@ -146,8 +146,8 @@ def chosen_values(condition: str, arm: str, recipe: Recipe, results: Results) ->
         return None if base is None else (base[0], recipe.large_weight_decay)
     source = _tuned_as(arm, recipe)
     candidates = grid(condition, recipe, results)
-    if not candidates:
-        return None
+    if len(candidates) <= 1:
+        return candidates[0] if candidates else None
     means: dict[Values, float] = {}
     for values in candidates:
         runs = [Run(condition, source, *values, seed) for seed in recipe.tuning_seeds]
@@ -158,11 +158,11 @@ def chosen_values(condition: str, arm: str, recipe: Recipe, results: Results) ->
 
 
 def tuning_runs(condition: str, arm: str, recipe: Recipe, results: Results) -> list[Run]:
-    """What has to be known before the arm's values are chosen; of a condition whose values are given, nothing."""
-    if CONDITIONS[condition].wrong is not None:
+    """What has to be known before the arm's values are chosen; where there is no choice, nothing."""
+    candidates = grid(condition, recipe, results)
+    if CONDITIONS[condition].wrong is not None or len(candidates) == 1:
         return []
     source = _tuned_as(arm, recipe)
-    candidates = grid(condition, recipe, results)
     return [Run(condition, source, *values, seed) for seed in recipe.tuning_seeds for values in candidates]
 
 

@@ -42,18 +42,19 @@ def differences(rows: dict[str, dict[int, Run]], results: Results) -> dict[str, 
 
 
 def _head(recipe: Recipe) -> str:
-    tuned = {
-        "arms": "for every arm",
-        "baselines": "for the baselines, whose values the methods take",
-    }[recipe.tuned]
+    tuned = {"arms": "for every arm", "baselines": "for the baselines, whose values the methods take"}[recipe.tuned]
+    chosen = (
+        f"chosen {tuned} by held-out images with seeds {' '.join(map(str, recipe.tuning_seeds))}"
+        if len(recipe.learning_rates) * len(recipe.weight_decays) > 1
+        else "not tuned"
+    )
     return (
         f"{recipe.network} on {recipe.data}, {recipe.images:,} training images of at most {recipe.size} x "
         f"{recipe.size} pixels, flips and crops; SGD, momentum {recipe.momentum}, batch {recipe.batch_size}, "
         f"{recipe.epochs} epochs (pruned networks {recipe.repair_epochs}), learning rate to 0 along half a cosine. "
         f"Learning rates {' '.join(f'{lr:g}' for lr in recipe.learning_rates)}, weight decays "
-        f"{' '.join(f'{decay:g}' for decay in recipe.weight_decays)}: chosen {tuned} by held-out images with seeds "
-        f"{' '.join(map(str, recipe.tuning_seeds))}. Accuracy: test images, last epoch, %, 95% intervals; p of paired "
-        "t-tests by Holm's correction for those of the table.\n"
+        f"{' '.join(f'{decay:g}' for decay in recipe.weight_decays)}: {chosen}. "
+        "Accuracy: test images, last epoch, %, 95% intervals; p of paired t-tests by Holm's correction for those of the table.\n"
     )
 
 
