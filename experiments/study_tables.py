@@ -54,7 +54,8 @@ def _head(recipe: Recipe) -> str:
         f"{recipe.epochs} epochs (pruned networks {recipe.repair_epochs}), learning rate to 0 along half a cosine. "
         f"Learning rates {' '.join(f'{lr:g}' for lr in recipe.learning_rates)}, weight decays "
         f"{' '.join(f'{decay:g}' for decay in recipe.weight_decays)}: {chosen}. "
-        "Accuracy: test images, last epoch, %, 95% intervals; p of paired t-tests by Holm's correction for those of the table.\n"
+        "Accuracy: test images, last epoch, %, 95% intervals; p of paired t-tests by Holm's correction for "
+        "those of the table.\n"
     )
 
 

@@ -207,6 +207,26 @@ def test_projections_end_with_the_last_epoch(arm, steps, monkeypatch):
     assert done == steps
 
 
+def test_grafting_of_networks_in_a_stack(place, monkeypatch):
+    """After every epoch but the last; two networks are alike behind it."""
+    grafts = []
+    step = study_training._Grafting.step
+
+    def noted(self):
+        before = [copy.deepcopy(network.state_dict()) for network in self._networks]
+        step(self)
+        grafts.append((before, [copy.deepcopy(network.state_dict()) for network in self._networks]))
+
+    monkeypatch.setattr(study_training._Grafting, "step", noted)
+    runs = [Run("healthy", arm, *VALUES, 0) for arm in ("plain averaging", BASELINE)]
+    train(runs, replace(RECIPE, epochs=3), place, {})
+    assert len(grafts) == 2
+    for (one, other), (first, second) in grafts:
+        assert not torch.allclose(one["0.weight"], other["0.weight"])
+        torch.testing.assert_close(first["0.weight"], (one["0.weight"] + other["0.weight"]) / 2)
+        torch.testing.assert_close(second["0.weight"], first["0.weight"])
+
+
 def test_pruned_filters_stay_dead():
     network = small_network()
     prune_(network)
