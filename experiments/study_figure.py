@@ -29,7 +29,7 @@ def plot(names: Sequence[str], recipe: Recipe, results: Results, path: Path) -> 
     found: dict[str, dict[str, list[float]]] = {}
     for name in names:
         rows = {row: reported(*source, recipe, results) for row, source in TABLES[name].rows.items()}
-        kept = {row: values for row, values in differences(rows, results).items() if len(values) > 1}
+        kept = {row: values for row, values in differences(rows, BASELINE, results).items() if len(values) > 1}
         if kept:
             found[name] = kept
     if not found:

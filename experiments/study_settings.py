@@ -37,11 +37,13 @@ CONDITIONS = {
 
 @dataclass(frozen=True)
 class Table:
-    """Arms of a condition that are compared with its first one."""
+    """Arms of a condition that are compared with its baseline, and with a rival."""
 
     title: str
     condition: str
     arms: tuple[str, ...]
+    rival: str
+    """What one would do without the method."""
     remedy: bool = False
     """Whether the healthy baseline of the same seeds is a row, too: what is wrong here put right."""
 
@@ -68,11 +70,19 @@ TABLES = {
             *("weight evolution, rate 0.6, every 20 iterations", "random new filters, once", *_REACTIVATION),
             *("rate 0.6 once, then reactivation by activity", "not pruned"),
         ),
+        "random new filters, once",
     ),
-    "large-lr": Table("Learning rate too large", "large-lr", _USUAL, remedy=True),
-    "healthy": Table("Healthy and tuned", "healthy", (*_USUAL, "weight evolution, rate 0.6")),
-    "two": Table("Two networks", "healthy", (BASELINE, "grafting", "plain averaging", "one network, twice as long")),
-    "asynchronous": Table("Asynchronous update", "healthy", (BASELINE, "asynchronous, rate 0.5", "half the rate")),
+    "large-lr": Table("Learning rate too large", "large-lr", _USUAL, NORMS_UNDECAYED, remedy=True),
+    "healthy": Table("Healthy and tuned", "healthy", (*_USUAL, "weight evolution, rate 0.6"), NORMS_UNDECAYED),
+    "two": Table(
+        "Two networks",
+        "healthy",
+        (BASELINE, "grafting", "plain averaging", "one network, twice as long"),
+        "one network, twice as long",
+    ),
+    "asynchronous": Table(
+        "Asynchronous update", "healthy", (BASELINE, "asynchronous, rate 0.5", "half the rate"), "half the rate"
+    ),
     "low-rank": Table(
         "A compact network",
         "healthy",
@@ -80,12 +90,18 @@ TABLES = {
             *("truncated, then fine-tuned", "low-rank projection", "low-rank projection, every 250 iterations"),
             *("narrower network", BASELINE),
         ),
+        "truncated, then fine-tuned",
     ),
     "noise": Table(
-        "Label noise", "noise", (BASELINE, NORMS_UNDECAYED, "average of weights", _EVOLUTION[0], *_REACTIVATION)
+        "Label noise",
+        "noise",
+        (BASELINE, NORMS_UNDECAYED, "average of weights", _EVOLUTION[0], *_REACTIVATION),
+        "average of weights",
     ),
-    "large-decay": Table("Weight decay too large", "large-decay", _USUAL, remedy=True),
-    "wide": Table("Over-wide", "wide", (BASELINE, _EVOLUTION[0], _EVOLUTION[3], *_REACTIVATION)),
+    "large-decay": Table("Weight decay too large", "large-decay", _USUAL, NORMS_UNDECAYED, remedy=True),
+    "wide": Table(
+        "Over-wide", "wide", (BASELINE, NORMS_UNDECAYED, _EVOLUTION[0], _EVOLUTION[3], *_REACTIVATION), NORMS_UNDECAYED
+    ),
 }
 
 

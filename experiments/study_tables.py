@@ -31,13 +31,13 @@ def reported(condition: str, arm: str, recipe: Recipe, results: Results) -> dict
     return {seed: run for seed, run in runs.items() if run in results}
 
 
-def differences(rows: dict[str, dict[int, Run]], results: Results) -> dict[str, list[float]]:
-    """Arm -> its accuracies minus the baseline's, seed by seed."""
-    base = rows[BASELINE]
+def differences(rows: dict[str, dict[int, Run]], other: str, results: Results) -> dict[str, list[float]]:
+    """Row -> its accuracies minus those of the ``other`` row, seed by seed."""
+    base = rows[other]
     return {
-        arm: [results[run]["accuracy"] - results[base[seed]]["accuracy"] for seed, run in runs.items() if seed in base]
-        for arm, runs in rows.items()
-        if arm != BASELINE
+        row: [results[run]["accuracy"] - results[base[seed]]["accuracy"] for seed, run in runs.items() if seed in base]
+        for row, runs in rows.items()
+        if row != other
     }
 
 
@@ -60,14 +60,17 @@ def _head(recipe: Recipe) -> str:
 
 
 def _table(table: Table, recipe: Recipe, results: Results, rows: dict[str, dict[int, Run]]) -> str:
-    compared = Comparisons(differences(rows, results))
+    others = (BASELINE, table.rival)
+    pairs = {(row, other): values for other in others for row, values in differences(rows, other, results).items()}
+    del pairs[BASELINE, table.rival]  # the other way round it is tested already
+    compared = Comparisons(pairs)
 
     def row(arm: str) -> list[str]:
         condition, source = table.rows[arm]
         candidates = grid(condition, recipe, results) if CONDITIONS[condition].wrong is None else []
         runs = rows[arm]
         if not runs:
-            return [arm, *["-"] * 7]
+            return [arm, *["-"] * 8]
         found = [results[run] for run in runs.values()]
         any_run = next(iter(runs.values()))
         return [
@@ -75,13 +78,16 @@ def _table(table: Table, recipe: Recipe, results: Results, rows: dict[str, dict[
             _value(any_run.lr, [lr for lr, _ in candidates]),
             _value(any_run.weight_decay, [decay for _, decay in candidates]),
             with_interval([one["accuracy"] for one in found], 2),
-            compared.cell(arm, 2) if arm != BASELINE else "",
+            *(compared.cell((arm, other), 2) for other in others),
             str(len(runs)),
             f"{statistics.fmean(one['inferior'] for one in found):.0f} of {found[0]['filters']}",
             _cost(source, statistics.fmean(one["parameters"] for one in found)),
         ]
 
-    header = ("arm", "learning rate", "weight decay", "accuracy", "minus baseline", "seeds", "inferior filters", "cost")
+    header = (
+        *("arm", "learning rate", "weight decay", "accuracy", "minus baseline", f"minus {table.rival}"),
+        *("seeds", "inferior filters", "cost"),
+    )
     condition = CONDITIONS[table.condition]
     return f"### {table.title}\n\n{condition.description[0].upper()}{condition.description[1:]}.\n\n" + markdown(
         header, map(row, table.rows)
