@@ -84,14 +84,15 @@ def _reason_against(layer: nn.Module) -> str | None:
 def _run(layer: nn.Module, own: Mapping[str, Tensor], x: Tensor, training: bool) -> Tensor:
     """``x``: [R, C, N, H, W], or [R, N, features] behind the flattening."""
     if isinstance(layer, nn.Conv2d):
-        y: Tensor = _Convolution.apply(x, own["weight"])
+        y: Tensor = _Convolution.apply(x, own["weight"])  # type: ignore[no-untyped-call]
         return y + own["bias"][:, :, None, None, None] if "bias" in own else y
     if isinstance(layer, nn.BatchNorm2d):
         return _batch_norm(layer, own, x, training)
     if isinstance(layer, nn.ReLU):
         return functional.relu(x)
     if isinstance(layer, nn.MaxPool2d):
-        return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        pooled: Tensor = layer(x.flatten(0, 1))
+        return pooled.view(*x.shape[:2], *pooled.shape[1:])
     if isinstance(layer, nn.AdaptiveAvgPool2d):
         return x.mean((3, 4), keepdim=True)
     if isinstance(layer, nn.Flatten):

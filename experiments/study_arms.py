@@ -240,7 +240,7 @@ def _new_filters_(training: Training) -> None:
         for conv, norm in _pairs(training.network):
             norms = conv.weight.abs().flatten(1).sum(1)
             dead, mean = norms == 0, norms[norms > 0].mean()
-            fresh = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size).weight.to(conv.weight)
+            fresh = nn.Conv2d(conv.in_channels, conv.out_channels, conv.weight.shape[2]).weight.to(conv.weight)
             fresh *= (mean / fresh.abs().flatten(1).sum(1))[:, None, None, None]
             conv.weight[dead] = fresh[dead]
             if norm is not None:

@@ -37,8 +37,8 @@ def plot(names: Sequence[str], recipe: Recipe, results: Results, path: Path) -> 
     heights = [len(rows) + 1.5 for rows in found.values()]
     figure = Figure(figsize=(8, 0.24 * sum(heights) + 0.5), layout="constrained")
     panels = figure.subplots(len(found), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (name, rows) in zip(panels, found.items(), strict=True):
-        for place, values in enumerate(rows.values()):
+    for axes, (name, changes) in zip(panels, found.items(), strict=True):
+        for place, values in enumerate(changes.values()):
             mean, spread = statistics.fmean(values), half_width(values)
             colour = "tab:green" if mean > spread else "tab:red" if mean < -spread else "tab:grey"
             axes.errorbar(max(mean, _WORST), place, xerr=spread, fmt="o", color=colour, markersize=4, capsize=2)
@@ -46,8 +46,8 @@ def plot(names: Sequence[str], recipe: Recipe, results: Results, path: Path) -> 
                 axes.annotate(f"{mean:.1f}", (_WORST, place), (6, 3), textcoords="offset points", fontsize=7)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_title(TABLES[name].title, fontsize=9, loc="left")
-        axes.set_yticks(range(len(rows)), list(rows), fontsize=7)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(changes)), list(changes), fontsize=7)
+        axes.set_ylim(len(changes) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
     panels[-1].set_xlabel(f"test accuracy minus that of the {BASELINE}, points")
     figure.savefig(path, dpi=90)

@@ -178,10 +178,10 @@ class _Trained:
         """With the method, once the networks are part of a stack."""
         self._method, self._grafting = Method(), None
         training = Training(self.networks[0], self.optimizers[0], len(epochs), per_epoch, self.run.seed)
-        if self.arm.make is not None:
-            self._do(lambda: setattr(self, "_method", self.arm.make(training)))
-        if self.arm.grafting_strength is not None:
-            self._do(lambda: setattr(self, "_grafting", _Grafting(self.networks, self.arm.grafting_strength)))
+        if (make := self.arm.make) is not None:
+            self._do(lambda: setattr(self, "_method", make(training)))
+        if (strength := self.arm.grafting_strength) is not None:
+            self._do(lambda: setattr(self, "_grafting", _Grafting(self.networks, strength)))
         self._last = epochs[-1]
 
     def before_step(self, done: int) -> None:

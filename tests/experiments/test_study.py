@@ -237,9 +237,13 @@ def test_pruned_filters_stay_dead():
     dead = activity.activations() == 0
     cross_entropy(network(torch.randn(20, 1, 8, 8)), torch.zeros(20, dtype=torch.int64)).backward()
     assert int(dead.sum()) >= 20
-    for conv in convs:
+    for conv, old in zip(
+        convs, (layer for layer in small_network() if isinstance(layer, torch.nn.Conv2d)), strict=True
+    ):
         gone = (conv.weight == 0).flatten(1).all(1)
         assert not conv.weight.grad[gone].any()
+        norms = old.weight.detach().abs().flatten(1).sum(1)
+        assert norms[gone].max() < norms[~gone].min()
 
 
 def test_random_new_filters():
