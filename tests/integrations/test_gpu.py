@@ -11,7 +11,7 @@ from weight_evolution import AsynchronousUpdate, UnitAdamW, UnitReactivation, We
 
 pytestmark = [needs_device, pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("deterministic")]
 LIGHTNING = ("evolution", "evolution by steps", "reactivation", "low rank", "asynchronous")
-TRANSFORMERS = ("evolution", "evolution by steps", "reactivation")
+TRANSFORMERS = ("evolution", "evolution by steps", "reactivation", "low rank", "asynchronous")
 PRECISIONS = ("bf16", "fp16") if DEVICE.type == "cuda" else ("bf16",)
 
 
@@ -71,12 +71,14 @@ def test_transformers(method, tmp_path):
     """The Trainer moves the model; the callback's example inputs stay where they were."""
     tests, place = transformers()
     acting = tests.ACTING[method]
-    here = weights(tests.fit(tmp_path / "here", acting(), **place).model)
+    # All images are one, so that many gradients are 0 but for rounding: Adam would move their weights by the learning
+    # rate, here or there.
+    options = {"optim": "sgd"}
+    here = weights(tests.fit(tmp_path / "here", acting(), **place, **options).model)
     assert {tensor.device.type for tensor in here.values()} == {DEVICE.type}
-    there = weights(tests.fit(tmp_path / "there", acting()).model)
-    # Adam moves a weight whose gradient is 0 but for rounding by the learning rate, 0.01, here or there.
-    assert_close(here, there, rtol=0.2)
-    assert not same(there, weights(tests.fit(tmp_path / "plain").model))
+    there = weights(tests.fit(tmp_path / "there", acting(), **options).model)
+    assert_close(here, there)
+    assert not same(there, weights(tests.fit(tmp_path / "plain", **options).model))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -85,8 +87,7 @@ def test_transformers_in_mixed_precision(method, precision, tmp_path):
     tests, place = transformers()
     callback = tests.ACTING[method]()
     runner = tests.fit(tmp_path, callback, **place, **{precision: True})
-    method_of = getattr(callback, "evolution", None) or callback.reactivation
-    assert method_of.steps > 0
+    assert getattr(callback._method, "evolution", callback._method).steps > 0
     assert all(tensor.isfinite().all() for tensor in weights(runner.model).values())
 
 
@@ -98,7 +99,10 @@ def test_transformers_go_on(method, tmp_path):
     whole = tests.fit(tmp_path / "whole", acting(), **place)
     for step in (1, 3):
         resumed = tests.fit(tmp_path / "other", acting(), checkpoint=tmp_path / "whole" / f"checkpoint-{step}", **place)
-        assert same(weights(resumed.model), weights(whole.model)), step
+        if method == "low rank":  # projects from new bases
+            assert_close(weights(resumed.model), weights(whole.model))
+        else:
+            assert same(weights(resumed.model), weights(whole.model)), step
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
-from weight_evolution import UnitReactivation, WeightEvolution
+from weight_evolution import AsynchronousUpdate, LowRankProjection, UnitReactivation, WeightEvolution
 
-from ..arguments import check_flag
+from ..arguments import check_count, check_flag, unless_none
 from ..reports import Report
 from .missing import needs
 from .periods import PeriodicEvolution, period
@@ -33,8 +33,6 @@ except ImportError as error:
 class _Method(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None: ...
-
 
 Kind = TypeVar("Kind", bound=_Method)
 
@@ -46,7 +44,6 @@ class MethodCallback(TrainerCallback, ExportableState, Generic[Kind]):
 
     Args:
         arguments: of the class, by which the Trainer makes it again where it is told to restore callbacks.
-        strict: refuse to resume with other options than the checkpoint's. False: go on with these.
         options: of the method's class.
     """
 
@@ -58,14 +55,14 @@ class MethodCallback(TrainerCallback, ExportableState, Generic[Kind]):
     _prefix: ClassVar[str] = ""
     """Of the names of its numbers."""
 
-    def __init__(self, arguments: Mapping[str, Any], strict: bool, options: Mapping[str, Any]) -> None:
-        self._arguments = {**arguments, **options, "strict": check_flag(strict, "strict")}
-        self._strict, self._options = strict, dict(options)
+    def __init__(self, arguments: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        self._arguments = {**arguments, **options}
+        self._options = dict(options)
         self._method: Kind | None = None
 
     def state(self) -> dict[str, Any]:
         """Arguments, as far as they fit into JSON, and the method's state."""
-        saved = self.saved if self._method is None else self._method.state_dict()
+        saved = self.saved if self._method is None else self._state(self._method)
         return {"args": {k: v for k, v in self._arguments.items() if _fits_json(v)}, "attributes": {"saved": saved}}
 
     def on_train_begin(
@@ -90,7 +87,7 @@ class MethodCallback(TrainerCallback, ExportableState, Generic[Kind]):
         self._method = method = self._make(args, state, model, optimizer)
         saved = entry["attributes"]["saved"] if entry else None
         if saved and state.global_step > 0:
-            method.load_state_dict(saved, strict=self._strict)
+            self._load(method, saved)
         # A checkpoint of a run without this callback has no entry, which the Trainer looks for when it saves.
         state.stateful_callbacks[name] = self.state()
 
@@ -101,6 +98,12 @@ class MethodCallback(TrainerCallback, ExportableState, Generic[Kind]):
         self._detach()
 
     def _make(self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer) -> Kind:
+        raise NotImplementedError
+
+    def _state(self, method: Kind) -> dict[str, Any]:
+        return method.state_dict()
+
+    def _load(self, method: Kind, saved: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
     def _detach(self) -> None:
@@ -151,9 +154,10 @@ class EvolutionCallback(MethodCallback[PeriodicEvolution]):
         strict: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__({"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}, strict, options)
+        arguments = {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps, "strict": strict}
+        super().__init__(arguments, options)
         self._every, self._by_steps = period(every_n_epochs, every_n_steps, "every_n_steps")
-
+        self._strict = check_flag(strict, "strict")
         self._ended = 0
 
     @property
@@ -185,6 +189,9 @@ class EvolutionCallback(MethodCallback[PeriodicEvolution]):
         done = self._done(state)
         return PeriodicEvolution(model, optimizer, total=total, every=self._every, done=done, options=self._options)
 
+    def _load(self, method: PeriodicEvolution, saved: Mapping[str, Any]) -> None:
+        method.load_state_dict(saved, strict=self._strict)
+
     def _done(self, state: TrainerState) -> int:
         return state.global_step if self._by_steps else max(int(state.epoch), self._ended)
 
@@ -203,7 +210,8 @@ class ReactivationCallback(MethodCallback[UnitReactivation]):
     _prefix = "reactivation"
 
     def __init__(self, *, strict: bool = True, **options: Any) -> None:
-        super().__init__({}, strict, options)
+        super().__init__({"strict": strict}, options)
+        self._strict = check_flag(strict, "strict")
 
     @property
     def reactivation(self) -> UnitReactivation:
@@ -220,6 +228,123 @@ class ReactivationCallback(MethodCallback[UnitReactivation]):
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer
     ) -> UnitReactivation:
         return UnitReactivation(model, optimizer, **self._options)
+
+    def _load(self, method: UnitReactivation, saved: Mapping[str, Any]) -> None:
+        method.load_state_dict(saved, strict=self._strict)
+
+    def _detach(self) -> None:
+        if self._method is not None:
+            self._method.detach()
+
+
+class LowRankCallback(MethodCallback[LowRankProjection]):
+    """`LowRankProjection` at the end of each epoch: what is evaluated and saved then is projected.
+
+    After ``trainer.train``, ``callback.projection.compact()`` is the compact network. Ranks by ``budget`` are chosen at
+    the first projection. The Trainer keeps no tensors of callbacks, so a resumed run projects from new bases: like one
+    that never stopped, up to rounding.
+
+    Args:
+        every_n_steps: also project within epochs, after every n-th step of the optimizer.
+        options: of `LowRankProjection`.
+
+    Raises:
+        TypeError, ValueError: name the argument; those of options come when training starts.
+    """
+
+    _prefix = "low_rank"
+
+    def __init__(self, *, every_n_steps: int | None = None, **options: Any) -> None:
+        super().__init__({"every_n_steps": every_n_steps}, options)
+        self._every = unless_none(every_n_steps, "every_n_steps", check_count, 1)
+        self._step = 0
+
+    @property
+    def projection(self) -> LowRankProjection:
+        """The projection; made when training starts."""
+        return self._made()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        **others: Any,
+    ) -> None:
+        """Project after the last step of an epoch, and every so many steps if asked for."""
+        if state.epoch == int(state.epoch) or (self._every is not None and state.global_step % self._every == 0):
+            self._project(state, model, optimizer)
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        **others: Any,
+    ) -> None:
+        """Project what was trained since, where the Trainer did not know that an epoch ends."""
+        self._project(state, model, optimizer)
+
+    def _project(self, state: TrainerState, model: nn.Module, optimizer: Optimizer) -> None:
+        if state.global_step == self._step:
+            return
+        if self.projection.steps == 0 and self._options.get("budget") is not None:
+            self._method = self._projection_of(model, optimizer)
+        self._step = state.global_step
+        self._tell(self.projection.step(), state)
+
+    def _make(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer
+    ) -> LowRankProjection:
+        self._step = state.global_step
+        return self._projection_of(model, optimizer)
+
+    def _projection_of(self, model: nn.Module, optimizer: Optimizer) -> LowRankProjection:
+        return LowRankProjection(model, **{"optimizer": optimizer, **self._options})
+
+    def _state(self, method: LowRankProjection) -> dict[str, Any]:
+        return {**method.state_dict(), "bases": {}}
+
+    def _load(self, method: LowRankProjection, saved: Mapping[str, Any]) -> None:
+        method.load_state_dict(saved)
+
+
+class AsynchronousCallback(MethodCallback[AsynchronousUpdate]):
+    """`AsynchronousUpdate` of the optimizer: of each of its steps a random part of the filters keeps what it did.
+
+    Args:
+        options: of `AsynchronousUpdate`.
+
+    Raises:
+        TypeError, ValueError: name the argument; those of options come when training starts.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__({}, options)
+
+    @property
+    def update(self) -> AsynchronousUpdate:
+        """The update; made when training starts."""
+        return self._made()
+
+    def _make(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer
+    ) -> AsynchronousUpdate:
+        return AsynchronousUpdate(optimizer, model, **self._options)
+
+    def _state(self, method: AsynchronousUpdate) -> dict[str, Any]:
+        """With the filters as pairs: the Trainer sorts the keys of dictionaries."""
+        state = method.state_dict()
+        return {**state, "filters": list(map(list, state["filters"].items()))}
+
+    def _load(self, method: AsynchronousUpdate, saved: Mapping[str, Any]) -> None:
+        method.load_state_dict({**saved, "filters": dict(saved["filters"])})
 
     def _detach(self) -> None:
         if self._method is not None:
