@@ -312,7 +312,7 @@ class UnitReactivation:
             self._activity.clear()
         frozen = self._frozen
         plan, given = self._units.plan(self._state)
-        free = self._units.mask_without(frozen) if frozen else None
+        free = self._units.mask_without(frozen, plan.device) if frozen else None
         revived = self._selection.select(activations, free).to(plan.device)
         others = StateUpdate(self._state, self._units.parameters, moments=False)
         scale: str | Tensor = self.scale

@@ -68,6 +68,7 @@ class NetworkUnits:
                 self._add_outgoing(reader, units)
         self._plan: wk.UnitPlan | None = None
         self._planned: list[int] = []
+        self._mask: tuple[tuple[tuple[bool, ...], torch.device], Tensor] | None = None
 
     @cached_property
     def parents(self) -> Tensor | None:
@@ -94,9 +95,13 @@ class NetworkUnits:
                     break
         return found
 
-    def mask_without(self, names: Container[str]) -> Tensor:
-        """bool [U]: units of the other layers."""
-        return torch.tensor([name not in names for name in self.layers]).repeat_interleave(torch.tensor(self.sizes))
+    def mask_without(self, names: Container[str], device: torch.device) -> Tensor:
+        """bool [U] on ``device``: units of the other layers. Sent there again only when it changes."""
+        key = tuple(name not in names for name in self.layers), device
+        if self._mask is None or self._mask[0] != key:
+            mask = torch.tensor(key[0]).repeat_interleave(torch.tensor(self.sizes))
+            self._mask = key, mask.to(device)
+        return self._mask[1]
 
     def plan(self, state: OptimizerState) -> tuple[wk.UnitPlan, Sequence[float] | Tensor]:
         """The plan for the tensors as they are now, and the numbers for what is given."""
