@@ -55,8 +55,9 @@ def poisoned(monkeypatch):
 
     def full_of_poison(*args, dtype=None, **kwargs):
         tensor = empty(*args, dtype=dtype, **kwargs)
-        if dtype in POISON:
-            tensor.detach().fill_(POISON[dtype])  # Inductor asks for leaves that require gradients
-        return tensor
+        if dtype not in POISON:
+            return tensor
+        with torch.no_grad():  # Inductor asks for leaves that require gradients
+            return tensor.fill_(POISON[dtype])
 
     monkeypatch.setattr(torch, "empty", full_of_poison)

@@ -18,7 +18,9 @@ PRECISIONS = ("bf16", "fp16") if DEVICE.type == "cuda" else ("bf16",)
 def assert_close(here, there, rtol=0.02):
     for name, tensor in there.items():
         allowed = rtol * float(tensor.abs().max()) + 1e-3
-        torch.testing.assert_close(here[name].to(CPU), tensor, rtol=0, atol=allowed, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            here[name].to(CPU), tensor.to(CPU), rtol=0, atol=allowed, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def lightning():

@@ -229,8 +229,9 @@ MUTANTS = [
     Mutant(_CPU + "simd_adamw.h", "if (roots_ != nullptr) {", "if (false) {", _ADAMW_NATIVE),
     Mutant(_CPU + "simd_adamw.h", "row_.number / per_group_", "0", _ADAMW_NATIVE),
     Mutant(_CPU + "simd_adamw.h", "eps_(scalar<T>(rule.eps))", "eps_(wide(rule.eps))", _ADAMW_NATIVE),
+    Mutant(_WK + "adamw/triton/adamw.py", "_quotient(row, field + BY_PER_GROUP) * channels", "0", _ADAMW_TRITON),
     Mutant(
-        _WK + "adamw/triton/adamw.py", "row // tl.load(field + PER_GROUP).to(tl.int32) * channels", "0", _ADAMW_TRITON
+        _WK + "adamw/triton/adamw.py", "-(-(1 << 31 + shift) // divisor)", "(1 << 31 + shift) // divisor", _ADAMW_TRITON
     ),
     Mutant(_WK + "adamw/triton/adamw.py", "tl.where(from_mean, weight, weight - 1)", "weight", _ADAMW_TRITON),
     Mutant(_WK + "asynchronous/reference.py", "expected.round().clamp(min=1)", "expected.round()", _SUBSETS),

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ...runtime.triton.fields import WIDTH, element_offsets
 from ...runtime.triton.launch import kernel
-from ...runtime.triton.values import divide, multiply_add, round_to, widen
+from ...runtime.triton.values import divide, multiply_add, round_to, square_root, widen
 
 BLOCK = 1024
 """Elements that one program takes."""
@@ -216,11 +216,7 @@ def _step(p, g, m, v, x, index, inside, options, DTYPE: tl.constexpr):
         maximum = widen(tl.load(x, mask=inside, other=0.0), DTYPE)
         square = tl.where((maximum > square) | (maximum != maximum), maximum, square)
         tl.store(x, round_to(square, DTYPE), mask=inside)
-    if DTYPE == tl.float64:
-        root = tl.sqrt(square)
-    else:
-        root = tl.sqrt_rn(square)
-    root = widen(round_to(root, DTYPE), DTYPE)
+    root = widen(round_to(square_root(square, DTYPE), DTYPE), DTYPE)
     size, divisor = _corrections(field, tensor, index, inside, known, corrections, corrections_in_all, ACC)
     root = widen(round_to(divide(root, tl.broadcast_to(divisor, root.shape), DTYPE), DTYPE), DTYPE)
     root = widen(round_to(root + tl.load(scalars + 3).to(ACC), DTYPE), DTYPE)

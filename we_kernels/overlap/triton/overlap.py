@@ -20,7 +20,7 @@ from ...runtime.triton.fields import (
     kernel_offsets,
 )
 from ...runtime.triton.launch import kernel
-from ...runtime.triton.values import divide, magnitude, widen
+from ...runtime.triton.values import divide, magnitude, square_root, widen
 
 OVERLAP_TILE = 64
 """Filters on each side of a tile of cosines."""
@@ -99,8 +99,7 @@ def unit_rows_kernel(
             value = divide(value, tl.zeros((BLOCK,), ACC) + peak, ACC)
             squares += value * value
             start += BLOCK
-        # Rounded from float64, a float32 root is the correctly rounded one; sqrt_rn flushes in Triton 3.3.
-        norm = tl.sqrt(tl.sum(squares, axis=0).to(tl.float64)).to(ACC)
+        norm = square_root(tl.sum(squares, axis=0), ACC)
         norm = tl.where(norm == 0, 1.0, norm).to(ACC)
 
         start = length * 0

@@ -80,6 +80,18 @@ def divide(a, b, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def square_root(x, DTYPE: tl.constexpr):
+    """Correctly rounded; a float32 root rounded from float64 is the same one."""
+    if DTYPE == tl.float64:
+        root = tl.sqrt(x)
+    elif FLUSHES:
+        root = tl.sqrt(x.to(tl.float64)).to(tl.float32)
+    else:
+        root = tl.sqrt_rn(x)
+    return root
+
+
+@triton.jit
 def multiply_add(a, b, alpha, DTYPE: tl.constexpr):
     """a + alpha * b as PyTorch's foreach kernels on CUDA: fused, then rounded to the dtype."""
     return widen(round_to(tl.fma(tl.broadcast_to(alpha, b.shape), b, a), DTYPE), DTYPE)
