@@ -58,9 +58,8 @@ def _zero_filters(counts: Mapping[str, int]) -> str:
     if zero <= FEW * filters:
         return ""
     return (
-        f"{zero} of {filters} filters ({zero / filters:.0%}) are zero, as after pruning. To use them again, take "
-        "WeightEvolution with a conv_rate above that share for one step, or UnitReactivation with importance='l1'; "
-        "else remove them."
+        f"{zero} of {filters} filters ({zero / filters:.0%}) are zero, as after pruning. To use them again, take one step "
+        "of WeightEvolution with conv_rate and norm_scale_rate above that share, or UnitReactivation; else remove them."
     )
 
 
@@ -69,8 +68,9 @@ def _inferior(counts: Mapping[str, int], preview: Preview) -> str:
     if replaced - counts["zero"] <= FEW * filters:
         return ""
     return (
-        f"{replaced} of {filters} filters have a small L1 norm in the network and in their layer. Look first whether "
-        "the learning rate or the weight decay (on norms, too) is too large; WeightEvolution replaces such filters."
+        f"{replaced} of {filters} filters have a small L1 norm in the network and in their layer. Look whether the "
+        "learning rate or the weight decay (on norms, too) is too large: mending that gains more than WeightEvolution, "
+        "which replaces such filters."
     )
 
 
@@ -89,6 +89,6 @@ def _low_rank(preview: Preview) -> str:
     if share > SMALLER:
         return ""
     return (
-        f"The weights use few of their dimensions: {preview.sentence}. Train with LowRankProjection and compare with a "
-        "narrower network."
+        f"The weights use few of their dimensions: {preview.sentence}. Compare a narrower network, truncation "
+        "with fine-tuning, and LowRankProjection."
     )
