@@ -280,6 +280,19 @@ def test_misaligned_gradient():
     assert torch.equal(weight, before)
 
 
+@pytest.mark.parametrize("bad", [lambda: misaligned(6), lambda: freed(torch.ones(6))], ids=["misaligned", "freed"])
+@pytest.mark.parametrize("name", ["row_resets", "column_resets", "steps"])
+def test_small_tensors_of_a_step_of_adamw(name, bad):
+    weight, tensor = W(6, 6), bad()
+    before, given = weight.clone(), {"row_resets": None, "column_resets": None, "steps": [2.0], name: [tensor]}
+    if name == "steps":
+        given["steps"] = [misaligned(1) if tensor.data_ptr() else freed(torch.ones(1))]
+    moments = [torch.zeros(6, 6) for _ in range(3)]
+    with pytest.raises(ValueError, match=rf"{name}\[0\] (is misaligned|was freed)|storage of {name}\[0\] was freed"):
+        wk.unit_adamw_([weight], *([moment] for moment in moments), None, groups=1, lr=0.1, **given)
+    assert torch.equal(weight, before)
+
+
 def test_bank_whose_dtype_changed():
     weight = W(6, 2)
     bank = wk.FilterBank([weight], names=["conv.weight"])

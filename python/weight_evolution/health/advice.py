@@ -58,8 +58,9 @@ def _zero_filters(counts: Mapping[str, int]) -> str:
     if zero <= FEW * filters:
         return ""
     return (
-        f"{zero} of {filters} filters ({zero / filters:.0%}) are zero, as after pruning. To use them again, take one step "
-        "of WeightEvolution with conv_rate and norm_scale_rate above that share, or UnitReactivation; else remove them."
+        f"{zero} of {filters} filters ({zero / filters:.0%}) are zero, as after pruning. To use them again, take one "
+        "step of WeightEvolution with conv_rate and norm_scale_rate above that share, or UnitReactivation; else remove "
+        "them."
     )
 
 
