@@ -21,13 +21,18 @@ def main(processes, module, *arguments):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": processes}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # the store is here, not in rank 0, which may end first
-    children = [_fork(rank, run, arguments) for rank in range(int(processes))]
+    # They start together: the thread of the store may hold a lock, which a later fork would copy as held.
+    start = os.pipe()
+    children = [_fork(rank, run, arguments, start) for rank in range(int(processes))]
+    os.close(start[1])
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
-def _fork(rank, run, arguments):
+def _fork(rank, run, arguments, start):
     if child := os.fork():
         return child
+    os.close(start[1])
+    os.read(start[0], 1)  # the end of the pipe, once nobody can write to it
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     status = 1
     try:

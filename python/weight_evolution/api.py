@@ -4,7 +4,7 @@ from we_kernels import BackendUnavailableError, NonFiniteWeightError, __version_
 
 from .asynchronous import AsynchronousSGD, AsynchronousUpdate
 from .evolution import EvolutionReport, StagedSigmoid, WeightEvolution
-from .grafting import ExchangeError, FilterGrafting, GraftingReport, distillation_loss
+from .grafting import FilterGrafting, GraftingReport, distillation_loss
 from .health import HealthReport, filter_health
 from .low_rank import CompactReport, LowRankProjection, ProjectionReport, compact_like
 from .measures import (
@@ -16,6 +16,7 @@ from .measures import (
     measure_overlap,
 )
 from .reactivation import ReactivationReport, UnitAdamW, UnitReactivation
+from .sharding.failures import ExchangeError
 
 __all__ = [
     "AsynchronousSGD",

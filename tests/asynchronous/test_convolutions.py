@@ -205,10 +205,14 @@ def mesh():
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
-def test_distributed_tensors_are_refused_when_made(form, mesh):
-    model = dist.tensor.distribute_module(make_net(), mesh)
-    with pytest.raises(TypeError, match=r"stem\.weight is a DTensor"):
-        start(form, model)
+def test_distributed_tensors_that_are_whole_on_every_rank(form, mesh):
+    from torch.distributed.tensor import distribute_module
+
+    model = distribute_module(make_net(), mesh)
+    _, alone = start(form, make_net())
+    _, replicated = start(form, model)
+    for name, moves in alone.selection().items():
+        assert torch.equal(replicated.selection()[name], moves)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -210,24 +210,6 @@ def test_models_that_hide_their_layers_say_why(make, reason):
         WeightEvolution(make(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))))
 
 
-def test_distributed_tensors_are_refused_in_the_constructor(tmp_path):
-    distributed = pytest.importorskip("torch.distributed")
-    if not distributed.is_available() or not distributed.is_gloo_available():
-        pytest.skip("needs gloo")
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    store = distributed.FileStore(str(tmp_path / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(TypeError, match=r"0.weight is a DTensor \(FSDP2 or tensor parallelism\)"):
-            WeightEvolution(model)
-    finally:
-        distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize("shape", [(0,), (24,), (8, 3, 1), (4, 3, 3, 3)])
 def test_a_part_of_a_weight_is_refused_at_once_and_later(shape):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))

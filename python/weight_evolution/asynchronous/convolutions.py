@@ -74,9 +74,8 @@ class Convolutions:
         return list(map(id, [*parameters_of(self._optimizer), *weights]))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without the bank, and what is known by identity: a copy finds its own.
-        targets = Targets(self.targets.items, self.targets.skipped)
-        return {"_find": self._find, "_optimizer": self._optimizer, "_model": self._model, "targets": targets}
+        # Without what is known by identity: a copy finds its own.
+        return {"_find": self._find, "_optimizer": self._optimizer, "_model": self._model, "targets": self.targets}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _seen=[], _links=None)

@@ -16,6 +16,7 @@ import we_kernels as wk
 from ..model.checked_optimizer import CheckedOptimizer, loss_of
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.targets import Target, Targets
+from ..sharding.local_part import is_distributed, local_part
 from .calls import only_makes_state
 from .convolutions import Convolutions
 from .subsets import PUBLISHED_RATE, OfSubsets, SubsetRule, Subsets
@@ -55,6 +56,8 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
     """
 
     _instead = "AsynchronousUpdate with torch.optim.SGD"
+    _distributed = False
+    """Whether there are DTensors among the parameters."""
 
     def __init__(
         self,
@@ -122,7 +125,10 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
             for target, i in zip(self._subsets.convolutions.targets.items, bank.position, strict=True)
         }
         # All gradients are looked at before the first parameter moves.
-        calls = [(group, part) for group in self.param_groups for part in _parts(group, masked, self.state)]
+        distributed = self._distributed
+        calls = [
+            (group, part) for group in self.param_groups for part in _parts(group, masked, self.state, distributed)
+        ]
         for group, (share, rows) in calls:
             equal = [row for row in rows if row.has_one_dtype]
             if equal:
@@ -156,10 +162,11 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
             self._subsets.load_state_dict(subsets)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_subsets": self._subsets}
+        return {**super().__getstate__(), "_subsets": self._subsets, "_distributed": self._distributed}
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
+        self._distributed = self._distributed or any(map(is_distributed, group["params"]))
         if group["fused"]:
             raise ValueError("fused=True is not supported: the step is one kernel already; leave fused out")
 
@@ -209,7 +216,7 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
             if row.mask is not None and row.target is not None and row.dim is not None:
                 shape = [1] * row.param.dim()
                 shape[row.dim] = -1
-                row.param.copy_(torch.where(row.mask.view(shape), row.param, row.target.view_of(old)[0]))
+                row.param.copy_(torch.where(row.mask.view(shape), row.param, row.target.view_of(local_part(old))[0]))
 
 
 class _Row(NamedTuple):
@@ -233,7 +240,10 @@ class _Row(NamedTuple):
 
 
 def _parts(
-    group: dict[str, Any], masked: dict[int, tuple[Target, Tensor, float]], states: Mapping[Tensor, Any]
+    group: dict[str, Any],
+    masked: dict[int, tuple[Target, Tensor, float]],
+    states: Mapping[Tensor, Any],
+    distributed: bool,
 ) -> list[tuple[float, list[_Row]]]:
     """What has a gradient, by the share that divides its learning rate and by device; one call of the kernel each."""
     found: dict[tuple[float, torch.device], list[_Row]] = {}
@@ -250,17 +260,21 @@ def _parts(
             buffer = states[param].get("momentum_buffer") if param in states else None
             if first := buffer is None:
                 buffer = torch.empty_like(param)
+        own, own_grad, own_buffer = param, grad, buffer
+        if distributed:
+            own, own_grad = local_part(param), local_part(grad)
+            own_buffer = None if buffer is None else local_part(buffer)
         if id(param) in masked:
             target, mask, share = masked[id(param)]
-            view, dim = target.view_of(param)
-            buffer_view = None if buffer is None else target.view_of(buffer)[0]
-            if buffer is not None and buffer_view is not None and buffer_view.data_ptr() != buffer.data_ptr():
+            view, dim = target.view_of(own)
+            buffer_view = None if own_buffer is None else target.view_of(own_buffer)[0]
+            if own_buffer is not None and buffer_view is not None and buffer_view.data_ptr() != own_buffer.data_ptr():
                 # Loaded from a run with another memory format.
-                buffer = states[param]["momentum_buffer"] = buffer.contiguous()
+                buffer = states[param]["momentum_buffer"] = own_buffer.contiguous()
                 buffer_view = target.view_of(buffer)[0]
-            row = _Row(param, buffer, view, target.view_of(grad)[0], buffer_view, first, target, dim, mask)
+            row = _Row(param, buffer, view, target.view_of(own_grad)[0], buffer_view, first, target, dim, mask)
         else:
-            row, share = _Row(param, buffer, param, grad, buffer, first), 1.0
+            row, share = _Row(param, buffer, own, own_grad, own_buffer, first), 1.0
         found.setdefault((share, param.device), []).append(row)
     return [(share, rows) for (share, _), rows in found.items()]
 

@@ -43,10 +43,13 @@ class Subsets:
         self.step = torch.zeros(1, dtype=torch.int64, device=convolutions.bank().device)
 
     def draw(self, bank: wk.FilterBank) -> Tensor:
-        """bool [F]: what moves in the next step; `advance` afterwards."""
+        """bool [F]: what moves in the next step, of the filters of this rank; `advance` afterwards."""
         if self.step.device != bank.device:
             self.step = self.step.to(bank.device)
-        return self._select(bank, self.step)
+        placement = self.convolutions.targets.placement
+        if placement is None:
+            return self._select(bank, self.step)
+        return placement.own(self._select(self.convolutions.targets.every_filter(), self.step))
 
     def advance(self, skipped: Tensor | None = None) -> None:
         """Go on to the next subset, unless ``skipped`` (a number on the device) is not 0."""
@@ -54,11 +57,13 @@ class Subsets:
 
     def shares(self, bank: wk.FilterBank) -> list[float]:
         """Expected share of each weight that moves."""
-        return [expected_share(size, self.rule.rate, self.rule.replacement) for size in bank.sizes]
+        placement = self.convolutions.targets.placement
+        sizes = bank.sizes if placement is None else placement.sizes
+        return [expected_share(size, self.rule.rate, self.rule.replacement) for size in sizes]
 
     def selection(self, step: int | None) -> dict[str, Tensor]:
         """Parameter name -> bool on the CPU; the next step for None."""
-        bank = self.convolutions.bank()
+        bank = self._every_filter()
         at = self.step.to(bank.device) if step is None else check_count(step, "step")
         return dict(zip(bank.names, bank.split(self._select(bank, at).cpu()), strict=True))
 
@@ -96,8 +101,12 @@ class Subsets:
         rule = self.rule
         return wk.select_filters(bank, rule.rate, seed=rule.seed, step=step, replacement=rule.replacement)
 
+    def _every_filter(self) -> wk.FilterBank:
+        self.convolutions.bank()  # looks at the model
+        return self.convolutions.targets.every_filter()
+
     def _filters(self) -> dict[str, int]:
-        bank = self.convolutions.bank()
+        bank = self._every_filter()
         return dict(zip(bank.names, bank.sizes, strict=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -13,6 +14,7 @@ from ..model.module_filters import ModuleChoice
 from ..model.targets import Target, Targets, own_parameter
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined
+from ..sharding.local_part import reshard
 
 SELECTS = ("filters", "input_channels")
 
@@ -20,6 +22,8 @@ SELECTS = ("filters", "input_channels")
 @dataclass(frozen=True)
 class FilterTarget(Target):
     """A convolution's weight, masked by filters."""
+
+    needs_whole_filters: ClassVar[bool] = False
 
     @property
     def filters(self) -> tuple[Tensor, int]:
@@ -80,6 +84,7 @@ def find_convolutions(
         ValueError: an entry of ``include`` or ``exclude`` matches no module, or no convolution is left.
     """
     modules = choice.modules_of(model)
+    reshard(model)
     make = FilterTarget if select == "filters" else ChannelTarget
     optimized = set(map(id, parameters))
     items: list[Target] = []

@@ -15,7 +15,9 @@ import we_kernels as wk
 from ..model.optimizer_state import OptimizerState, StateUpdate
 from ..model.targets import Targets
 from ..model.writing import overwrite_
+from ..sharding.local_part import local_part
 from .inferior_shifts import InferiorShifts
+from .linear_biases import blended_bias
 from .options import EvolutionOptions
 
 
@@ -174,7 +176,10 @@ class DeviceStep:
         return Outcome(bank.names, bank.sizes, selection, self._counters.clone(), after)
 
     def _select(self, bank: wk.FilterBank, norms: Tensor, counters: Tensor) -> wk.Selection:
-        selection = wk.match_filters(bank, self._measure(bank, norms), **self._matching(counters))
+        return self._match(bank, self._measure(bank, norms), counters)
+
+    def _match(self, bank: wk.FilterBank, importance: Tensor, counters: Tensor) -> wk.Selection:
+        selection = wk.match_filters(bank, importance, **self._matching(counters))
         return selection if self._inferior_shifts is None else self._inferior_shifts.restrict(bank, selection)
 
     def _measure(self, bank: wk.FilterBank, norms: Tensor) -> Tensor:
@@ -231,8 +236,5 @@ class DeviceStep:
             return
         donors, importances = bank.split(donor), bank.split(norms)
         for position, bias in biases:
-            donor, importance = donors[position], importances[position]
-            source = donor.clamp(min=0).long()
-            a = importance / (importance + importance[source])
-            blended = (a * bias + (1 - a) * bias[source]).to(bias.dtype)
-            overwrite_(bias, torch.where((donor >= 0) & blended.isfinite(), blended, bias))
+            held = local_part(bias)
+            overwrite_(held, blended_bias(held, importances[position], donors[position]))

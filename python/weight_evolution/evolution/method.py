@@ -18,10 +18,11 @@ from ..arguments import check_count, check_flag
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.optimizer_state import check_optimizer_state
 from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state, read_count
-from .device_step import DeviceStep, Outcome
+from .device_step import Outcome
 from .options import EvolutionOptions, Importance
 from .report import EvolutionReport
 from .schedule import Schedule, StagedSigmoid
+from .sharded_step import step_for
 from .taking_part import TakingPart
 
 _STATE_FORMAT = 2
@@ -89,6 +90,11 @@ class WeightEvolution:
             then leaves all state as it is.
         epochs: of the whole training; the step after the last of them (and any later one) does nothing. None: unknown.
 
+    Parameters that are DTensors sharded along their filters (FSDP2) evolve as in one process that has all of them: make
+    this after ``fully_shard``, with the same options on all ranks, and call `step` and `preview` on all ranks. They
+    then wait for the other ranks and the device; a callable ``importance`` gets the bank of this rank's filters, and
+    ``cuda_graph`` is not possible (docs/scaling.md).
+
     A deep or pickled copy of (model, evolution), together, works on the copied model.
 
     Raises:
@@ -130,7 +136,7 @@ class WeightEvolution:
             ModuleChoice(include, exclude),
             optimizer=optimizer,
             make_step=partial(
-                DeviceStep,
+                step_for,
                 options=self._options,
                 measure_after=check_flag(measure_after, "measure_after"),
                 optimizer_state=None if cuda_graph else state,
@@ -191,6 +197,7 @@ class WeightEvolution:
                 several devices, or a weight is only a part of its layer's (a shard).
             NonFiniteWeightError: a weight is NaN or infinite (on a GPU: was at an earlier step); nothing was changed.
             RuntimeError: called while a CUDA graph is captured (see ``cuda_graph``).
+            ExchangeError: of sharded parameters, another rank failed; nothing was changed.
         """
         while self._unchecked and self._unchecked[0].arrived:
             self._unchecked.popleft().raise_pending()

@@ -11,6 +11,7 @@ from ..model.module_filters import ModuleChoice
 from ..model.parameters import COMPUTED, candidates, find_targets
 from ..model.structure import Structure
 from ..model.targets import Targets
+from ..sharding.local_part import reshard
 from .device_step import DeviceStep
 from .inferior_shifts import InferiorShifts
 from .options import EvolutionOptions
@@ -52,6 +53,8 @@ class TakingPart:
         Raises:
             TypeError: a weight that took part is computed from other parameters now.
         """
+        if self.targets.distributed:
+            reshard(self._model)
         if self._structure.holds():
             return
         targets = self._find()

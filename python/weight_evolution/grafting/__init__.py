@@ -3,14 +3,12 @@
 from .distillation import PUBLISHED_TEMPERATURE, distillation_loss
 from .filter_grafting import FilterGrafting
 from .report import GraftingReport
-from .ring import ExchangeError
 from .rule import CRITERIA, LEVELS, Rule
 
 __all__ = [
     "CRITERIA",
     "LEVELS",
     "PUBLISHED_TEMPERATURE",
-    "ExchangeError",
     "FilterGrafting",
     "GraftingReport",
     "Rule",

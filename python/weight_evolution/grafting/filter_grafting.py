@@ -17,10 +17,11 @@ from ..arguments import check_count, check_inputs
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state
+from ..sharding.failures import ExchangeError
 from .network import Choice, Information, Network
 from .parts import first_difference
 from .report import GraftingReport
-from .ring import ExchangeError, Ring, check_group
+from .ring import Ring, check_group
 from .rule import Rule
 
 _STATE_FORMAT = 1

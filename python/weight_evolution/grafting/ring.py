@@ -14,16 +14,13 @@ from torch import Tensor, nn
 import we_kernels as wk
 
 from ..model.wrappers import data_parallel_around
+from ..sharding.failures import ExchangeError
 from ..tables import first_line
 from .network import Network
 
 CHUNK_BYTES = 1 << 20
 """Tensors are sent together until they are so large; what a rank blends while the next ones travel."""
 _ALIGNMENT = 16
-
-
-class ExchangeError(RuntimeError):
-    """Another rank failed, died or did not come in time; the weights of this rank are unchanged."""
 
 
 class Ring:

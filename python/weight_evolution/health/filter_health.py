@@ -16,6 +16,7 @@ from ..measures.dormancy_report import THRESHOLDS as DORMANT
 from ..model.convolutions import measured_weight
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.wrappers import joined, named_modules, named_parameters
+from ..sharding.local_part import refuse_distributed
 from .activity import Batch, measure_activity
 from .advice import advice
 from .layer import Activity, LayerHealth, layer_health
@@ -56,6 +57,7 @@ def filter_health(
     """
     choice = ModuleChoice(include, exclude)
     choice.modules_of(model)
+    refuse_distributed(model, "filter_health")
     check_flag(full, "full")
     inputs = check_inputs(example_inputs)
     layers, skipped = _measure(model, full, choice)

@@ -18,6 +18,7 @@ from ..model.module_filters import ModuleChoice
 from ..model.own_forward import computes_otherwise
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules, unwrap
+from ..sharding.local_part import reshard
 
 Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """What can be replaced by two layers of its kind."""
@@ -150,7 +151,9 @@ def find_layers(model: nn.Module, choice: ModuleChoice, *, linear: bool) -> tupl
         ValueError: an entry of ``include`` or ``exclude`` matches no module, a weight is only a part of it, or no layer
             is left.
     """
-    layers, skipped = _sort(choice.modules_of(model), choice, linear)
+    modules = choice.modules_of(model)
+    reshard(model)
+    layers, skipped = _sort(modules, choice, linear)
     if not layers:
         reason = f"left out: {skipped}" if skipped else reason_without_layers(model)
         linears = "" if linear else " (Linear layers take part with linear=True)"

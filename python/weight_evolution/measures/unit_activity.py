@@ -18,6 +18,7 @@ from ..model.links import Links
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.unit_graph import UnitLayer, find_units
 from ..model.weights import reason_without_layers
+from ..sharding.local_part import refuse_distributed
 from .dormancy_report import DormancyReport
 from .unit_sums import UnitSums, fits
 
@@ -58,6 +59,7 @@ class UnitActivity:
         with_gradients: bool = False,
     ) -> None:
         ModuleChoice(include, exclude).modules_of(model)
+        refuse_distributed(model, "what measures or replaces its units")
         self._batches = None if batches is None else check_count(batches, "batches", 1)
         self._with_gradients = check_flag(with_gradients, "with_gradients")
         self.graph = find_units(model, include=include, exclude=exclude, example_inputs=check_inputs(example_inputs))

@@ -8,6 +8,7 @@ from torch.nn.parameter import is_lazy
 
 from we_kernels import FilterBank
 
+from ..sharding.local_part import reshard
 from .copies import copy_model
 from .module_filters import EVERYTHING, ModuleChoice
 from .weights import check_weight
@@ -29,7 +30,9 @@ def convolutions(model: nn.Module, choice: ModuleChoice = EVERYTHING) -> dict[st
     """
     found: dict[str, tuple[_ConvNd, Tensor]] = {}
     seen: set[int] = set()
-    for name, module in choice.modules_of(model).items():
+    modules = choice.modules_of(model)
+    reshard(model)
+    for name, module in modules.items():
         if not isinstance(module, _ConvNd) or choice.left_out(module, name):
             continue
         parameter = module._parameters.get("weight")

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from ..sharding.local_part import fully_sharded, plain_class
 from .wrappers import inside, joined, named_modules, unwrap
 
 KEPT_ELEMENTS = 4096
 """Buffers and other tensors of at most so many elements keep their values in a copy without: forward may branch on a
 flag or a counter, and compute with small constants."""
+_COMPOSABLE = "__composable_api_state_key"
+"""What torch.distributed keeps in a module starts so."""
 
 
 class CannotCopyError(TypeError):
@@ -65,6 +68,7 @@ def copy_without_values(model: nn.Module, convert: Callable[[Tensor], Tensor] | 
             elif dist.is_available() and isinstance(value, dist.ProcessGroup):
                 memo[id(value)] = value
     with _Copying(partial(_small_or, convert)):
+        _copy_fully_sharded(model, memo)
         copied = _deepcopy(model, memo)
     _refuse_shared(model, copied)
     return copied
@@ -75,6 +79,17 @@ def on_meta(tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _copy_fully_sharded(model: nn.Module, memo: dict[int, Any]) -> None:
+    """Copies of FSDP2's modules, which cannot be copied, as what they were before."""
+    modules = fully_sharded(model)
+    for module in modules:
+        plain = plain_class(module)
+        memo[id(module)] = plain.__new__(plain)
+    for module in modules:
+        state = {name: value for name, value in vars(module).items() if not name.startswith(_COMPOSABLE)}
+        vars(memo[id(module)]).update(copy.deepcopy(state, memo))
 
 
 class _Copying(TorchFunctionMode):

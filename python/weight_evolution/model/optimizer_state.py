@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from we_kernels.checks import check_choice
 
 from ..arguments import check_optimizer
+from ..sharding.local_part import local_part, spread_alike
 from .wrapped_optimizers import parameters_of, wrapped_optimizers
 from .writing import overwrite_
 
@@ -83,13 +84,30 @@ def check_optimizer_state(optimizer: Optimizer | None, optimizer_state: str) -> 
     return OptimizerState(check_optimizer(optimizer), optimizer_state)
 
 
-class _Entry(NamedTuple):
-    """One tensor of state."""
+class Entry(NamedTuple):
+    """One tensor of state, of DTensors this rank's part."""
 
     key: str
+    owner: Tensor
+    """The optimizer's parameter, which may be a DTensor."""
     parameter: Tensor
     group: dict[str, Any]
     value: Tensor
+
+    @property
+    def is_known(self) -> bool:
+        """Whether torch.optim uses the name, so that it is no copy of the weight."""
+        return self.key in _MOMENTS or self.is_magnitude or self.is_average
+
+    @property
+    def is_magnitude(self) -> bool:
+        """Whether it is a second moment."""
+        return self.key in _MAGNITUDES
+
+    @property
+    def is_average(self) -> bool:
+        """Whether it is an average of the weight."""
+        return self.key in _AVERAGES
 
 
 class StateTensor(NamedTuple):
@@ -105,8 +123,8 @@ def moments_of(state: OptimizerState, parameters: Sequence[Tensor]) -> list[Stat
     """Moments of parameters by torch.optim's names, for a step that writes them itself; none with "keep"."""
     wanted = set(map(id, parameters)) if state.choice != "keep" else set()
     found = []
-    for entry in _entries(state.optimizer):
-        if id(entry.parameter) in wanted and entry.key in _MOMENTS | _MAGNITUDES:
+    for entry in entries_of(state.optimizer):
+        if id(entry.owner) in wanted and entry.key in _MOMENTS | _MAGNITUDES:
             initial = 0.0 if entry.key in _MOMENTS else float(_initial(entry)) if state.choice == "reset" else None
             found.append(StateTensor(entry.parameter, entry.value, initial))
     return found
@@ -134,9 +152,9 @@ class StateUpdate:
         left_out = set() if moments else _MOMENTS | _MAGNITUDES
         self._entries = [
             entry
-            for entry in _entries(state.optimizer)
-            if id(entry.parameter) in wanted
-            and (state.choice != "keep" or not _is_known(entry.key))
+            for entry in entries_of(state.optimizer)
+            if id(entry.owner) in wanted
+            and (state.choice != "keep" or not entry.is_known)
             and entry.key not in left_out
         ]
         self._before = {entry.parameter: entry.parameter.detach().clone() for entry in self._entries}
@@ -151,7 +169,7 @@ class StateUpdate:
             new = self._new(entry, before, changed).to(entry.value)
             overwrite_(entry.value, torch.where(changed, new, entry.value))
 
-    def _new(self, entry: _Entry, before: Tensor, changed: Tensor) -> Tensor:
+    def _new(self, entry: Entry, before: Tensor, changed: Tensor) -> Tensor:
         if entry.key in _AVERAGES:
             return entry.parameter
         if self._choice == "keep":
@@ -159,37 +177,35 @@ class StateUpdate:
         elif self._choice == "fill":
             other = _filling(entry, changed)
         else:
-            other = _fresh(entry)
-        if _is_known(entry.key):
+            other = fresh(entry)
+        if entry.is_known:
             return other
         return torch.where(_is_copy(entry.value, before), entry.parameter.to(entry.value), other.to(entry.value))
 
 
-def _entries(optimizer: Optimizer) -> list[_Entry]:
+@torch.no_grad()
+def entries_of(optimizer: Optimizer) -> list[Entry]:
     """State tensors with one value per element of their parameter, each once."""
-    found: dict[int, _Entry] = {}
+    found: dict[int, Entry] = {}
     for one in (optimizer, *wrapped_optimizers(optimizer)):
         for group in one.param_groups:
             for parameter in group["params"]:
                 state = one.state.get(parameter)
                 for key, value in state.items() if isinstance(state, dict) else ():
                     if _is_per_element(value, parameter) and key not in _COUNTERS:
-                        found[id(value)] = _Entry(key, parameter, group, value)
+                        found[id(value)] = Entry(key, parameter, local_part(parameter), group, local_part(value))
     return list(found.values())
 
 
 def _is_per_element(value: object, parameter: Tensor) -> bool:
     return (
-        type(value) in (Tensor, nn.Parameter)  # subclasses may hold codes
-        and isinstance(value, Tensor)
+        isinstance(value, Tensor)
+        # Other subclasses may hold codes.
+        and (type(value) in (Tensor, nn.Parameter) or spread_alike(value, parameter))
         and value.is_floating_point()
         and value.layout == torch.strided
         and value.shape == parameter.shape
     )
-
-
-def _is_known(key: str) -> bool:
-    return key in _MOMENTS or key in _MAGNITUDES or key in _AVERAGES
 
 
 def _is_copy(value: Tensor, weight: Tensor) -> Tensor:
@@ -199,7 +215,7 @@ def _is_copy(value: Tensor, weight: Tensor) -> Tensor:
     return (value.to(precision) - weight).square().sum() * 4 < weight.square().sum()
 
 
-def _filling(entry: _Entry, changed: Tensor) -> Tensor:
+def _filling(entry: Entry, changed: Tensor) -> Tensor:
     """[] on the device: the mean of a magnitude's other elements, of all where none is left; 0 for the rest."""
     value = entry.value
     if entry.key in _MOMENTS:
@@ -213,13 +229,14 @@ def _filling(entry: _Entry, changed: Tensor) -> Tensor:
     return mean if entry.key in _MAGNITUDES else torch.where((value >= 0).all(), mean, 0)
 
 
-def _initial(entry: _Entry) -> float | Tensor:
+def _initial(entry: Entry) -> float | Tensor:
     """What a fresh parameter has; a tensor where the optimizer keeps its learning rate on the device."""
     initial: float | Tensor = entry.group.get(_INITIAL.get(entry.key, ""), 0.0)
     return initial
 
 
-def _fresh(entry: _Entry) -> Tensor:
+def fresh(entry: Entry) -> Tensor:
+    """[] on the device: what a fresh parameter has."""
     initial = _initial(entry)
     if isinstance(initial, Tensor):
         return initial.to(entry.value)

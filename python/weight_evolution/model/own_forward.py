@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..sharding.local_part import is_distributed, plain_class
+from .copies import copy_without_values
 from .tracing import restored
 
 _PLAIN = (
@@ -40,14 +42,15 @@ def computes_otherwise(module: nn.Module) -> str | None:
         getattr(type(module), name, None) is getattr(plain, name, None) for name in ("forward", "_conv_forward")
     ):
         return None
-    return f"{type(module).__name__} computes something else than {plain.__name__}"
+    return f"{plain_class(module).__name__} computes something else than {plain.__name__}"
 
 
 @torch.no_grad()
 def _grows_with_weight(module: nn.Module) -> bool:
     with restored():
         try:
-            probe = copy.deepcopy(module)
+            sharded = any(map(is_distributed, module.parameters()))
+            probe = copy_without_values(module, _whole) if sharded else copy.deepcopy(module)
             weight = probe._parameters["weight"]
             assert weight is not None
             weight.normal_()
@@ -62,6 +65,13 @@ def _grows_with_weight(module: nn.Module) -> bool:
     if not isinstance(once, Tensor) or not isinstance(fourfold, Tensor):
         return False
     return torch.allclose(fourfold, 4 * once, rtol=0.02, atol=0.02 * float(once.abs().max()))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Memory for all of a DTensor; any other tensor copied."""
+    if not is_distributed(tensor):
+        return tensor.clone()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
 def _input_shape(module: nn.Module) -> tuple[int, ...]:

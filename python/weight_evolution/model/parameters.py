@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
+from ..sharding.local_part import reshard
 from .module_filters import ModuleChoice
 from .optimizer_state import OptimizerState
 from .outputs import output_layers
@@ -39,6 +40,7 @@ def find_targets(
             nothing is left to evolve.
     """
     modules = choice.modules_of(model)
+    reshard(model)
     kinds = {name: _kinds_of(module, linear) for name, module in modules.items()}
     outputs = _output_weights(model, modules) if choice.include is None and any(kinds.values()) else set()
     trained = None

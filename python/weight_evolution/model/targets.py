@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from we_kernels import FilterBank
 
+from ..sharding.local_part import is_distributed, local_part
+from ..sharding.meshes import Spread, placement_of
+from ..sharding.placement import Placement
 from .weights import check_weight
 
 KINDS = ("conv", "norm_scale", "norm_shift", "linear")
@@ -27,6 +30,8 @@ class Target:
     kind: str
     module: nn.Module
     attribute: str
+    needs_whole_filters: ClassVar[bool] = True
+    """Whether a rank cannot work with parts of filters, where the parameter is a DTensor."""
 
     @property
     def parameter(self) -> Tensor:
@@ -39,7 +44,7 @@ class Target:
 
     @property
     def filters(self) -> tuple[Tensor, int]:
-        """The parameter, or a view of it, and the dimension along which its filters lie.
+        """The parameter, or a view of it, and the dimension along which its filters lie; of a DTensor this rank's part.
 
         Raises:
             TypeError: the filters of a transposed convolution with groups are not a view in this memory format.
@@ -47,6 +52,7 @@ class Target:
         """
         parameter = self.parameter
         check_weight(self.name, self.module, parameter)
+        parameter = local_part(parameter)
         tensor, dim = self.view_of(parameter)
         if tensor is not parameter and tensor.data_ptr() != parameter.data_ptr():
             raise TypeError(
@@ -57,6 +63,12 @@ class Target:
     def view_of(self, tensor: Tensor) -> tuple[Tensor, int]:
         """The same of a tensor of the parameter's shape, such as its gradient."""
         return filters_of(self.module, tensor)
+
+    @property
+    def spread(self) -> Spread:
+        """The parameter, for `placement_of`."""
+        parameter = self.parameter
+        return Spread(self.name, parameter, self.view_of(local_part(parameter))[1], self.needs_whole_filters)
 
 
 def filters_of(module: nn.Module, weight: Tensor) -> tuple[Tensor, int]:
@@ -98,8 +110,19 @@ class Targets:
     items: list[Target]
     skipped: dict[str, str]
     """Parameters of the right kind that do not take part, and why."""
+    distributed: bool = field(init=False)
+    """Whether one of them is a DTensor."""
+    placement: Placement | None = field(init=False, default=None)
+    """Which rank has which of their filters; None: every rank has all."""
     _bank: FilterBank | None = field(default=None, repr=False)
+    _every_filter: FilterBank | None = field(default=None, repr=False)
     _built_from: tuple[object, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        self.distributed = any(is_distributed(target.parameter) for target in self.items)
+        if self.distributed:
+            with torch.no_grad():
+                self.placement = placement_of([target.spread for target in self.items])
 
     @property
     def kinds(self) -> list[str]:
@@ -110,30 +133,59 @@ class Targets:
     @property
     def filter_counts(self) -> dict[str, int]:
         """Parameter name -> how many filters it has, as the bank lists them."""
-        bank = self.bank()
+        bank = self.every_filter()
         return dict(zip(bank.names, bank.sizes, strict=True))
 
     @torch.no_grad()
     def bank(self) -> FilterBank:
-        """The bank of all targets; made anew when a parameter was replaced, moved or resized."""
+        """The bank of all targets, of DTensors this rank's part; made anew when one was replaced, moved or resized.
+
+        Raises:
+            TypeError: a parameter became a DTensor since it was looked for.
+        """
         parameters = [target.parameter for target in self.items]
+        held = list(map(local_part, parameters)) if self.distributed else parameters
         state = (
             *map(id, parameters),
-            *map(Tensor.data_ptr, parameters),
-            *map(attrgetter("shape"), parameters),
-            *map(Tensor.stride, parameters),
+            *map(Tensor.data_ptr, held),
+            *map(attrgetter("shape"), held),
+            *map(Tensor.stride, held),
         )
         if self._bank is None or state != self._built_from:
-            tensors, dims = zip(*(target.filters for target in self.items), strict=True)
-            group = {kind: g for g, kind in enumerate(self.kinds)}
-            groups = [group[target.kind] for target in self.items]
-            self._bank = FilterBank(tensors, dims, groups=groups, names=[target.name for target in self.items])
-            self._built_from = state
+            self._bank, self._every_filter, self._built_from = self._make_bank(), None, state
         return self._bank
 
+    @torch.no_grad()
+    def every_filter(self) -> FilterBank:
+        """A bank of the filters of all ranks, for functions that read no weights: `bank` where every rank has all."""
+        bank = self.bank()
+        if self.placement is None:
+            return bank
+        if self._every_filter is None:
+            stand_ins = [torch.empty(size, device=bank.device) for size in self.placement.sizes]
+            self._every_filter = FilterBank(stand_ins, groups=bank.groups, names=bank.names)
+        return self._every_filter
+
+    def _make_bank(self) -> FilterBank:
+        for target in self.items:
+            if not self.distributed and is_distributed(target.parameter):
+                raise TypeError(
+                    f"{target.name} became a DTensor since; shard the model first (fully_shard), then make the "
+                    "optimizer and what evolves it"
+                )
+        tensors, dims = zip(*(target.filters for target in self.items), strict=True)
+        group = {kind: g for g, kind in enumerate(self.kinds)}
+        groups = [group[target.kind] for target in self.items]
+        bank = FilterBank(tensors, dims, groups=groups, names=[target.name for target in self.items])
+        if self.placement is not None and len(bank) != len(self.items):
+            raise ValueError(
+                "two parameters that are sharded share their memory on this rank; tie them (one Parameter) instead"
+            )
+        return bank
+
     def __getstate__(self) -> dict[str, Any]:
-        # Without the bank, which is known by identities and addresses: a copy makes its own.
-        return {"items": self.items, "skipped": self.skipped, "_bank": None, "_built_from": ()}
+        # Without the banks, which are known by identities and addresses: a copy makes its own.
+        return {**self.__dict__, "_bank": None, "_every_filter": None, "_built_from": ()}
 
 
 def own_parameter(module: nn.Module, attribute: str, name: str) -> Tensor | None:
@@ -149,17 +201,16 @@ def own_parameter(module: nn.Module, attribute: str, name: str) -> Tensor | None
             f"effect; remove the parametrization or pass exclude=[{name.rpartition('.')[0]!r}]"
         )
     parameter = module._parameters[attribute]
-    if type(parameter).__module__.startswith("torch.distributed"):
-        raise TypeError(
-            f"{name} is a {type(parameter).__name__} (FSDP2 or tensor parallelism): each rank has a part of it, "
-            "which has no whole filters. Take the step on a gathered model (torch.distributed.checkpoint.state_dict), "
-            f"or pass exclude=[{name.rpartition('.')[0]!r}]"
-        )
     if parameter is not None and is_lazy(parameter):
         raise TypeError(f"{name} is not initialized yet; run one forward pass first")
     if isinstance(module, _ConvNd) and not has_filters(module):
         raise TypeError(
             f"{name}: the filters of a transposed convolution with {module.groups} groups do not lie along one "
             f"dimension; pass exclude=[{name.rpartition('.')[0]!r}]"
+        )
+    if is_distributed(parameter) and isinstance(module, _ConvNd) and module.transposed and module.groups > 1:
+        raise TypeError(
+            f"{name} is a DTensor, a transposed convolution with groups, whose shards need not be whole groups; keep "
+            f"it whole (ignored_params= of fully_shard) or pass exclude=[{name.rpartition('.')[0]!r}]"
         )
     return parameter

@@ -14,6 +14,7 @@ import we_kernels as wk
 from we_kernels.checks import check_integer, check_vector
 
 from ..model.checked_optimizer import CheckedOptimizer, loss_of
+from ..sharding.local_part import is_distributed
 
 _RESETS = ("row_reset", "column_reset")
 
@@ -192,6 +193,12 @@ class UnitAdamW(CheckedOptimizer, Adam):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
+        for i, param in enumerate(group["params"]):
+            if is_distributed(param):
+                raise TypeError(
+                    f"params[{i}] is a DTensor (FSDP2 or tensor parallelism), whose rows' ages UnitAdamW cannot keep "
+                    "on each rank; use torch.optim.AdamW, or keep the parameter whole (ignored_params= of fully_shard)"
+                )
         if any(isinstance(beta, Tensor) for beta in group["betas"]):
             raise TypeError("betas must be numbers, not tensors")
 

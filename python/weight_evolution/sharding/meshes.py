@@ -1,0 +1,103 @@
+"""Which ways of spreading a parameter over ranks can be worked with, and the group of those ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+
+from .local_part import is_distributed, local_part
+from .placement import Placement
+
+
+class Spread(NamedTuple):
+    """A parameter that may be a DTensor."""
+
+    name: str
+    parameter: Tensor
+    filter_dim: int
+    """The dimension along which its filters lie."""
+    whole_filters: bool
+    """Whether a rank must have the filters that it has as a whole, or parts of them will do."""
+
+
+def placement_of(spreads: Sequence[Spread]) -> Placement | None:
+    """Which rank has which filters of these parameters; None if every rank has all.
+
+    Raises:
+        TypeError: a parameter is spread in another way than by its filters; names it, and says how to go on.
+        ValueError: two are spread over different ranks.
+    """
+    dims = [_sharded_dim(spread) for spread in spreads]
+    first: Spread | None = None
+    group: dist.ProcessGroup | None = None
+    for spread, dim in zip(spreads, dims, strict=True):
+        if dim is None:
+            continue
+        mesh = _mesh(spread)
+        if first is None:
+            first, group = spread, mesh.get_group(dim)
+        elif mesh.get_group(dim) != group:
+            raise ValueError(
+                f"{spread.name} is sharded over other ranks than {first.name}, and a threshold needs all filters on "
+                "the same; give fully_shard one mesh for all, or make one WeightEvolution with include= for each"
+            )
+    if group is None:
+        return None
+    sizes = [spread.parameter.shape[spread.filter_dim] for spread in spreads]
+    placement = Placement(group, sizes, [dim is not None for dim in dims])
+    for spread, rows in zip(spreads, placement.rows_on(placement.rank), strict=True):
+        held = local_part(spread.parameter).shape[spread.filter_dim]
+        if held != rows:
+            raise ValueError(
+                f"{spread.name}: this rank holds {held} of {spread.parameter.shape[spread.filter_dim]} rows, where "
+                f"torch.chunk gives rank {placement.rank} of {placement.ranks} {rows}; shard it with fully_shard or "
+                "distribute_tensor"
+            )
+    return placement
+
+
+def _sharded_dim(spread: Spread) -> int | None:
+    """The dimension of its mesh along which a parameter's filters are spread; None where every rank has all."""
+    if not is_distributed(spread.parameter):
+        return None
+    mesh, found = _mesh(spread), []
+    for dim, kind in enumerate(_placements(spread)):
+        if kind.is_replicate() or (mesh.size(dim) == 1 and not kind.is_partial()):
+            continue
+        if type(kind).__name__ == "Shard" and kind.dim != spread.filter_dim and not spread.whole_filters:
+            continue
+        if type(kind).__name__ != "Shard" or kind.dim != spread.filter_dim:
+            raise TypeError(
+                f"{spread.name} is a DTensor placed as {kind}, of which no rank has whole filters; they can be worked "
+                f"with as Shard({spread.filter_dim}) or Replicate() (shard_placement_fn= and ignored_params= of "
+                f"fully_shard, ColwiseParallel), else {_left_out(spread.name)}"
+            )
+        found.append(dim)
+    if len(found) > 1:
+        raise TypeError(
+            f"{spread.name} is a DTensor sharded along {len(found)} dimensions of its mesh, where one can be worked "
+            f"with; replicate it along the others (HSDP), or {_left_out(spread.name)}"
+        )
+    if local_part(spread.parameter).device.type not in (mesh.device_type, "meta"):
+        raise TypeError(
+            f"{spread.name} is offloaded to the CPU (CPUOffloadPolicy), where its group on {mesh.device_type} cannot "
+            f"exchange it; leave offload_policy= out, or {_left_out(spread.name)}"
+        )
+    return found[0] if found else None
+
+
+def _left_out(name: str) -> str:
+    return f"leave it out with exclude=[{name.rpartition('.')[0]!r}]"
+
+
+def _mesh(spread: Spread) -> Any:
+    distributed: Any = spread.parameter
+    return distributed.device_mesh
+
+
+def _placements(spread: Spread) -> Any:
+    distributed: Any = spread.parameter
+    return distributed.placements
