@@ -162,7 +162,7 @@ class Targets:
         if self.placement is None:
             return bank
         if self._every_filter is None:
-            stand_ins = [torch.empty(size, device=bank.device) for size in self.placement.sizes]
+            stand_ins = [torch.empty(size, dtype=torch.float32, device=bank.device) for size in self.placement.sizes]
             self._every_filter = FilterBank(stand_ins, groups=bank.groups, names=bank.names)
         return self._every_filter
 
