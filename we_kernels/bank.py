@@ -108,6 +108,11 @@ class FilterBank:
         return self.weights[0].device if self.weights else torch.device("cpu")
 
     @property
+    def blends(self) -> tuple[bool, ...]:
+        """For each tensor, whether a crossover blends whole filters: vectors, rows, kernels of height 1."""
+        return tuple(bool(layer.blend) for layer in self.view().layout.layers)
+
+    @property
     def segments(self) -> Segments:
         """Where the filters of each tensor are among the F, and the tensors' groups."""
         make = Segments if torch.compiler.is_compiling() else segments_of  # a cache cannot be traced

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import we_kernels as wk
-from we_kernels.runtime.filters import filters_first
 
 from ..sharding.exchange import exchange
 from ..sharding.placement import Placement
@@ -66,7 +65,7 @@ class ShardedCrossover:
     def __init__(
         self, bank: wk.FilterBank, placement: Placement, donor: Tensor, rule: str, biases: Mapping[int, Tensor]
     ) -> None:
-        self._bank = bank
+        self._bank, self._blends = bank, bank.blends
         self._layers: list[_Layer] = []
         self._outgoing: list[list[Tensor]] = [[] for _ in range(placement.ranks)]
         self._expected: list[list[Tensor]] = [[] for _ in range(placement.ranks)]
@@ -114,8 +113,9 @@ class ShardedCrossover:
     def _plan(self, position: int, donors: Tensor, placement: Placement, bias: Tensor | None) -> None:
         """Which of a layer's donors go from and to this rank, and where."""
         bank, here = self._bank, placement.rank
-        filters = filters_first(bank.weights[position], bank.filter_dims[position])
-        blend = bool(bank.view().layout.layers[position].blend)
+        filters = bank.weights[position].movedim(bank.filter_dims[position], 0)
+        filters = filters.unsqueeze(1) if filters.dim() == 1 else filters
+        blend = self._blends[position]
         rows = (donors >= 0).nonzero().squeeze(1)
         sources = donors[rows]
         first, to, come_from = 0, torch.full_like(rows, here), torch.full_like(rows, here)

@@ -14,7 +14,6 @@ import we_kernels as wk
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS, as_rows, count_under, filter_norms
 from ..model.module_filters import ModuleChoice
 from ..model.wrappers import named_modules
-from ..sharding.local_part import reshard
 from .coefficients import filter_coefficients, layer_coefficients
 from .parts import FilterPairs, Parts, find_norms, find_parts, pair_up
 from .rule import Rule
@@ -76,7 +75,6 @@ class Network:
             TypeError, ValueError: something cannot be grafted (any more).
         """
         choice = self._choice
-        reshard(self.model)
         parts = find_parts(self.model, choice.modules)
         pairs = None
         if choice.level == "filter":

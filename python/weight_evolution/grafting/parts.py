@@ -19,6 +19,7 @@ from ..model.module_filters import ModuleChoice
 from ..model.targets import filters_of, has_filters
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules
+from ..sharding.local_part import reshard
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def find_parts(model: nn.Module, choice: ModuleChoice) -> Parts:
             ``include`` or ``exclude`` matches nothing.
     """
     modules = dict(named_modules(check_model(model, "each model")))
+    reshard(model)
     owners = modules | {joined(name, a): module for name, module in modules.items() for a, _ in _tensors(module)}
     choice.check(owners)
     items: list[Part] = []
