@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import check_integer, check_number, check_vector
 from ..runtime.parameters import Shapes, check_finite, check_lengths, check_lr_tensor, check_parameters
-from ..runtime.weights import check_address, have_addresses
+from ..runtime.weights import check_addresses
 from . import operators
 from .rule import AdamwRule, AdamwTensors
 
@@ -139,7 +139,8 @@ def _check_steps(steps: Sequence[float] | Sequence[Tensor], device: torch.device
             raise TypeError(f"steps[{i}] must be float32 of one element, got {step.dtype} {tuple(step.shape)}")
         if step.device != device:
             raise ValueError(f"steps[{i}] must be on {device}, like params, got {step.device}; or pass a number")
-    _check_addresses(tensors, "steps")
+    if not torch.compiler.is_compiling():
+        check_addresses(tensors, "steps")
     return [], tensors
 
 
@@ -176,11 +177,6 @@ def _check_reset_vectors(found: list[Tensor | None], name: str, sizes: list[int]
         if not each.is_contiguous():
             raise ValueError(f"{name}[{i}] must be contiguous; pass its contiguous() copy")
         checked.append(each)
-    _check_addresses(checked, name)
+    if not torch.compiler.is_compiling():
+        check_addresses(checked, name)
     return checked
-
-
-def _check_addresses(tensors: Sequence[Tensor], name: str) -> None:
-    if not torch.compiler.is_compiling() and not have_addresses([each for each in tensors if each.numel()]):
-        for i, tensor in enumerate(tensors):
-            check_address(tensor, f"{name}[{i}]")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checks import check_number
 from .layout import DTYPES, MAX_DIMS
 from .memory import strides_are_disjoint
-from .weights import check_address, have_addresses
+from .weights import check_addresses
 
 _FIELDS = ("shape", "dtype", "device", "layout")
 
@@ -60,9 +60,7 @@ def check_parameters(
         if len(set(map(id, params))) != len(params):
             raise ValueError("params holds a tensor twice; give every parameter once")
         for name, tensors in (("params", params), ("grads", grads), *states.items()):
-            if not have_addresses(tensors):
-                for i, tensor in enumerate(tensors):
-                    check_address(tensor, f"{name}[{i}]")
+            check_addresses(tensors, name)
     return shapes, device
 
 

@@ -87,10 +87,17 @@ def _is_called(kind: type, name: str) -> bool:
     return any(base.__name__ == name and base.__module__.startswith("torch.") for base in kind.__mro__)
 
 
-def have_addresses(tensors: Sequence[Tensor]) -> bool:
-    """Whether `check_address` takes all of them: in one pass in C, for what is asked at every call."""
+def check_addresses(tensors: Sequence[Tensor], name: str) -> None:
+    """`check_address` of all of them: in one pass in C where they are in order, since it is asked at every call.
+
+    Raises:
+        ValueError: names the tensor, ``name[i]``.
+    """
     addresses = list(map(Tensor.data_ptr, tensors))
-    return all(addresses) and not any(map(mod, addresses, map(Tensor.element_size, tensors)))
+    held = all(addresses) or all(a or not x.numel() for a, x in zip(addresses, tensors, strict=True))
+    if not held or any(map(mod, addresses, map(Tensor.element_size, tensors))):
+        for i, tensor in enumerate(tensors):
+            check_address(tensor, f"{name}[{i}]")
 
 
 def check_address(tensor: Tensor, name: str) -> None:
