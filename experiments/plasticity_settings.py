@@ -23,6 +23,8 @@ class Setting:
     """Times the recipe's."""
     tuned_in: str | None = None
     """Another setting, whose learning rates it takes."""
+    larger_learning_rates: tuple[float, ...] = ()
+    """Beyond those of the recipe, where methods chose the largest of them."""
 
     @property
     def score(self) -> str:
@@ -51,7 +53,7 @@ SETTINGS = {
     "sgd": Setting("conv net, random labels, SGD with momentum 0.9", "random", optimizer="SGD"),
     "long": Setting("conv net, random labels, Adam, long", "random", tasks=2.5, tuned_in="conv"),
     "noise": Setting("MLP, true labels after random ones, Adam", "noise", "mlp", tasks=0.5),
-    "pairs": Setting("MLP, pairs of classes, Adam", "pairs", "mlp", tasks=0.5),
+    "pairs": Setting("MLP, pairs of classes, Adam", "pairs", "mlp", tasks=0.5, larger_learning_rates=(0.1,)),
     "stationary": Setting("MLP, true labels of the same images all the time, Adam", "true", "mlp", tasks=0.5),
 }
 SCORES = {
@@ -78,7 +80,8 @@ class Recipe:
 
     def grid(self, setting: Setting) -> list[float]:
         """The learning rates that every method is tuned on."""
-        return self.sgd_learning_rates if setting.optimizer == "SGD" else self.adam_learning_rates
+        own = self.sgd_learning_rates if setting.optimizer == "SGD" else self.adam_learning_rates
+        return [*own, *setting.larger_learning_rates]
 
     def length(self, setting: Setting) -> int:
         """Tasks of a run, at least two: the second half counts."""

@@ -1,0 +1,33 @@
+"""The tables of the documentation are those of the recorded runs, row by row."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import plasticity, study
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "results"
+
+
+@pytest.mark.parametrize(
+    "page, experiment, arguments, tables",
+    [
+        ("reactivation.md", plasticity, ["--output", RESULTS / "plasticity_digits_2026-11-27.jsonl"], 5),
+        (
+            "evidence.md",
+            study,
+            [
+                *("--data", "npz:cifar10-16.npz", "--tuned", "baselines", "--tuning-seeds", "100"),
+                *("--output", RESULTS / "study_cifar10_h200_2026-11-27.jsonl"),
+            ],
+            9,
+        ),
+    ],
+)
+def test_tables(page, experiment, arguments, tables, capsys):
+    assert experiment.main(["--table", *map(str, arguments)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert sum(line.startswith("| ---") for line in rows) == tables
+    shown = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    assert [row for row in rows if row not in shown] == []
