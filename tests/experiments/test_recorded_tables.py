@@ -11,7 +11,7 @@ RESULTS = ROOT / "experiments" / "results"
 
 
 @pytest.mark.parametrize(
-    "page, experiment, arguments, tables",
+    ("page", "experiment", "arguments", "tables"),
     [
         ("reactivation.md", plasticity, ["--output", RESULTS / "plasticity_digits_2026-11-27.jsonl"], 5),
         (
