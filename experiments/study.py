@@ -26,7 +26,7 @@ from experiments.stacked_passes import FORMS
 from experiments.study_arms import ARMS
 from experiments.study_data import load_pool
 from experiments.study_figure import plot
-from experiments.study_networks import NETWORKS
+from experiments.study_networks import NETWORKS, PLAIN
 from experiments.study_plan import next_stack
 from experiments.study_settings import CONDITIONS, TABLES, Recipe, Run, base_run
 from experiments.study_tables import tables
@@ -79,10 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if both := set(recipe.seeds) & set(recipe.tuning_seeds):
             raise UserError(f"--seeds must not hold {min(both)}, with which values are tuned")
+        if recipe.epochs < 2 and any(ARMS[arm].truncated for name in given.tables for arm in TABLES[name].arms):
+            raise UserError("--epochs must be at least 2 with --tables low-rank: half of them follow the truncation")
         if len(given.output) > 1 and not given.table:
             raise UserError("--output takes several files only with --table")
-        if recipe.network == "resnet20" and any(CONDITIONS[TABLES[name].condition].pruned for name in given.tables):
-            raise UserError("--tables repair needs a plain network: with shortcuts, filters of zeros are not dead")
+        if recipe.network not in PLAIN and any(CONDITIONS[TABLES[name].condition].pruned for name in given.tables):
+            raise UserError(
+                f"--tables repair needs one of --network {' '.join(PLAIN)}: with shortcuts, filters of zeros are not "
+                "dead; name the other tables"
+            )
         journals = [Journal(path, recipe, Run) for path in given.output]
         if not given.table:
             _run_all(given, recipe, journals[0])
@@ -100,7 +105,7 @@ def _run_all(given: argparse.Namespace, recipe: Recipe, journal: Journal[Run]) -
     """Train what is missing, until the time is over."""
     deadline = None if given.minutes is None else time.monotonic() + 60 * given.minutes
     device = _device(given.device)
-    form = given.form or ("products" if device.type == "cuda" and recipe.network != "resnet20" else "each")
+    form = given.form or ("products" if device.type == "cuda" and recipe.network in PLAIN else "each")
     pool = load_pool(recipe.data, given.root, recipe.size, device)
     place = Place(pool, given.output[0].with_suffix(".states"), form, deadline)
     failed: set[Run] = set()

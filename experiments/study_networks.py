@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
+from weight_evolution.training.models.mobilenet_v2 import CifarMobileNetV2
 from weight_evolution.training.models.resnet import CifarResNet
 
 CHANNELS = (16, 16, 32, 32, 64, 64)
-NETWORKS = ("vgg", "vgg-plain", "resnet20")
+PLAIN = ("vgg", "vgg-plain")
+"""Networks that are one layer after the other: in these a filter of zeros is dead."""
+NETWORKS = (*PLAIN, "resnet20", "mobilenetv2")
 
 
 def make_network(name: str, channels: int, classes: int, width: float = 1.0) -> nn.Module:
-    """``vgg``: six 3x3 convolutions of 224 filters, with BatchNorm, 73 thousand parameters; ``vgg-plain``: without.
+    """A network for small images, with fresh weights.
+
+    ``vgg``: six 3x3 convolutions of 224 filters, with BatchNorm, 73 thousand parameters; ``vgg-plain``: without;
+    ``resnet20`` and ``mobilenetv2``: those of the command train.
 
     Args:
         name: one of `NETWORKS`.
@@ -21,6 +27,8 @@ def make_network(name: str, channels: int, classes: int, width: float = 1.0) -> 
     """
     if name == "resnet20":
         return CifarResNet(20, channels, classes, width=round(16 * width / 2) * 2)
+    if name == "mobilenetv2":
+        return CifarMobileNetV2(channels, classes, width=width)
     normed = name == "vgg"
     layers: list[nn.Module] = []
     for number, size in enumerate(CHANNELS):

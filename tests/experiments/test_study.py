@@ -410,3 +410,25 @@ def test_journals_know_what_was_too_large(tmp_path):
     Journal(path, RECIPE, Run).write(Run("healthy", BASELINE, *VALUES, 0), {"accuracy": 1.0})
     with pytest.raises(UserError, match="large_lr"):
         Journal(path, replace(RECIPE, large_lr=0.5), Run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "1"], "--epochs must be at least 2 with --tables low-rank"),
+        (["--network", "mobilenetv2"], "--tables repair needs one of --network vgg vgg-plain"),
+        (["--network", "resnet20", "--tables", "repair"], "--tables repair needs one of --network vgg vgg-plain"),
+    ],
+)
+def test_refused(arguments, message, tmp_path, capsys):
+    assert study.main([*arguments, "--output", str(tmp_path / "a.jsonl")]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("width", "parameters"), [(0.35, 408_938), (0.66, 1_078_762), (2.0, 8_722_698)])
+def test_mobilenet_v2_of_any_width(width, parameters):
+    """As many parameters as torchvision's has."""
+    network = make_network("mobilenetv2", 3, 10, width)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    assert network(torch.rand(2, 3, 16, 16)).shape == (2, 10)

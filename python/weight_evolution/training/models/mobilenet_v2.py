@@ -27,19 +27,31 @@ class InvertedResidual(nn.Module):
 
 
 class CifarMobileNetV2(nn.Module):
-    """MobileNetV2 of width 1, stride 1 in the stem and the second stage. Source: Sandler et al. (arXiv 1801.04381)."""
+    """MobileNetV2 with stride 1 in the stem and the second stage. Source: Sandler et al. (arXiv 1801.04381).
 
-    def __init__(self, in_channels: int = 3, num_classes: int = 10) -> None:
+    Args:
+        in_channels: of the images.
+        num_classes: how many.
+        width: multiplier of all numbers of channels, which are then rounded to multiples of 8, by at most a tenth
+            downwards; the last layer keeps its 1280 with a width below 1. As published.
+    """
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 10, width: float = 1.0) -> None:
         super().__init__()
-        layers = _conv(in_channels, 32, 3)
-        width = 32
+
+        def scaled(channels: int) -> int:
+            rounded = 8 * max(1, int(width * channels + 4) // 8)
+            return rounded if rounded >= 0.9 * width * channels else rounded + 8
+
+        before, last = scaled(32), scaled(1280) if width > 1 else 1280
+        layers = _conv(in_channels, before, 3)
         for expansion, channels, blocks, stride in _STAGES:
             for block in range(blocks):
-                layers.append(InvertedResidual(width, channels, stride if block == 0 else 1, expansion))
-                width = channels
-        layers += _conv(width, 1280, 1)
+                layers.append(InvertedResidual(before, scaled(channels), stride if block == 0 else 1, expansion))
+                before = scaled(channels)
+        layers += _conv(before, last, 1)
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(1280, num_classes)
+        self.classifier = nn.Linear(last, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
