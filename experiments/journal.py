@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,12 +33,18 @@ class Journal(Generic[RunT]):
     def __init__(self, path: Path, recipe: Any, kind: type[RunT]) -> None:
         self._path, self._recipe, self._kind = path, recipe, kind
         self.results: dict[RunT, Result] = {}
+        self._whole: int | None = None
+        """Bytes to keep, if the file ended within a line; it is left as it is until something is written, because
+        another process may be about to end that line."""
         if path.exists():
             self._read()
 
     def write(self, run: RunT, result: Result) -> None:
         """Add a line, behind a first one with the recipe."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._whole is not None:
+            os.truncate(self._path, self._whole)
+            self._whole = None
         with self._path.open("a", encoding="utf-8") as file:
             if not self.results and not file.tell():
                 file.write(json.dumps({"recipe": asdict(self._recipe)}) + "\n")
@@ -47,8 +54,8 @@ class Journal(Generic[RunT]):
     def _read(self) -> None:
         text = self._path.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # ended within a line
-            self._path.write_text(whole, encoding="utf-8")
+        if whole != text:
+            self._whole = len(whole.encode())
         names = [field.name for field in fields(self._kind)]  # type: ignore[arg-type]
         try:
             head, *lines = map(json.loads, whole.splitlines())
@@ -62,3 +69,19 @@ class Journal(Generic[RunT]):
             ) from None
         if difference := first_difference(recipe, asdict(self._recipe)):
             raise UserError(f"{self._path} is of another experiment: {difference}; pass another --output")
+
+
+def open_journals(paths: Sequence[Path], recipe: Any, kind: type[RunT], *, only_read: bool) -> list[Journal[RunT]]:
+    """The journals of an experiment's processes.
+
+    Raises:
+        UserError: there are several, but not only to be read; or as of `Journal`.
+    """
+    if len(paths) > 1 and not only_read:
+        raise UserError("--output takes several files only with --table")
+    return [Journal(path, recipe, kind) for path in paths]
+
+
+def all_results(journals: Sequence[Journal[RunT]]) -> dict[RunT, Result]:
+    """Of all of them; the last one counts for what several have."""
+    return {run: result for journal in journals for run, result in journal.results.items()}

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from experiments.journal import Journal
+from experiments.journal import Journal, all_results, open_journals
 from experiments.minatar_settings import ARMS, GAMES, Part, Recipe
 from experiments.minatar_tables import table
 from experiments.minatar_training import Training
@@ -40,13 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     try:
-        if len(outputs) > 1 and not given.table:
-            raise UserError("--output takes several files only with --table")
-        journals = [Journal(path, recipe, Part) for path in outputs]
+        journals = open_journals(outputs, recipe, Part, only_read=given.table)
         if not given.table:
             training = Training(recipe, [(arm, seed) for arm in given.arms for seed in given.seeds])
             train(training, journals[0], outputs[0].with_suffix(".pt"), _steps(given), given.minutes)
-        results = {part: result for journal in journals for part, result in journal.results.items()}
+        results = all_results(journals)
         print(table(recipe, results, given.steps if given.table else None))
     except UserError as error:
         print(f"minatar.py: error: {error}", file=sys.stderr)

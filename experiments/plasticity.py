@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from experiments.continual import Images, load_images
-from experiments.journal import Journal, Result
+from experiments.journal import Journal, Result, all_results, open_journals
 from experiments.plasticity_settings import SETTINGS, Recipe, Run, chosen_lr
 from experiments.plasticity_tables import tables
 from experiments.plasticity_training import train
@@ -55,13 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if both := set(recipe.seeds) & set(recipe.tuning_seeds):
             raise UserError(f"--seeds must not hold {min(both)}, with which learning rates are tuned")
-        if len(given.output) > 1 and not given.table:
-            raise UserError("--output takes several files only with --table")
-        journals = [Journal(path, recipe, Run) for path in given.output]
+        journals = open_journals(given.output, recipe, Run, only_read=given.table)
         if not given.table:
             images = load_images(recipe.data, given.root)
             run_all(given.setting, recipe, journals[0], images, given.minutes, given.stack)
-        results = {run: result for journal in journals for run, result in journal.results.items()}
+        results = all_results(journals)
         print("\n".join(tables(given.setting, recipe, results)))
     except UserError as error:
         print(f"plasticity.py: error: {error}", file=sys.stderr)

@@ -50,7 +50,9 @@ SETTINGS = {
     "conv": Setting("conv net, random labels, Adam", "random"),
     "mlp": Setting("MLP, random labels, Adam", "random", "mlp"),
     "batchnorm": Setting("conv net with BatchNorm, random labels, Adam", "random", "conv-norm"),
-    "sgd": Setting("conv net, random labels, SGD with momentum 0.9", "random", optimizer="SGD"),
+    "sgd": Setting(
+        "conv net, random labels, SGD with momentum 0.9", "random", optimizer="SGD", larger_learning_rates=(0.3,)
+    ),
     "long": Setting("conv net, random labels, Adam, long", "random", tasks=2.5, tuned_in="conv"),
     "noise": Setting("MLP, true labels after random ones, Adam", "noise", "mlp", tasks=0.5),
     "pairs": Setting("MLP, pairs of classes, Adam", "pairs", "mlp", tasks=0.5, larger_learning_rates=(0.1,)),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.journal import Journal
+from experiments.journal import Journal, all_results, open_journals
 from experiments.stacked_passes import FORMS
 from experiments.study_arms import ARMS
 from experiments.study_data import load_pool
@@ -81,17 +81,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--seeds must not hold {min(both)}, with which values are tuned")
         if recipe.epochs < 2 and any(ARMS[arm].truncated for name in given.tables for arm in TABLES[name].arms):
             raise UserError("--epochs must be at least 2 with --tables low-rank: half of them follow the truncation")
-        if len(given.output) > 1 and not given.table:
-            raise UserError("--output takes several files only with --table")
         if recipe.network not in PLAIN and any(CONDITIONS[TABLES[name].condition].pruned for name in given.tables):
             raise UserError(
                 f"--tables repair needs one of --network {' '.join(PLAIN)}: with shortcuts, filters of zeros are not "
                 "dead; name the other tables"
             )
-        journals = [Journal(path, recipe, Run) for path in given.output]
+        journals = open_journals(given.output, recipe, Run, only_read=given.table)
         if not given.table:
             _run_all(given, recipe, journals[0])
-        results = {run: result for journal in journals for run, result in journal.results.items()}
+        results = all_results(journals)
         print("\n".join(tables(given.tables, recipe, results)))
         if given.figure is not None:
             plot(given.tables, recipe, results, given.figure)

@@ -46,6 +46,8 @@ def test_all_of_it(tmp_path, capsys):
     assert plasticity.main(arguments) == 0
     assert output.read_text() == text
     output.write_text(text[:-30])
+    assert plasticity.main([*arguments, "--table"]) == 0
+    assert output.read_text() == text[:-30]  # another process may be writing
     assert plasticity.main(arguments) == 0
     again = output.read_text()
     assert again.splitlines()[:-1] == text.splitlines()[:-1]
