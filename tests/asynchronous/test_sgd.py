@@ -319,3 +319,10 @@ def test_sparse_gradients_change_nothing():
         optimizer.step()
     assert_equal(snapshot(model), before)
     assert optimizer.step_count == 0
+
+
+def test_repr_has_the_rate_and_the_seed():
+    model = nn.Conv2d(1, 4, 3)
+    shown = repr(AsynchronousSGD(model.parameters(), lr=0.1, model=model, rate=0.25, seed=7))
+    assert shown.startswith("AsynchronousSGD (\nParameter Group 0\n")
+    assert shown.endswith("\n    rate: 0.25\n    seed: 7\n)")

@@ -23,3 +23,6 @@ def test_the_program_of_the_page(capsys):
     assert dead < 20
     assert alive > 80
     assert "filters in 4 layers" in printed
+    revived = [int(number) for number in re.findall(r"reactivation at iteration \d+: (\d+) of", printed)]
+    assert revived
+    assert all(revived)

@@ -311,7 +311,7 @@ def test_no_step_after_the_last_epoch():
     assert WeightEvolution(network(), schedule=always, epochs=1).step() is None
 
 
-@pytest.mark.parametrize(("epochs", "first"), [(120, 120), (61, 120), (60, 60), (3, 60)])
+@pytest.mark.parametrize(("epochs", "first"), [(120, 120), (61, 120), (60, 60), (3, 60), (1, 60)])
 def test_stages_beyond_the_run_are_warned_of(epochs, first):
     message = rf"stages from epoch {first} on are never reached in epochs={epochs}; pass .*cifar\(epochs={epochs}\)"
     with pytest.warns(UserWarning, match=message) as warned:

@@ -170,6 +170,13 @@ def test_parameters_of_another_optimizer():
         WeightEvolution(model, optimizer=other, optimizer_state="reset")
 
 
+def test_an_optimizer_is_not_blamed_where_nothing_could_take_part():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"no trainable convolution or BatchNorm.*linear_rate > 0"):
+        WeightEvolution(model, optimizer=optimizer)
+
+
 @pytest.mark.parametrize("wrap", [DataParallel, compiled, lambda m: DataParallel(compiled(m))])
 def test_names_are_without_wrappers(wrap):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))

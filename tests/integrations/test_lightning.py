@@ -178,6 +178,13 @@ def test_the_whole_module_when_no_part_is_named(kind):
     assert next(iter(callback.evolution.preview().filters)) == "net.0.weight"
 
 
+def test_repr_says_what_was_made():
+    callback = EvolutionCallback(module="net", **OPTIONS)
+    assert repr(callback) == "<EvolutionCallback: before training>"
+    fit(callback)
+    assert repr(callback) == f"<EvolutionCallback: {callback.evolution!r}>"
+
+
 def test_another_run_starts_anew_and_the_same_goes_on():
     callback = EvolutionCallback(module="net", strict=False, **OPTIONS)
     first, second = fit(callback), fit(callback)

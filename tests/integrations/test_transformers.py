@@ -90,6 +90,13 @@ def fit(folder, *callbacks, checkpoint=None, **options):
     return runner
 
 
+def test_repr_says_what_was_made(tmp_path):
+    callback = EvolutionCallback()
+    assert repr(callback) == "<EvolutionCallback: before training>"
+    fit(tmp_path, callback)
+    assert repr(callback) == f"<EvolutionCallback: {callback.evolution!r}>"
+
+
 @pytest.mark.parametrize("acting", ACTING.values(), ids=list(ACTING))
 @pytest.mark.parametrize("restore", [False, True], ids=["kept", "made again by the Trainer"])
 def test_a_resumed_run_is_one_that_never_stopped(acting, restore, tmp_path):

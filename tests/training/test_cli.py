@@ -148,6 +148,12 @@ def test_results_are_not_overwritten_unasked(tmp_path, capsys):
     assert (tmp_path / "seed-0" / "checkpoint.pt").read_bytes() != before
 
 
+def test_stages_beyond_the_run_are_told_in_the_words_of_the_command(tmp_path, capsys):
+    stages = ["--milestones", "1", "100", "150", "--divisors", "1", "2", "3", "5", "--tau", "25"]
+    assert run("train", *SMALL, "--output", tmp_path, *stages) == 0
+    assert "warning: --milestones 100 and 150 are never reached in --epochs 2\n" in capsys.readouterr().err
+
+
 def test_options_reach_the_method():
     parser = cli.make_parser()
     options = parser.parse_args(["train", "--epochs", "20", "--evolve-every", "3", "--crossover", "released"])

@@ -161,6 +161,10 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
         if subsets is not None:
             self._subsets.load_state_dict(subsets)
 
+    def __repr__(self) -> str:
+        rule = self._subsets.rule
+        return f"{super().__repr__()[:-1]}Asynchronous\n    rate: {rule.rate}\n    seed: {rule.seed}\n)"
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_subsets": self._subsets, "_distributed": self._distributed}
 

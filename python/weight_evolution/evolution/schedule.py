@@ -54,10 +54,10 @@ class StagedSigmoid:
         return base_rate / self.divisors[stage] / (1.0 + math.exp(-(epoch - start) / self.tau))
 
     def beyond(self, epochs: int) -> tuple[int, ...]:
-        """The milestones that a run of so many epochs never reaches; none for one that is shorter than the stages are
-        many, which cannot reach them all.
+        """The milestones that a run of so many epochs never reaches, without those that could not be earlier: a stage
+        lasts an epoch at least.
         """
-        return tuple(each for each in self.milestones if each >= epochs >= len(self.divisors))
+        return tuple(each for stage, each in enumerate(self.milestones, 1) if each >= epochs and each > stage)
 
     @classmethod
     def cifar(cls, epochs: int = 200) -> StagedSigmoid:

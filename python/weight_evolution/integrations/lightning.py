@@ -111,6 +111,10 @@ class MethodCallback(Callback, Generic[Kind]):
     def _detach(self) -> None:
         """Take away the method's hooks, where it has any."""
 
+    def __repr__(self) -> str:
+        made = "before training" if self._method is None else repr(self._method)
+        return f"<{type(self).__name__}: {made}>"
+
     def _tell(self, pl_module: LightningModule, report: Report, on_epoch: bool) -> None:
         numbers = {f"{self._prefix}/{name}": float(value) for name, value in report.scalars().items()}
         pl_module.log_dict(numbers, on_step=not on_epoch, on_epoch=on_epoch, batch_size=1)

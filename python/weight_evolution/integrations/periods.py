@@ -57,6 +57,9 @@ class PeriodicEvolution:
         self._every = every
         self._done = done
 
+    def __repr__(self) -> str:
+        return repr(self.evolution)
+
     def step(self, done: int) -> EvolutionReport | None:
         """Evolve if a period has ended since the last call; ``done`` epochs (or iterations) of the run are over."""
         ended = done // self._every > self._done // self._every

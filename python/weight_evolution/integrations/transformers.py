@@ -109,6 +109,10 @@ class MethodCallback(TrainerCallback, ExportableState, Generic[Kind]):
     def _detach(self) -> None:
         """Take away the method's hooks, where it has any."""
 
+    def __repr__(self) -> str:
+        made = "before training" if self._method is None else repr(self._method)
+        return f"<{type(self).__name__}: {made}>"
+
     def _made(self) -> Kind:
         if self._method is None:
             raise RuntimeError(f"{type(self).__name__} makes its method when training starts; call trainer.train first")

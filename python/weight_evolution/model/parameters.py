@@ -45,8 +45,9 @@ def find_targets(
     outputs = _output_weights(model, modules) if choice.include is None and any(kinds.values()) else set()
     trained = None
     if optimizer is not None:
-        parameters = [module._parameters.get(attribute) for module, attribute in candidates(model, linear)]
-        OptimizerState(optimizer, "keep").check_trains([p for p in parameters if p is not None])
+        found = [module._parameters.get(attribute) for module, attribute in candidates(model, linear)]
+        if parameters := [parameter for parameter in found if parameter is not None]:
+            OptimizerState(optimizer, "keep").check_trains(parameters)
         trained = set(map(id, parameters_of(optimizer)))
     choose = partial(_choose, modules, kinds, choice, trained)
     items, skipped = choose(outputs)

@@ -9,7 +9,7 @@ from we_kernels.checks import is_number
 
 from ..arguments import check_count
 
-UNLESS_LENIENT = ", or pass load_state_dict(state, strict=False) to go on with these"
+UNLESS_LENIENT = ", or pass strict=False (to load_state_dict, or to the callback) to go on with these"
 
 
 def check_state(state: Mapping[str, Any], owner: str, formats: Collection[int], entries: Mapping[str, type]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -133,7 +135,16 @@ def make_evolution(model: nn.Module, optimizer: Optimizer | None, options: Mappi
         if optimizer is None:
             own["optimizer_state"] = "keep"
         used = None if own["optimizer_state"] == "keep" else optimizer
-        return WeightEvolution(model, optimizer=used, measure_after=False, **own)
+        _tell_of_stages(own["schedule"], own["epochs"])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the schedule's stages")  # said in the words of the command line
+            return WeightEvolution(model, optimizer=used, measure_after=False, **own)
+
+
+def _tell_of_stages(schedule: Schedule, epochs: int | None) -> None:
+    if epochs is not None and isinstance(schedule, StagedSigmoid) and (beyond := schedule.beyond(epochs)):
+        never = " and ".join(map(str, beyond))
+        print(f"warning: --milestones {never} are never reached in --epochs {epochs}", file=sys.stderr, flush=True)
 
 
 def make_schedule(options: Mapping[str, Any] | None) -> Schedule:
