@@ -13,7 +13,7 @@ RESULTS = ROOT / "experiments" / "results"
 @pytest.mark.parametrize(
     ("page", "experiment", "arguments", "tables"),
     [
-        ("reactivation.md", plasticity, ["--output", RESULTS / "plasticity_digits_2026-11-27.jsonl"], 7),
+        ("reactivation.md", plasticity, ["--output", RESULTS / "plasticity_digits_2026-11-27.jsonl"], 8),
         (
             "evidence.md",
             study,
