@@ -15,17 +15,31 @@ _FILES = {"torch": "reference", "native": "native", "triton": "triton"}
 
 def _entropy(count_bins: Callable[..., Tensor], bank: BankView, bins: int, per_filter: bool) -> Tensor:
     counts = count_bins(bank, bins, per_filter)
-    # float64: its logarithms, rounded to float32 at the end, are the same on every device.
-    shares = counts / bank.layout.elements_on(bank.device, per_filter)[:, None]
-    entropy = torch.special.entr(shares).sum(1).float()
+    entropy = entropy_of_counts(counts, bank.layout.elements_on(bank.device, per_filter))
     return torch.where(counts[:, 0] < 0, torch.nan, entropy)
+
+
+def entropy_of_counts(counts: Tensor, elements: Tensor) -> Tensor:
+    """float32 [rows]: ``-sum_k p_k ln p_k`` of ``p = counts / elements``, of int64 [rows, bins] and float64 [rows]."""
+    # float64: its logarithms, rounded to float32 at the end, are the same on every device.
+    entropy: Tensor = torch.special.entr(counts / elements[:, None]).sum(1)
+    return entropy.float()
 
 
 def _fake_entropy(
     weights: Sequence[Tensor], filter_dims: Sequence[int], groups: Sequence[int], bins: int, per_filter: bool
 ) -> Tensor:
-    size = count_filters(weights, filter_dims) if per_filter else len(weights)
-    return weights[0].new_empty((size,), dtype=torch.float32)
+    return weights[0].new_empty((_rows(weights, filter_dims, per_filter),), dtype=torch.float32)
+
+
+def _fake_counts(
+    weights: Sequence[Tensor], filter_dims: Sequence[int], groups: Sequence[int], bins: int, per_filter: bool
+) -> Tensor:
+    return weights[0].new_empty((_rows(weights, filter_dims, per_filter), bins), dtype=torch.int64)
+
+
+def _rows(weights: Sequence[Tensor], filter_dims: Sequence[int], per_filter: bool) -> int:
+    return count_filters(weights, filter_dims) if per_filter else len(weights)
 
 
 def _blend_two(
@@ -54,6 +68,14 @@ weight_entropy = Operator(
     function="count_bins",
     fake=_fake_entropy,
     around=_entropy,
+)
+
+count_bins = Operator(
+    "count_bins(Tensor[] weights, int[] filter_dims, int[] groups, int bins, bool per_filter) -> Tensor",
+    [BankView, int, bool],
+    _FILES,
+    __package__,
+    fake=_fake_counts,
 )
 
 blend_ = Operator(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
@@ -17,12 +17,12 @@ from ..arguments import check_count, check_inputs
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state
-from ..sharding.failures import ExchangeError
 from .network import Choice, Information, Network
 from .parts import first_difference
 from .report import GraftingReport
 from .ring import Ring, check_group
 from .rule import Rule
+from .sharded_network import network_of
 
 _STATE_FORMAT = 1
 _PUBLISHED = Rule()
@@ -92,23 +92,19 @@ class FilterGrafting:
         self._steps = 0
         self._ring: Ring | None = None
 
-        def make(model: nn.Module) -> Network:
-            if self._ring is not None:
-                self._ring.check_replicas(model)
-            network = Network(model, choice)
-            network.bank()  # to refuse what it refuses before the first epoch instead of after it
-            return network
-
         if isinstance(models, nn.Module):
-            count = 1 if ranks_per_network is None else check_count(ranks_per_network, "ranks_per_network", 1)
-            self._ring = Ring(check_group(process_group), count)
-            self._networks = [self._make_with_others(make, models, self._ring)]
+            if ranks_per_network is not None:
+                ranks_per_network = check_count(ranks_per_network, "ranks_per_network", 1)
+            self._ring = Ring(check_group(process_group))
+            self._networks = [self._make_with_others(models, choice, ranks_per_network, self._ring)]
         else:
             if process_group is not None or ranks_per_network is not None:
                 raise ValueError(
                     "process_group and ranks_per_network are for one model per rank; pass that model alone"
                 )
-            self._networks = [make(model) for model in _check_list(models)]
+            self._networks = [Network(model, choice) for model in _check_list(models)]
+            for network in self._networks:
+                network.bank()  # to refuse what it refuses before the first epoch instead of after it
             _check_together(self._networks)
 
     strength = property(attrgetter("_rule.strength"), doc="Read-only, as all options are.")
@@ -197,9 +193,9 @@ class FilterGrafting:
             network.look()
         _check_together(self._networks)
         banks = [network.bank() for network in self._networks]
+        for i, network in enumerate(self._networks):
+            _require_finite(network, network.first_bad(), f"network {i}: ")
         before = [network.information(self._rule) for network in self._networks]
-        for i, (network, one) in enumerate(zip(self._networks, before, strict=True)):
-            _require_finite(network, one, f"network {i}: ")
         coefficients = _all_coefficients(self._networks[0], before, self._rule)
         vectors = [n.vector(c, bank) for n, c, bank in zip(self._networks, coefficients, banks, strict=True)]
         if len({bank.device for bank in banks}) == 1:
@@ -217,63 +213,59 @@ class FilterGrafting:
         for network, bank, other, vector in zip(self._networks, banks, received, vectors, strict=True):
             wk.blend_(bank, other, vector, per=network.per)
 
-    def _make_with_others(self, make: Callable[[nn.Module], Network], model: nn.Module, ring: Ring) -> Network:
-        network, description, error = None, None, None
-        try:
-            network = make(model)
-            description = (asdict(self._rule), ring.ranks_per_network)
-        except Exception as raised:
-            error = raised
-        rules = ring.agree(description, error, "comparing options")
-        for rank, rule in enumerate(rules):
-            if rule != rules[0]:
-                raise ValueError(f"rank {rank} has the options {rule}, rank 0 {rules[0]}")
-        assert network is not None
-        _require_equal(ring.agree(network.describe(), None, "comparing networks"), "the network of rank {}")
-        return network
+    def _make_with_others(self, model: nn.Module, choice: Choice, ranks_per_network: int | None, ring: Ring) -> Network:
+        made: list[Network] = []
+
+        def make() -> tuple[tuple[object, int], list[int]]:
+            network = network_of(model, choice)
+            network.bank()
+            made.append(network)
+            ranks = ring.ranks_of(network, model, ranks_per_network)
+            return (asdict(self._rule), len(ranks)), ranks
+
+        told = ring.agree(make, "comparing options")
+        for rank, (rule, _) in enumerate(told):
+            if rule != told[0][0]:
+                raise ValueError(f"rank {rank} has the options {rule}, rank 0 {told[0][0]}")
+        ring.arrange([ranks for _, ranks in told])
+        _require_alike(ring, made[0], ring.agree(made[0].digest, "comparing networks"))
+        return made[0]
 
     def _step_in_ring(self, ring: Ring) -> tuple[list[Information], list[tuple[int, ...]]]:
         network = self._networks[0]
-        told: tuple[Any, Tensor] | None = None
-        error: Exception | None = None
-        try:
+
+        def look() -> tuple[str, int]:
             network.look()
             network.bank()  # refuses what the blend would
-            told = (network.describe(), network.information(self._rule).pack())
-        except Exception as raised:  # told to the others, who would wait
-            error = raised
-        ranks = ring.agree(told, error, "exchanging entropies")
-        _require_equal([description for description, _ in ranks], "the network of rank {}")
-        each = [Information.unpack(vector, len(network.parts.convs)) for _, vector in ranks]
-        for rank, one in enumerate(each):
-            _require_finite(network, one, f"rank {rank}: ")
-        before = each[:: ring.ranks_per_network]
+            return network.digest(), network.first_bad()
+
+        ranks = ring.agree(look, "comparing networks")
+        _require_alike(ring, network, [digest for digest, _ in ranks])
+        for rank, (_, bad) in enumerate(ranks):
+            _require_finite(network, bad, f"rank {rank}: ")
+        before = network.of_all(ring, self._rule)
         coefficients = _all_coefficients(network, before, self._rule)[ring.network]
         blended: list[Tensor] = []
-        counts: tuple[int, ...] = ()
-        try:
-            blended = ring.blend(network, lambda bank: network.vector(coefficients, bank))
-            new = dict(zip((part.name for part in network.parts.items), blended, strict=True))
-            counts = network.invalid([new.get(name, conv.weight) for name, conv in network.parts.convs.items()])
-        except ExchangeError:
-            raise
-        except Exception as raised:
-            error = raised
+
+        def blend() -> tuple[int, ...]:
+            blended.extend(ring.blend(network, lambda bank: network.vector(coefficients, bank)))
+            return network.invalid(dict(zip((part.name for part in network.parts.items), blended, strict=True)))
+
         # Nobody writes before everybody has received all.
-        after = ring.agree(counts, error, "agreeing that all have received")
+        counts = ring.agree(blend, "agreeing that all have received")
         for part, values in zip(network.parts.items, blended, strict=True):
-            part.tensor.copy_(values)
-        return before, after[:: ring.ranks_per_network]
+            part.write_(values)
+        return before, network.total(ring, counts)
 
 
 def _all_coefficients(network: Network, before: Sequence[Information], rule: Rule) -> list[dict[str, Tensor]]:
     return [network.coefficients(one, before[i - 1], rule) for i, one in enumerate(before)]
 
 
-def _require_finite(network: Network, information: Information, where: str) -> None:
-    if information.bad >= 0:
+def _require_finite(network: Network, bad: int, where: str) -> None:
+    if bad >= 0:
         raise wk.NonFiniteWeightError(
-            f"{where}{network.parts.items[information.bad].name} is NaN or infinite; nothing was changed in any "
+            f"{where}{network.parts.items[bad].name} is NaN or infinite; nothing was changed in any "
             "network. Lower the learning rate or restore a checkpoint; a constant that is not finite can be left out "
             "with exclude="
         )
@@ -283,6 +275,11 @@ def _require_equal(descriptions: Sequence[Mapping[str, str]], what: str) -> None
     for i, description in enumerate(descriptions):
         if difference := first_difference(description, descriptions[0]):
             raise ValueError(f"{what.format(i)} differs from {what.format(0)}: {difference}")
+
+
+def _require_alike(ring: Ring, network: Network, digests: Sequence[str]) -> None:
+    if len(set(digests)) > 1:
+        _require_equal(ring.agree(network.describe, "comparing networks"), "the network of rank {}")
 
 
 def _check_together(networks: Sequence[Network]) -> None:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from hashlib import sha256
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 import we_kernels as wk
 
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS, as_rows, count_under, filter_norms
 from ..model.module_filters import ModuleChoice
 from ..model.wrappers import named_modules
+from ..sharding.local_part import GATHER, is_distributed, local_part
 from .coefficients import filter_coefficients, layer_coefficients
 from .parts import FilterPairs, Parts, find_norms, find_parts, pair_up
 from .rule import Rule
+
+if TYPE_CHECKING:
+    from .ring import Ring
+
+_NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -29,21 +37,6 @@ class Information:
     """float64: scales of the BatchNorms, one after the other; empty at level "layer"."""
     invalid: tuple[int, ...]
     """Filters under each published threshold."""
-    bad: int
-    """Number of the first part that is not finite, or -1."""
-
-    def pack(self) -> Tensor:
-        """As one float64 vector."""
-        return torch.cat(
-            [torch.tensor([self.bad, *self.invalid], dtype=torch.float64, device="cpu"), self.layers, self.scales]
-        )
-
-    @staticmethod
-    def unpack(vector: Tensor, layers: int) -> Information:
-        """The inverse of `pack`, for a network of so many convolutions."""
-        bad, *invalid = (int(value) for value in vector[: 1 + len(PUBLISHED_THRESHOLDS)].tolist())
-        rest = vector[1 + len(PUBLISHED_THRESHOLDS) :]
-        return Information(rest[:layers], rest[layers:], tuple(invalid), bad)
 
 
 @dataclass(frozen=True)
@@ -85,6 +78,7 @@ class Network:
                 self._structure = structure
             pairs = pair_up(self.model, parts, self._norms)
         self.parts, self.pairs = parts, pairs
+        self._locate()
 
     @property
     def per(self) -> Literal["tensor", "filter"]:
@@ -96,6 +90,24 @@ class Network:
         """Where its tensors are."""
         return self.parts.items[0].tensor.device
 
+    @property
+    def own_convs(self) -> Mapping[str, _ConvNd]:
+        """Convolutions whose filters this process counts: all."""
+        return self.parts.convs
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that is blended or measured, as the model has it: parts, and what is measured though frozen."""
+        yield from ((part.name, part.whole) for part in self.parts.items)
+        yield from ((name, conv.weight) for name, conv in self.parts.convs.items())
+        yield from self.scales().items()
+
+    def scales(self) -> dict[str, Tensor]:
+        """What it is -> the scale of each BatchNorm that makes coefficients, as the model has it."""
+        if self.pairs is None:
+            return {}
+        convs = list(self.parts.convs)
+        return {f"the scale behind {convs[i]}": norm.weight for i, norm in self.pairs.norms.items()}
+
     def describe(self) -> dict[str, str]:
         """What must be equal in all networks of a ring; to be compared by `first_difference`."""
         described = self.parts.describe()
@@ -103,6 +115,10 @@ class Network:
             for i, name in enumerate(self.parts.convs):
                 described[name] += f", {'' if i in self.pairs.norms else 'not '}followed by a BatchNorm"
         return described
+
+    def digest(self) -> str:
+        """Of `describe`, to compare with few bytes."""
+        return sha256(repr(list(self.describe().items())).encode()).hexdigest()
 
     def bank(self) -> wk.FilterBank:
         """All parts.
@@ -115,32 +131,40 @@ class Network:
         return bank
 
     def bank_of(self, tensors: Sequence[Tensor], first: int = 0) -> wk.FilterBank:
-        """A bank of tensors that stand for the parts from the ``first`` on."""
+        """A bank of tensors that stand for the parts from the ``first`` on; without those that are empty here."""
         parts = self.parts.items[first : first + len(tensors)]
-        views, dims = zip(*(part.filters(t) for part, t in zip(parts, tensors, strict=True)), strict=True)
-        return wk.FilterBank(views, dims, names=[part.name for part in parts])
+        held = [(part, *part.filters(t)) for part, t in zip(parts, tensors, strict=True) if t.numel()]
+        return wk.FilterBank(
+            [view for _, view, _ in held], [dim for _, _, dim in held], names=[part.name for part, _, _ in held]
+        )
+
+    def first_bad(self) -> int:
+        """Number of the first part that is NaN or infinite, or -1; waits for the device."""
+        held = [(i, part.tensor) for i, part in enumerate(self.parts.items) if part.tensor.numel()]
+        if not held:
+            return -1
+        finite = torch.stack([torch.linalg.vector_norm(t, torch.inf).double() for _, t in held]).isfinite().tolist()
+        return next((i for (i, _), good in zip(held, finite, strict=True) if not good), -1)
 
     def information(self, rule: Rule) -> Information:
-        """What the network tells the others; waits for its device."""
-        convs = [(conv, conv.weight.detach()) for conv in self.parts.convs.values()]
-        names = list(self.parts.convs)
-        norms = filter_norms(convs)
-        scales = torch.empty(0, dtype=torch.float64, device="cpu")
-        if self.pairs is not None and self.pairs.norms:
-            scales = torch.cat([norm.weight.detach().double() for norm in self.pairs.norms.values()]).cpu()
-        bad = self._first_bad()
-        if bad >= 0:
-            layers = torch.zeros(len(convs), dtype=torch.float64, device="cpu")
-        elif rule.criterion == "l1":
-            layers = torch.stack([part.sum() for part in norms.split([m.out_channels for m, _ in convs])])
-        elif rule.criterion == "filter-entropy":
-            bank = wk.FilterBank([as_rows(module, weight) for module, weight in convs], names=names)
-            entropies = bank.split(wk.weight_entropy(bank, rule.bins, per="filter").double())
-            layers = torch.stack([part.mean() for part in entropies]).cpu()
-        else:
-            bank = wk.FilterBank([weight for _, weight in convs], names=names)
+        """What the network tells the others; waits for its device. All of it must be finite (`first_bad`)."""
+        convs = local_weights(self.parts.convs)
+        if rule.criterion == "entropy":
+            bank = wk.FilterBank([weight for _, weight in convs.values()], names=list(convs))
             layers = wk.weight_entropy(bank, rule.bins).double().cpu()
-        return Information(layers, scales, tuple(count_under(norms, PUBLISHED_THRESHOLDS)), bad)
+        else:
+            layers = of_layers(of_filters(convs, rule), list(self.filters_by_name().values()), rule)
+        scales = [scale.detach().double().cpu() for scale in self.scales().values()]
+        return Information(layers, torch.cat([_NOTHING, *scales]), self.invalid())
+
+    def of_all(self, ring: Ring, rule: Rule) -> list[Information]:
+        """The information of every network of a ring, of which this is one; collective."""
+        ranks = ring.agree(lambda: self.information(rule), "exchanging entropies")
+        return [ranks[network[0]] for network in ring.members]
+
+    def total(self, ring: Ring, counts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """What was counted of each network, of the counts of all ranks."""
+        return [counts[network[0]] for network in ring.members]
 
     def coefficients(self, own: Information, neighbour: Information, rule: Rule) -> dict[str, Tensor]:
         """Part name -> float32 CPU tensor: [] for all of it, or [N], one per filter."""
@@ -170,17 +194,40 @@ class Network:
             return torch.stack(own).to(bank.device)
         return torch.cat([c.expand(size) for c, size in zip(own, bank.sizes, strict=True)]).to(bank.device)
 
-    def invalid(self, weights: Sequence[Tensor] | None = None) -> tuple[int, ...]:
-        """Filters under each published threshold, of the model or of weights that stand for its convolutions'."""
-        modules = self.parts.convs.values()
-        weights = [module.weight for module in modules] if weights is None else weights
-        return tuple(count_under(filter_norms(zip(modules, weights, strict=True)), PUBLISHED_THRESHOLDS))
+    def invalid(self, new: Mapping[str, Tensor] | None = None) -> tuple[int, ...]:
+        """Filters under each published threshold, as they are or with the new values of some convolutions."""
+        convs = local_weights(self.own_convs)
+        norms = filter_norms((conv, (new or {}).get(name, weight)) for name, (conv, weight) in convs.items())
+        return tuple(count_under(norms, PUBLISHED_THRESHOLDS))
 
     def filters_by_name(self) -> dict[str, int]:
         """Convolution's weight -> number of its filters."""
         return {name: conv.out_channels for name, conv in self.parts.convs.items()}
 
-    def _first_bad(self) -> int:
-        largest = [torch.linalg.vector_norm(part.tensor, torch.inf).double() for part in self.parts.items]
-        finite = torch.stack(largest).isfinite().cpu()
-        return -1 if bool(finite.all()) else int((~finite).nonzero()[0, 0])
+    def _locate(self) -> None:
+        """Whether the parts are where they should be: all here."""
+        for name, tensor in self.named_tensors():
+            if is_distributed(tensor):
+                raise TypeError(
+                    f"{name} is a DTensor, of which each rank holds a part; to graft sharded networks give each a mesh "
+                    "of its own ranks, shard it first and then make FilterGrafting(model) on all ranks "
+                    f"(docs/scaling.md), or {GATHER}"
+                )
+
+
+def local_weights(convs: Mapping[str, _ConvNd]) -> dict[str, tuple[_ConvNd, Tensor]]:
+    """Name -> convolution and its weight; of a DTensor this rank's part."""
+    return {name: (conv, local_part(conv.weight.detach())) for name, conv in convs.items()}
+
+
+def of_filters(convs: Mapping[str, tuple[_ConvNd, Tensor]], rule: Rule) -> Tensor:
+    """float64 [filters], on the CPU: information of every filter, by the criteria that have one."""
+    if rule.criterion == "l1":
+        return filter_norms(convs.values())
+    bank = wk.FilterBank([as_rows(module, weight) for module, weight in convs.values()], names=list(convs))
+    return wk.weight_entropy(bank, rule.bins, per="filter").double().cpu()
+
+
+def of_layers(filters: Tensor, sizes: Sequence[int], rule: Rule) -> Tensor:
+    """float64 [L]: information of each convolution, of that of its filters."""
+    return torch.stack([part.sum() if rule.criterion == "l1" else part.mean() for part in filters.split(list(sizes))])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
@@ -19,7 +21,7 @@ from ..model.module_filters import ModuleChoice
 from ..model.targets import filters_of, has_filters
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules
-from ..sharding.local_part import reshard
+from ..sharding.local_part import is_distributed, local_part, reshard
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,21 @@ class Part:
     """The convolution whose coefficient it has, counted from 0 in module order."""
 
     @property
-    def tensor(self) -> Tensor:
-        """As it is now."""
+    def whole(self) -> Tensor:
+        """As it is now; perhaps a DTensor."""
         tensor: Tensor = getattr(self.module, self.attribute)
         return tensor.detach()
+
+    @property
+    def tensor(self) -> Tensor:
+        """As it is now; of a DTensor this rank's part."""
+        return local_part(self.whole)
+
+    def write_(self, values: Tensor) -> None:
+        """Give it, or this rank's part, these values."""
+        self.tensor.copy_(values)
+        if is_distributed(self.whole):  # whose own version autograd looks at
+            increment_version(getattr(self.module, self.attribute))
 
     def filters(self, tensor: Tensor) -> tuple[Tensor, int]:
         """The tensor (or one in its place) as a bank takes it, and the dimension of its filters."""
@@ -58,9 +71,12 @@ class Parts:
     """Parameters and buffers that are not grafted, and why."""
 
     def describe(self) -> dict[str, str]:
-        """Name -> dtype and shape, or why it is left out, of everything; to compare with another model's."""
-        grafted = {part.name: f"{part.tensor.dtype} of shape {tuple(part.tensor.shape)}" for part in self.items}
-        return grafted | {name: f"not grafted ({why})" for name, why in self.skipped.items()}
+        """Name -> dtype, shape and placement, or why it is left out, of everything; to compare with another model's."""
+        described = {part.name: _describe(part.whole) for part in self.items}
+        for name, why in self.skipped.items():
+            measured = f", but measured: {_describe(self.convs[name].weight)}" if name in self.convs else ""
+            described[name] = f"not grafted ({why}){measured}"
+        return described
 
 
 def find_parts(model: nn.Module, choice: ModuleChoice) -> Parts:
@@ -177,6 +193,14 @@ def pair_up(model: nn.Module, parts: Parts, found: BatchNormPairs) -> FilterPair
         members[id(convs[number])] = number
     of_part = {part.name: members[id(part.module)] for part in parts.items if id(part.module) in members}
     return FilterPairs(norms, of_part, unpaired)
+
+
+def _describe(tensor: Tensor) -> str:
+    described = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+    if not is_distributed(tensor):
+        return described
+    distributed: Any = tensor
+    return f"{described} placed as {distributed.placements} on a mesh of shape {tuple(distributed.device_mesh.shape)}"
 
 
 def _module_name(weight_name: str) -> str:
