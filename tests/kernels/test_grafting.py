@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 import we_kernels as wk
 from tests.banks import DTYPES, FORMATS, cases, place, random_values
+from we_kernels.grafting.operators import entropy_of_counts
+from we_kernels.grafting.spread import part_counts, part_ranges
 from we_kernels.runtime import backends
 
 RECORDED = sorted((Path(__file__).parents[1] / "data" / "filter_grafting").glob("*.json"))
@@ -141,6 +143,25 @@ def test_entropy_of_values_that_are_not_finite(backend, dtype, value):
     per_filter = wk.weight_entropy(bank, check_finite=False, per="filter")
     finite = torch.tensor([bool(f.isfinite().all()) for f in filters_of(bank)])
     assert torch.equal(per_filter.isfinite(), finite)
+
+
+@pytest.mark.parametrize("flavour", ["normal", "ties", "huge"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_entropy_of_parts(backend, dtype, flavour):
+    """Of tensors in four banks, some parts empty, a constant and a range that overflows among them."""
+    made, _ = make(dtype, "channels_last", "normal" if flavour == "huge" else flavour)
+    weights = [case.weight for case in made]
+    if flavour == "huge":
+        weights = [weight / weight.abs().max() * torch.finfo(dtype).max for weight in weights] + [
+            torch.ones(5).to(dtype)
+        ]
+    chunks = [[*weight.chunk(4), *[weight[:0]] * 4] for weight in weights]
+    banks = [wk.FilterBank([parts[i] for parts in chunks]) for i in range(4)]
+    low, high = torch.stack([part_ranges(bank) for bank in banks]).unbind(2)
+    ranges = torch.stack([low.amin(0), high.amax(0)], 1)
+    counts = sum(part_counts(bank, ranges, 10) for bank in banks)
+    elements = torch.tensor([weight.numel() for weight in weights], dtype=torch.float64)
+    assert torch.equal(entropy_of_counts(counts, elements), wk.weight_entropy(wk.FilterBank(weights)))
 
 
 def test_l1(backend):
@@ -298,6 +319,7 @@ def test_opcheck(backend, opcheck):
     ops, dims = torch.ops.we_kernels, [0, 1, 0]
     for per_filter, size in ((False, 3),) if backend == "triton" else ((False, 3), (True, 27)):
         opcheck(ops.weight_entropy.default, (tensors(), dims, [0] * 3, 10, per_filter))
+        opcheck(ops.count_bins.default, (tensors(), dims, [0] * 3, 10, per_filter))
         opcheck(ops.blend_.default, (tensors(), dims, [0] * 3, tensors(1), torch.rand(size), per_filter))
         weights = [*tensors(), *tensors(1), *tensors(2)]
         opcheck(ops.blend_ring_.default, (weights, dims, torch.rand(3, size), per_filter))
@@ -307,9 +329,10 @@ def test_fakes_have_the_real_shapes():
     with torch._subclasses.FakeTensorMode() as mode:
         fakes = [mode.from_tensor(tensor) for tensor in tensors()]
         for per_filter in (False, True):
-            real = torch.ops.we_kernels.weight_entropy(tensors(), [0, 1, 0], [0] * 3, 10, per_filter)
-            fake = torch.ops.we_kernels.weight_entropy(fakes, [0, 1, 0], [0] * 3, 10, per_filter)
-            assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
+            for operator in (torch.ops.we_kernels.weight_entropy, torch.ops.we_kernels.count_bins):
+                real = operator(tensors(), [0, 1, 0], [0] * 3, 10, per_filter)
+                fake = operator(fakes, [0, 1, 0], [0] * 3, 10, per_filter)
+                assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
 
 
 def test_compiles_into_one_graph():

@@ -1,6 +1,6 @@
 """One rank of test_sharded_grafting: networks over ranks, compared with all of them in one process, here and now.
 
-python -m tests.ranks PROCESSES tests.sharding.grafting_worker FOLDER
+python -m tests.ranks PROCESSES tests.sharding.grafting_worker FOLDER [case ...]
 """
 
 import copy
@@ -33,15 +33,13 @@ SHORT = timedelta(seconds=6)
 CASES = {}
 
 
-def main(folder):
+def main(folder, *names):
     torch.set_num_threads(1)
     ring.CHUNK_BYTES = 2000  # several chunks even here
     dist.init_process_group("gloo", timeout=TIMEOUT)
-    ranks = dist.get_world_size()
     outcomes = {}
-    for name, (function, shape, arguments) in CASES.items():
-        if torch.Size(shape).numel() != ranks:
-            continue
+    for name in names:
+        function, shape, arguments, _ = CASES[name]
         outcomes[name] = "ended"
         torch.save(outcomes, Path(folder) / f"rank-{dist.get_rank()}.pt")
         try:
@@ -53,12 +51,17 @@ def main(folder):
     os._exit(0)  # one rank may be gone, so wait for none
 
 
-def case(*shape, arguments=()):
+def names(ranks, slow):
+    """Of the cases on so many ranks; those that take long, or the others."""
+    return [name for name, (_, shape, _, late) in CASES.items() if torch.Size(shape).numel() == ranks and late == slow]
+
+
+def case(*shape, arguments=(), slow=False):
     """Registers a function of networks on a mesh of this shape, whose first dimension counts the networks."""
 
     def register(function):
         name = " ".join(map(str, (function.__name__, "x".join(map(str, shape)), *arguments)))
-        CASES[name] = (function, shape, arguments)
+        CASES[name] = (function, shape, arguments, slow)
         return function
 
     return register
@@ -85,7 +88,7 @@ class Networks:
         """That of this rank, spread over its mesh."""
         return shard(self.whole(name, dtype)[self.number], self.own, **options)
 
-    def assert_same_steps(self, wholes, model, steps=2, **options):
+    def assert_same_steps(self, wholes, model, steps=1, **options):
         """Grafts both; the same reports and bits, and something changes."""
         alone, spread = FilterGrafting(wholes, **options), FilterGrafting(model, **options)
         for _ in range(steps):
@@ -123,15 +126,15 @@ def everything(model):
     }
 
 
-@case(2, 2, arguments=("resnet", "float32", {}))
+@case(2, 2, arguments=("resnet", "float16", {"level": "filter"}), slow=True)
 @case(2, 2, arguments=("mobilenet", "bfloat16", {"criterion": "filter-entropy", "round_coefficient": True}))
 @case(2, 2, arguments=("convnext", "float64", {"criterion": "l1", "sharpness": 0.01}))
 @case(2, 2, arguments=("mobilenet", "float32", {"level": "filter", "bins": 37}))
-@case(4, 2, arguments=("resnet", "float16", {"level": "filter"}))
-@case(2, 4, arguments=("mobilenet", "float32", {"strength": 0.9}))
-@case(2, 4, arguments=("resnet", "bfloat16", {"level": "filter", "criterion": "filter-entropy"}))
-@case(2, 2, 2, arguments=("resnet", "float32", {"level": "filter"}))
-@case(2, 2, 2, arguments=("convnext", "float32", {}))
+@case(4, 2, arguments=("resnet", "float16", {"level": "filter"}), slow=True)
+@case(2, 4, arguments=("mobilenet", "float32", {"strength": 0.9}), slow=True)
+@case(2, 4, arguments=("resnet", "bfloat16", {"level": "filter", "criterion": "filter-entropy"}), slow=True)
+@case(2, 2, 2, arguments=("resnet", "float32", {"level": "filter"}), slow=True)
+@case(2, 2, 2, arguments=("convnext", "float32", {}), slow=True)
 def fsdp(name, dtype, options, networks):
     dtype = getattr(torch, dtype)
     networks.assert_same_steps(networks.whole(name, dtype), networks.sharded(name, dtype), **options)
@@ -158,7 +161,7 @@ def after_validation(networks):
         network.eval()
         with torch.no_grad():
             network(torch.ones(1, 3, 8, 8))
-    networks.assert_same_steps(wholes, model)
+    networks.assert_same_steps(wholes, model, steps=2)
 
 
 @case(2, 2)
@@ -179,6 +182,7 @@ def placed_by_hand(networks):
     wholes[0][1].weight.requires_grad_(False)
     wholes[1][1].weight.requires_grad_(False)
     networks.number = number
+    ring.CHUNK_BYTES = 1  # each tensor on its own, also what is empty on a rank
     networks.assert_same_steps(wholes, model, level="filter")
 
 
@@ -301,18 +305,19 @@ def what_cannot_work_is_refused_on_all_ranks(networks):
     with_error(TypeError, "weight is a DTensor.*shard it first", grafting.step)
 
 
-@case(2, 2)
-def a_rank_that_hangs(networks):
-    """Before counts are added, or before weights are sent: the others raise within the time-out."""
-    for place in ("_numbers", "vector"):
-        model = networks.sharded("convnext")
-        grafting = FilterGrafting(model, process_group=dist.new_group(timeout=SHORT))
-        if dist.get_rank() == 1:
-            setattr(grafting._networks[0], place, lambda *_: time.sleep(SHORT.seconds + 3))
-            with pytest.raises(Exception, match=r"time|NoneType|lost"):
-                grafting.step()
-        else:
-            loses_another_rank(model, grafting)
+@case(2, 2, arguments=("_ends",), slow=True)
+@case(2, 2, arguments=("_numbers",))
+@case(2, 2, arguments=("vector",), slow=True)
+def a_rank_that_hangs(place, networks):
+    """Before ranges or counts are reduced, or when it has sent weights: the others raise within the time-out."""
+    model = networks.sharded("convnext")
+    grafting = FilterGrafting(model, process_group=dist.new_group(timeout=SHORT))
+    if dist.get_rank() == 1:
+        setattr(grafting._networks[0], place, lambda *_: time.sleep(SHORT.seconds + 3))
+        with pytest.raises(Exception, match=r"time|NoneType|lost"):
+            grafting.step()
+    else:
+        loses_another_rank(model, grafting)
 
 
 @case(2, 2)

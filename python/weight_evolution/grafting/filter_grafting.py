@@ -194,7 +194,7 @@ class FilterGrafting:
         _check_together(self._networks)
         banks = [network.bank() for network in self._networks]
         for i, network in enumerate(self._networks):
-            _require_finite(network, network.first_bad(), f"network {i}: ")
+            _require_finite(network.first_bad(), f"network {i}")
         before = [network.information(self._rule) for network in self._networks]
         coefficients = _all_coefficients(self._networks[0], before, self._rule)
         vectors = [n.vector(c, bank) for n, c, bank in zip(self._networks, coefficients, banks, strict=True)]
@@ -234,7 +234,7 @@ class FilterGrafting:
     def _step_in_ring(self, ring: Ring) -> tuple[list[Information], list[tuple[int, ...]]]:
         network = self._networks[0]
 
-        def look() -> tuple[str, int]:
+        def look() -> tuple[str, str | None]:
             network.look()
             network.bank()  # refuses what the blend would
             return network.digest(), network.first_bad()
@@ -242,7 +242,7 @@ class FilterGrafting:
         ranks = ring.agree(look, "comparing networks")
         _require_alike(ring, network, [digest for digest, _ in ranks])
         for rank, (_, bad) in enumerate(ranks):
-            _require_finite(network, bad, f"rank {rank}: ")
+            _require_finite(bad, f"rank {rank}")
         before = network.of_all(ring, self._rule)
         coefficients = _all_coefficients(network, before, self._rule)[ring.network]
         blended: list[Tensor] = []
@@ -262,10 +262,10 @@ def _all_coefficients(network: Network, before: Sequence[Information], rule: Rul
     return [network.coefficients(one, before[i - 1], rule) for i, one in enumerate(before)]
 
 
-def _require_finite(network: Network, bad: int, where: str) -> None:
-    if bad >= 0:
+def _require_finite(bad: str | None, where: str) -> None:
+    if bad is not None:
         raise wk.NonFiniteWeightError(
-            f"{where}{network.parts.items[bad].name} is NaN or infinite; nothing was changed in any "
+            f"{where}: {bad} is NaN or infinite; nothing was changed in any "
             "network. Lower the learning rate or restore a checkpoint; a constant that is not finite can be left out "
             "with exclude="
         )

@@ -138,13 +138,14 @@ class Network:
             [view for _, view, _ in held], [dim for _, _, dim in held], names=[part.name for part, _, _ in held]
         )
 
-    def first_bad(self) -> int:
-        """Number of the first part that is NaN or infinite, or -1; waits for the device."""
-        held = [(i, part.tensor) for i, part in enumerate(self.parts.items) if part.tensor.numel()]
+    def first_bad(self) -> str | None:
+        """The name of the first tensor that is NaN or infinite; waits for the device."""
+        held = {name: part for name, whole in self.named_tensors() if (part := local_part(whole.detach())).numel()}
         if not held:
-            return -1
-        finite = torch.stack([torch.linalg.vector_norm(t, torch.inf).double() for _, t in held]).isfinite().tolist()
-        return next((i for (i, _), good in zip(held, finite, strict=True) if not good), -1)
+            return None
+        largest = [torch.linalg.vector_norm(tensor, torch.inf).double() for tensor in held.values()]
+        finite = torch.stack(largest).isfinite().tolist()
+        return next((name for name, good in zip(held, finite, strict=True) if not good), None)
 
     def information(self, rule: Rule) -> Information:
         """What the network tells the others; waits for its device. All of it must be finite (`first_bad`)."""

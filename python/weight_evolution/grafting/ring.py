@@ -166,7 +166,7 @@ class Ring:
         for chunk in _chunks([part.tensor for part in network.parts.items]):
             own, theirs = chunk.pack(device), chunk.empty(device)
             with self._failing_clearly(what):
-                in_flight.append((chunk, own, theirs, self._start(own, theirs)))
+                in_flight.append((chunk, own, theirs, self._start(own, theirs) if len(own) else []))
         for chunk, own, theirs, works in in_flight:
             with self._failing_clearly(what):
                 for work in works:

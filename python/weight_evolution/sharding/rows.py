@@ -39,7 +39,7 @@ def rows_held(name: str, tensor: Tensor, dim: int, *, whole: bool = False) -> Ro
     if not is_distributed(tensor):
         return Rows(0, tensor.shape[dim], True)
     distributed: Any = tensor
-    mesh, local = distributed.device_mesh, local_part(tensor)
+    mesh, local = distributed.device_mesh, local_part(tensor.detach())
     shape, first, first_copy = list(tensor.shape), 0, True
     for kind, ranks, own in zip(distributed.placements, mesh.shape, mesh.get_coordinate(), strict=True):
         if kind.is_replicate():
