@@ -22,6 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import we_kernels as wk
+from tests.processes import ROOT
 from tests.sharding.networks import make, shard
 from tests.sharding.worker import assert_equal, with_error
 from weight_evolution import ExchangeError, FilterGrafting
@@ -184,6 +185,17 @@ def placed_by_hand(networks):
     networks.number = number
     ring.CHUNK_BYTES = 1  # each tensor on its own, also what is empty on a rank
     networks.assert_same_steps(wholes, model, level="filter")
+
+
+@case(2, 2)
+def the_page(networks):
+    """The example of docs/grafting.md."""
+    text = (ROOT / "docs" / "grafting.md").read_text(encoding="utf-8").split("## Sharded networks", 1)[1]
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    names = {}
+    exec(code.replace('torch.distributed.init_process_group("gloo")', ""), names)
+    assert names["report"].networks == 2
+    assert names["report"].own == networks.number
 
 
 @case(2, 2)

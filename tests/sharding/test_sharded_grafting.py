@@ -1,7 +1,5 @@
 """Networks that are each spread over gloo processes graft as in one process; NCCL needs GPUs and is not tested."""
 
-from functools import cache
-
 import pytest
 import torch
 
@@ -16,22 +14,22 @@ def run(ranks, slow, folder):
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """Number of ranks, slow cases or others -> outcomes of each rank; one start for each."""
-    return cache(lambda ranks, slow: run(ranks, slow, tmp_path_factory.mktemp("ranks")))
+def outcomes(request, tmp_path_factory):
+    """Of each rank; one start for each number of ranks, slow cases or others."""
+    return run(*request.param, tmp_path_factory.mktemp("ranks"))
 
 
 pytestmark = pytest.mark.xdist_group("sharded grafting")
 
 CASES = [
-    pytest.param(ranks, slow, name, marks=[pytest.mark.slow] if slow else [])
+    pytest.param((ranks, slow), name, marks=[pytest.mark.slow] if slow else [])
     for ranks, slow in [(4, False), (4, True), (8, True)]
     for name in grafting_worker.names(ranks, slow)
 ]
 
 
-@pytest.mark.parametrize(("ranks", "slow", "name"), CASES)
-def test_it_is_as_in_one_process(outcomes, ranks, slow, name):
-    done = [outcome[name] for outcome in outcomes(ranks, slow)]
+@pytest.mark.parametrize(("outcomes", "name"), CASES, indirect=["outcomes"])
+def test_it_is_as_in_one_process(outcomes, name):
+    done = [outcome[name] for outcome in outcomes]
     lost = {"ended"} if "that_ends" in name else set()
     assert set(done) == {"done"} | lost, "\n".join(done)

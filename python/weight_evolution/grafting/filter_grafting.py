@@ -42,8 +42,8 @@ class FilterGrafting:
 
     Args:
         models: two networks or more, on any devices, each on one. Or one network, with ``process_group``: each process
-            then has its own. Wrappers (torch.compile, DistributedDataParallel, activation checkpointing, ...) are seen
-            through.
+            then has its own, or its part of one whose parameters are DTensors (FSDP2; docs/scaling.md). Wrappers
+            (torch.compile, DistributedDataParallel, activation checkpointing, ...) are seen through.
         strength: A, in [0, 1]; coefficients are within 0.5 +- A / 2. 0: plain averaging with the neighbour.
         sharpness: c, from 0.
         level: "layer", or "filter": filter j and the elements j of the BatchNorm behind it are blended with
@@ -57,7 +57,7 @@ class FilterGrafting:
             ranks make a FilterGrafting and call `step` together.
         ranks_per_network: a network is this many consecutive ranks of the group, which train it data-parallel and hold
             equal weights; 1 when left out, which a model in DistributedDataParallel refuses. The coefficients are those
-            of the first of them.
+            of the first of them. The ranks of a network of DTensors are those of its mesh.
         include: only modules of these names (with all inside them), name patterns (``*``) or types; names of single
             parameters and buffers count, too.
         exclude: no modules, parameters or buffers of these names, patterns or types. A convolution that is left out is
@@ -216,12 +216,12 @@ class FilterGrafting:
     def _make_with_others(self, model: nn.Module, choice: Choice, ranks_per_network: int | None, ring: Ring) -> Network:
         made: list[Network] = []
 
-        def make() -> tuple[tuple[object, int], list[int]]:
+        def make() -> tuple[dict[str, object], list[int]]:
             network = network_of(model, choice)
-            network.bank()
+            network.bank()  # refuses what the blend would
             made.append(network)
             ranks = ring.ranks_of(network, model, ranks_per_network)
-            return (asdict(self._rule), len(ranks)), ranks
+            return asdict(self._rule) | {"ranks_per_network": len(ranks)}, ranks
 
         told = ring.agree(make, "comparing options")
         for rank, (rule, _) in enumerate(told):
