@@ -304,7 +304,7 @@ def what_cannot_work_is_refused_on_all_ranks(networks):
     refused(TypeError, parts, by_hand(own, Shard(1), nn.Conv2d(4, 8, 3)))
     refused(TypeError, "0.weight is a DTensor placed as P.*Replicate", by_hand(own, Partial(), nn.Conv2d(4, 8, 3)))
     refused(
-        TypeError, "0.weight.*groups.*ignored_params", by_hand(own, Shard(0), nn.ConvTranspose2d(4, 8, 3, groups=4))
+        TypeError, "0.weight.*groups.*ignored_params", by_hand(own, Shard(0), nn.ConvTranspose2d(24, 8, 3, groups=8))
     )
     other = by_hand(own, Shard(0) if number else Replicate(), nn.Conv2d(4, 8, 3))
     refused(ValueError, r"rank 2 differs from.*rank 0: 0.weight is .* placed as .*not .*placed as", other)

@@ -63,14 +63,13 @@ class ShardedNetwork(Network):
         return super().vector(coefficients | held, bank)
 
     def _locate(self) -> None:
-        items = self.parts.items
         self._check_mesh()
+        self._convs = {name: self._filters_held(name, conv) for name, conv in self.parts.convs.items()}
         self._parts = {
             part.name: rows_held(part.name, part.whole, part.filters(part.tensor)[1])
-            for part in items
+            for part in self.parts.items
             if is_distributed(part.whole)
         }
-        self._convs = {name: self._filters_held(name, conv) for name, conv in self.parts.convs.items()}
         self._scales = {name: self._counted(scale, rows_held(name, scale, 0)) for name, scale in self.scales().items()}
 
     def _check_mesh(self) -> None:
