@@ -277,6 +277,29 @@ def test_weights_that_are_not_finite(name, value):
             torch.testing.assert_close(tensor, state[key], rtol=0, atol=0, equal_nan=True)
 
 
+def test_what_is_frozen_and_measured_must_be_finite():
+    models = [small(0), small(1)]
+    for model in models:
+        model.bare.requires_grad_(False)
+    with torch.no_grad():
+        models[0].bare.weight[0, 0] = torch.inf
+    before = clone(models[1])
+    with pytest.raises(NonFiniteWeightError, match=r"network 0: bare.weight is NaN or infinite; nothing was changed"):
+        FilterGrafting(models).step()
+    assert_equal(models[1], before)
+
+
+def test_frozen_convolutions_must_be_alike():
+    models = [small(0), small(1)]
+    models[1].bare = nn.Conv2d(6, 8, 3)
+    for model in models:
+        model.bare.requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=r"bare.weight is not grafted .*measured: torch.float32 of shape \(8, 6, 3, 3\)"
+    ):
+        FilterGrafting(models)
+
+
 def test_networks_that_share_tensors_are_refused():
     first, second = small(0), small(1)
     second.fc.weight = first.fc.weight
