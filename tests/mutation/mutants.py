@@ -20,6 +20,7 @@ _TRITON = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k 
 _NATIVE = "tests/kernels/test_properties.py tests/kernels/test_degenerate.py -k native"
 _METHOD = "python/weight_evolution/grafting/"
 _GRAFTING = "tests/grafting --ignore tests/grafting/test_ring.py -k 'not triton and not native'"
+_SHARDED = "tests/sharding/test_sharded_grafting.py"
 _RING = "tests/grafting/test_ring.py -k 'one_process and 3 or lost'"
 _LOW_RANK = _WK + "low_rank/"
 _PROJECTION = "tests/kernels/test_low_rank.py -k 'not reference and not settings'"
@@ -183,6 +184,9 @@ MUTANTS = [
         "counts = [blend()] * ring.size",
         _RING,
     ),
+    Mutant(_METHOD + "sharded_network.py", " if self._convs[name].first_copy}", "}", _SHARDED),
+    Mutant(_METHOD + "sharded_network.py", "ends = every[ring.network]", "ends = self._ends()", _SHARDED),
+    Mutant(_WE + "sharding/rows.py", "first += before if kind.dim == dim else 0", "first += 0", _SHARDED),
     Mutant("python/weight_evolution/grafting/distillation.py", "-(temperature**2) * ", "-temperature * ", _GRAFTING),
     Mutant(_WE + "measures/invalid_filters.py", "(norms < threshold)", "(norms <= threshold)", "tests/measures"),
     Mutant(

@@ -127,7 +127,7 @@ def everything(model):
 
 
 @case(2, 2, arguments=("resnet", "float16", {"level": "filter"}), slow=True)
-@case(2, 2, arguments=("mobilenet", "bfloat16", {"criterion": "filter-entropy", "round_coefficient": True}))
+@case(2, 2, arguments=("mobilenet", "bfloat16", {"criterion": "filter-entropy", "round_coefficient": True}), slow=True)
 @case(2, 2, arguments=("convnext", "float64", {"criterion": "l1", "sharpness": 0.01}), slow=True)
 @case(2, 2, arguments=("mobilenet", "float32", {"level": "filter", "bins": 37}))
 @case(4, 2, arguments=("resnet", "float16", {"level": "filter"}), slow=True)
@@ -142,16 +142,16 @@ def fsdp(name, dtype, options, networks):
     networks.assert_same_steps(networks.whole(name, dtype), networks.sharded(name, dtype), **options)
 
 
-@case(2, 2, arguments=("resnet", "filter"))
-@case(2, 2, arguments=("convnext", "layer"), slow=True)
-def mixed_with_whole_parameters(name, level, networks):
+@case(2, 2, arguments=("resnet", {"level": "filter", "criterion": "filter-entropy"}))
+@case(2, 2, arguments=("convnext", {}), slow=True)
+def mixed_with_whole_parameters(name, options, networks):
     """A convolution, norms and Linears stay whole; the statistics of BatchNorms always are."""
     wholes, model = networks.whole(name), networks.whole(name)[networks.number]
     ignored = nn.BatchNorm2d, nn.LayerNorm, nn.Linear
     whole = {p for m in model.modules() if isinstance(m, ignored) for p in m.parameters()} | {*model[0].parameters()}
     fully_shard(model, mesh=networks.own, ignored_params=whole)
     assert {isinstance(p, DTensor) for p in model.parameters()} == {True, False}
-    networks.assert_same_steps(wholes, model, level=level)
+    networks.assert_same_steps(wholes, model, **options)
 
 
 @case(2, 2)
@@ -318,7 +318,7 @@ def what_cannot_work_is_refused_on_all_ranks(networks):
 
 
 @case(2, 2, arguments=("_ends",), slow=True)
-@case(2, 2, arguments=("_numbers",))
+@case(2, 2, arguments=("_numbers",), slow=True)
 @case(2, 2, arguments=("vector",), slow=True)
 def a_rank_that_hangs(place, networks):
     """Before ranges or counts are reduced, or when it has sent weights: the others raise within the time-out."""
