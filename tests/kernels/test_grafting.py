@@ -162,6 +162,9 @@ def test_entropy_of_parts(backend, dtype, flavour):
     counts = sum(part_counts(bank, ranges, 10) for bank in banks)
     elements = torch.tensor([weight.numel() for weight in weights], dtype=torch.float64)
     assert torch.equal(entropy_of_counts(counts, elements), wk.weight_entropy(wk.FilterBank(weights)))
+    nothing = wk.FilterBank([])
+    assert part_ranges(nothing).shape == (0, 2)
+    assert part_counts(nothing, part_ranges(nothing), 10).shape == (0, 10)
 
 
 def test_l1(backend):

@@ -135,7 +135,8 @@ def everything(model):
 @case(2, 4, arguments=("resnet", "bfloat16", {"level": "filter", "criterion": "filter-entropy"}), slow=True)
 @case(2, 2, 2, arguments=("resnet", "float32", {"level": "filter"}), slow=True)
 @case(4, 1, arguments=("convnext", "float16", {}), slow=True)
-@case(2, 2, 1, arguments=("resnet", "float64", {"level": "filter"}), slow=True)
+@case(2, 2, 1, arguments=("resnet", "float64", {"level": "filter"}))
+@case(2, 2, 1, arguments=("mobilenet", "float32", {"criterion": "filter-entropy"}), slow=True)
 @case(2, 2, 2, arguments=("convnext", "float32", {}), slow=True)
 def fsdp(name, dtype, options, networks):
     dtype = getattr(torch, dtype)

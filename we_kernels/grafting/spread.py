@@ -29,6 +29,8 @@ def part_counts(bank: FilterBank, ranges: Tensor, bins: int) -> Tensor:
         ranges: float64 [L, 2], minimum and maximum of the whole tensors.
         bins: from 1 to `MAX_BINS`.
     """
+    if not bank.weights:
+        return torch.empty((0, bins), dtype=torch.int64, device="cpu")
     # A part with the ends of the whole range has the edges of the whole; then the ends are taken out again.
     ends = [pair.to(weight)[None] for pair, weight in zip(ranges, bank.weights, strict=True)]
     extended = [torch.cat([weight.flatten()[None], pair], 1) for weight, pair in zip(bank.weights, ends, strict=True)]
