@@ -155,6 +155,17 @@ def mixed_with_whole_parameters(name, options, networks):
     networks.assert_same_steps(wholes, model, **options)
 
 
+@case(2, 2, slow=True)
+def sharded_parameters_that_take_no_part(networks):
+    """Then ranks hold whole networks."""
+    wholes, model = networks.whole("resnet"), networks.whole("resnet")[networks.number]
+    fully_shard(model[-1], mesh=networks.own)
+    alone, spread = FilterGrafting(wholes, exclude=["7"]), FilterGrafting(model, exclude=["7"], ranks_per_network=2)
+    alone.step()
+    spread.step()
+    assert_equal(everything(wholes[networks.number]), everything(model))
+
+
 @case(2, 2)
 def after_validation(networks):
     """The root keeps gathered copies after a forward pass alone."""

@@ -14,11 +14,11 @@ import we_kernels as wk
 from we_kernels.grafting.operators import entropy_of_counts
 from we_kernels.grafting.spread import part_counts, part_ranges
 
-from ..arguments import check_model
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
-from ..sharding.local_part import is_distributed, local_part, reshard
+from ..sharding.local_part import is_distributed, local_part
 from ..sharding.rows import Rows, rows_held
 from .network import Choice, Information, Network, local_weights, of_filters, of_layers
+from .parts import find_parts
 from .rule import Rule
 
 if TYPE_CHECKING:
@@ -155,9 +155,10 @@ class ShardedNetwork(Network):
 
 
 def network_of(model: nn.Module, choice: Choice) -> Network:
-    """The network of a rank: a `ShardedNetwork` if there are DTensors among its parameters."""
-    reshard(check_model(model, "each model"))
-    return (ShardedNetwork if any(map(is_distributed, model.parameters())) else Network)(model, choice)
+    """The network of a rank: a `ShardedNetwork` if there are DTensors among what takes part."""
+    parts = find_parts(model, choice.modules)
+    tensors = [*(part.whole for part in parts.items), *(conv.weight for conv in parts.convs.values())]
+    return (ShardedNetwork if any(map(is_distributed, tensors)) else Network)(model, choice)
 
 
 def _place(section: Tensor, sizes: Iterable[int], rows: Iterable[Rows], values: Sequence[Tensor]) -> None:
