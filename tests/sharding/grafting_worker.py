@@ -72,13 +72,12 @@ class Networks:
     """A mesh of networks, and where in it this rank is."""
 
     def __init__(self, shape):
-        self.mesh = DeviceMesh(
-            "cpu", torch.arange(dist.get_world_size()).view(shape), mesh_dim_names=NAMES[: len(shape)]
-        )
+        names = ("network", "replicate", "shard") if len(shape) == 3 else ("network", "shard")
+        self.mesh = DeviceMesh("cpu", torch.arange(dist.get_world_size()).view(shape), mesh_dim_names=names)
         self.count = shape[0]
         self.number = self.mesh.get_local_rank("network")
         self.opposite = self.mesh.get_group("network")
-        self.own = self.mesh[NAMES[1 : len(shape)]]
+        self.own = self.mesh[names[1:]]
         """The mesh of this rank's network."""
 
     def whole(self, name, dtype=torch.float32):
@@ -105,9 +104,6 @@ class Networks:
                     for parameter in network.parameters():
                         parameter.mul_(parameter.abs() + i)
         alone.load_state_dict(spread.state_dict())
-
-
-NAMES = ("network", "replicate", "shard")
 
 
 def random_statistics(model):
