@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 import time
@@ -130,23 +129,6 @@ def train(runs: Sequence[Run], recipe: Recipe, place: Place, bases: Mapping[int,
     return [one.finish() for one in trained]
 
 
-class _Grafting:
-    """Of networks whose parameters are parts of one tensor, by way of copies that are not."""
-
-    def __init__(self, networks: Sequence[nn.Module], strength: float) -> None:
-        self._networks = networks
-        self._copies = [copy.deepcopy(network) for network in networks]
-        self._grafting = FilterGrafting(self._copies, strength=strength)
-
-    def step(self) -> None:
-        """Graft all of them once."""
-        for network, own in zip(self._networks, self._copies, strict=True):
-            own.load_state_dict(network.state_dict())
-        self._grafting.step()
-        for network, own in zip(self._networks, self._copies, strict=True):
-            network.load_state_dict(own.state_dict())
-
-
 class _Trained:
     """A run's network, or two, with their optimizers and method."""
 
@@ -181,7 +163,7 @@ class _Trained:
         if (make := self.arm.make) is not None:
             self._do(lambda: setattr(self, "_method", make(training)))
         if (strength := self.arm.grafting_strength) is not None:
-            self._do(lambda: setattr(self, "_grafting", _Grafting(self.networks, strength)))
+            self._do(lambda: setattr(self, "_grafting", FilterGrafting(self.networks, strength=strength)))
         self._last = epochs[-1]
 
     def before_step(self, done: int) -> None:

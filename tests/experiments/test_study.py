@@ -20,7 +20,7 @@ from experiments.study_plan import next_stack
 from experiments.study_settings import TABLES, Recipe, Run, base_run, chosen_values, tuning_runs
 from experiments.study_tables import tables
 from experiments.study_training import Clock, Place, Shape, TooLong, train
-from weight_evolution import UnitActivity
+from weight_evolution import FilterGrafting, UnitActivity
 from weight_evolution.training import UserError
 from weight_evolution.training.randomness import seeded
 
@@ -210,14 +210,14 @@ def test_projections_end_with_the_last_epoch(arm, steps, monkeypatch):
 def test_grafting_of_networks_in_a_stack(place, monkeypatch):
     """After every epoch but the last; two networks are alike behind it."""
     grafts = []
-    step = study_training._Grafting.step
+    step = FilterGrafting.step
 
     def noted(self):
-        before = [copy.deepcopy(network.state_dict()) for network in self._networks]
+        before = [copy.deepcopy(network.model.state_dict()) for network in self._networks]
         step(self)
-        grafts.append((before, [copy.deepcopy(network.state_dict()) for network in self._networks]))
+        grafts.append((before, [copy.deepcopy(network.model.state_dict()) for network in self._networks]))
 
-    monkeypatch.setattr(study_training._Grafting, "step", noted)
+    monkeypatch.setattr(FilterGrafting, "step", noted)
     runs = [Run("healthy", arm, *VALUES, 0) for arm in ("plain averaging", BASELINE)]
     train(runs, replace(RECIPE, epochs=3), place, {})
     assert len(grafts) == 2

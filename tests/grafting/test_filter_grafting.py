@@ -309,6 +309,19 @@ def test_networks_that_share_tensors_are_refused():
         FilterGrafting([first, first])
 
 
+def test_slices_of_one_storage_that_do_not_overlap():
+    """As in a stack of networks (experiments/stacked.py)."""
+    models, twins = [small(0), small(1)], [small(0), small(1)]
+    for parameters in zip(*(model.parameters() for model in models), strict=True):
+        stacked = torch.stack([parameter.detach() for parameter in parameters])
+        for parameter, part in zip(parameters, stacked, strict=True):
+            parameter.data = part
+    FilterGrafting(models).step()
+    FilterGrafting(twins).step()
+    for model, twin in zip(models, twins, strict=True):
+        assert all(map(torch.equal, model.state_dict().values(), twin.state_dict().values()))
+
+
 def test_models_that_cannot_be_grafted():
     parametrized = small(0)
     nn.utils.parametrizations.weight_norm(parametrized.bare)

@@ -27,15 +27,22 @@ def check_overlap(weights: Sequence[Tensor], names: Sequence[str]) -> None:
     Raises:
         ValueError: names two that do.
     """
+    if pair := find_overlap(weights):
+        first, second = (names[i] for i in pair)
+        raise ValueError(f"{second} overlaps {first} in memory without being the same tensor")
+
+
+def find_overlap(weights: Sequence[Tensor]) -> tuple[int, int] | None:
+    """Two tensors that share an element, by their positions in ascending order; None if there are none."""
     by_storage = defaultdict(list)
     for i, weight in enumerate(weights):
         if weight.numel():
-            by_storage[weight.untyped_storage().data_ptr()].append(i)
+            by_storage[weight.device, weight.untyped_storage().data_ptr()].append(i)
     for sharing in by_storage.values():
         for cluster in _clusters(weights, sharing) if len(sharing) > 1 else ():
-            if pair := _find_overlap([weights[i] for i in cluster]):
-                first, second = names[cluster[pair[0]]], names[cluster[pair[1]]]
-                raise ValueError(f"{second} overlaps {first} in memory without being the same tensor")
+            if pair := _find_in_cluster([weights[i] for i in cluster]):
+                return cluster[pair[0]], cluster[pair[1]]
+    return None
 
 
 def _clusters(weights: Sequence[Tensor], indices: list[int]) -> Iterator[list[int]]:
@@ -51,7 +58,7 @@ def _clusters(weights: Sequence[Tensor], indices: list[int]) -> Iterator[list[in
     yield sorted(cluster)
 
 
-def _find_overlap(weights: list[Tensor]) -> tuple[int, int] | None:
+def _find_in_cluster(weights: list[Tensor]) -> tuple[int, int] | None:
     """The first two that share an element: each is looked up in a map of the memory, then marked there."""
     if len(weights) == 1:
         return None

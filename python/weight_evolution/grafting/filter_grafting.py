@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import we_kernels as wk
+from we_kernels.runtime.memory import find_overlap
 
 from ..arguments import check_count, check_inputs
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
@@ -285,16 +286,10 @@ def _require_alike(ring: Ring, network: Network, digests: Sequence[str]) -> None
 def _check_together(networks: Sequence[Network]) -> None:
     """Networks must be alike; those that share memory would be blended with themselves, or twice."""
     _require_equal([network.describe() for network in networks], "models[{}]")
-    owners: dict[tuple[torch.device, int], str] = {}
-    for i, network in enumerate(networks):
-        own = {(p.tensor.device, p.tensor.untyped_storage().data_ptr()): p.name for p in network.parts.items}
-        for place, name in own.items():
-            if place in owners:
-                raise ValueError(
-                    f"models[{i}].{name} shares memory with {owners[place]}; make each network of its own "
-                    "(copy.deepcopy)"
-                )
-        owners |= {place: f"models[{i}].{name}" for place, name in own.items()}
+    parts = [(f"models[{i}].{part.name}", part.tensor) for i, each in enumerate(networks) for part in each.parts.items]
+    if pair := find_overlap([tensor for _, tensor in parts]):
+        first, second = (parts[i][0] for i in pair)
+        raise ValueError(f"{second} shares memory with {first}; make each network of its own (copy.deepcopy)")
 
 
 def _check_list(models: Sequence[nn.Module]) -> list[nn.Module]:
