@@ -18,7 +18,7 @@ from ..model.module_filters import ModuleChoice
 from ..model.own_forward import computes_otherwise
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules, unwrap
-from ..sharding.local_part import reshard
+from ..sharding.local_part import is_distributed, local_part, reshard
 
 Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """What can be replaced by two layers of its kind."""
@@ -83,6 +83,8 @@ class Layers:
     def __init__(self, model: nn.Module, choice: ModuleChoice, *, linear: bool) -> None:
         self.items, self.unfit = find_layers(model, choice, linear=linear)
         self._model, self._choice, self._linear = unwrap(model), choice, linear
+        self.distributed = any(map(is_distributed, model.parameters()))
+        """Whether a parameter of the model is a DTensor."""
         _check_weights(self.items)
         self._shapes = {layer.name: layer.shape for layer in self.items}
         self.frozen: set[str] = set()
@@ -101,6 +103,7 @@ class Layers:
             TypeError, ValueError: a layer is gone, has another shape or cannot be projected any more, or one can be
                 that could not before.
         """
+        reshard(self._model)
         modules = dict(named_modules(self._model))
         fit, unfit = _sort(modules, self._choice, self._linear)
         now = {layer.name: layer for layer in fit}
@@ -114,6 +117,8 @@ class Layers:
                 raise changed(name, unfit.get(name, f"it is a {type(modules[name]).__name__} now"))
             if now[name].shape != shape:
                 raise changed(name, f"its weight has shape {tuple(now[name].shape)}, had {tuple(shape)}")
+            if is_distributed(now[name].weight) and not self.distributed:
+                raise changed(name, "it became a DTensor, and the model is to be sharded (fully_shard) first")
         for name in now:
             if name not in self._shapes:
                 raise changed(name, f"it can be projected now; before: {self.unfit.get(name, 'it was not there')}")
@@ -135,7 +140,8 @@ def _check_weights(layers: Sequence[Layer]) -> None:
     """Raises what a projection would, by the layers' names: it comes after an epoch."""
     one_device(layers)
     names = [joined(layer.name, "weight") for layer in layers]
-    FilterBank([layer.weight.detach() for layer in layers], names=names).check()
+    with torch.no_grad():
+        FilterBank([local_part(layer.weight.detach()) for layer in layers], names=names).check()
 
 
 def changed(name: str, what: str) -> ValueError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ import we_kernels as wk
 
 from ..arguments import check_flag, check_inputs, check_positive, check_share
 from ..model.batch_norm_pairs import BatchNormPairs
-from ..model.copies import copy_model
+from ..model.copies import copy_model, copy_whole
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.optimizer_state import StateUpdate, check_optimizer_state
 from ..model.state import check_same_model, check_state, read_count
@@ -23,11 +23,14 @@ from ..model.wrappers import unwrap
 from .compact import as_matrix, factorize, vanishes
 from .comparison import compare
 from .costs import count_macs, make_inputs
-from .layers import FROZEN, Layer, Layers, one_device
+from .layers import FROZEN, Layer, Layers, Plain, one_device
 from .ranks import PUBLISHED_PRUNE_RATIO, energies, ranks_for_budget, ranks_from_dict, ranks_from_ratio
 from .rectification import Rectification
 from .replicas import Replicas
-from .report import VANISHES, CompactReport, ProjectionReport
+from .report import VANISHES, CompactReport, Projected, ProjectionReport
+from .sharded_layer import blank_basis
+from .sharded_step import ShardedStep
+from .shards import Shards
 
 _STATE_FORMAT = 1
 
@@ -46,7 +49,9 @@ class LowRankProjection:
         model: the network; wrappers (torch.compile, DistributedDataParallel, activation checkpointing, ...) are seen
             through. Its parameters may later move between devices or be reloaded. In DistributedDataParallel making
             the projection and each `step` are collective: all ranks rectify with the first one's running variances and
-            end with its weights, so pass the wrapped model.
+            end with its weights, so pass the wrapped model. Where parameters are DTensors, sharded along dimension 0
+            (FSDP2's fully_shard; make the projection after it), all but the properties that only look is collective:
+            docs/scaling.md.
         prune_ratio: in [0, 1): rank ``int(n - n * prune_ratio)``, at least 1, of n = min(N, C * kernel); or a list with
             one per layer (`layers`). 0.7 unless ranks are chosen otherwise.
         ranks: layer name -> rank; other layers stay as they are.
@@ -110,6 +115,15 @@ class LowRankProjection:
             given=batch_norm_pairs,
             example_inputs=self._example_inputs,
         )
+        self._shards = Shards(model, self._layers, self._rectification) if self._layers.distributed else None
+        self._sharded_step: ShardedStep | None = None
+        if self._shards is not None:
+            self._sharded_step = ShardedStep(
+                self._shards,
+                self._layers,
+                energy_transfer=self._energy_transfer,
+                optimizer_state=self._optimizer_state,
+            )
         if ranks is not None:
             self._ranks = ranks_from_dict(self._layers.items, ranks, self._layers.unfit)
         elif budget is not None:
@@ -166,29 +180,13 @@ class LowRankProjection:
         Raises:
             NonFiniteWeightError: a weight or a BatchNorm is NaN or infinite; nothing was changed.
             ValueError: the model has changed in another way since the projection was made; says where.
+            ExchangeError: with DTensors, another rank failed or did not answer; nothing was changed.
         """
-        self._layers.look()
-        projected = [(layer, rank) for layer, rank in self._projected() if layer.name not in self._layers.frozen]
-        layers, ranks = [layer for layer, _ in projected], [rank for _, rank in projected]
-        result = None
-        state = None
-        if layers:
-            weights = [layer.weight for layer in layers]
-            one_device(layers)
-            if self._optimizer_state is not None:
-                state = StateUpdate(self._optimizer_state, weights)
-            result = wk.project_low_rank_(
-                weights,
-                ranks,
-                self._rectification.scales(layers, of_first_rank=True),
-                bases=self._bases,
-                energy_transfer=self._energy_transfer,
-            )
-            if self._replicas is not None:  # also where libraries or numbers of threads differ
-                self._replicas.take_(weights)
-            if state is not None:
-                state.apply_()
-        report = ProjectionReport(self._steps, layers, ranks, self.batch_norm_pairs.names, self.skipped, result)
+        if self._sharded_step is None:
+            done = self._project_here()
+        else:
+            done = self._sharded_step.run(self._taking_part, self._bases, self._steps)
+        report = ProjectionReport(self._steps, done, self.batch_norm_pairs.names, self.skipped)
         if self._check_finite:
             report.check_finite()
         self._steps += 1
@@ -202,19 +200,25 @@ class LowRankProjection:
         many multiply-accumulates, or where it vanishes (`report` lists them). Forward hooks of a replaced layer are
         not carried over.
 
+        Where parameters are DTensors it is collective, and every rank gets a whole model on the CPU, for which weights
+        are gathered one by one; buffers are this rank's own, and hooks are left behind.
+
         Raises:
             NonFiniteWeightError: a weight is NaN or infinite.
+            ExchangeError: with DTensors, another rank did not answer.
         """
-        ranks, _ = self._replaced_and_kept()
+        model, layers = self._whole()
+        ranks, _ = self._replaced_and_kept(layers)
         return copy_model(
-            self._model,
-            {layer.module: factorize(layer, ranks[layer.name]) for layer in self._layers if layer.name in ranks},
+            model, {layer.module: factorize(layer, ranks[layer.name]) for layer in layers if layer.name in ranks}
         )
 
     @property
     def compact_ranks(self) -> dict[str, int]:
-        """Layer name -> rank, of the layers that `compact` replaces now; save it for `compact_like`."""
-        return self._replaced_and_kept()[0]
+        """Layer name -> rank, of the layers that `compact` replaces now; save it for `compact_like`. As collective as
+        `compact`.
+        """
+        return self._replaced_and_kept(self._whole()[1])[0]
 
     def report(
         self,
@@ -225,27 +229,32 @@ class LowRankProjection:
     ) -> CompactReport:
         """Parameters and multiply-accumulates of the model and of its compact form, which are run once in eval mode.
 
+        Where parameters are DTensors it is collective, and runs whole copies on the CPU.
+
         Args:
             input_size: such as (3, 32, 32), or with the batch in front; ``example_inputs`` of the constructor when left
                 out.
             latency: also measure how long one forward takes, each for ``min_run_time`` seconds.
         """
-        inputs = make_inputs(self._model, input_size, self._example_inputs)
-        ranks, kept = self._replaced_and_kept()
+        model, layers = self._whole()
+        inputs = make_inputs(model, input_size, self._example_inputs)
+        ranks, kept = self._replaced_and_kept(layers)
         names = [layer.name for layer in self._layers] + list(self._layers.unfit)
         seconds = check_positive(min_run_time, "min_run_time") if latency else None
-        return compare(self._model, ranks, names, kept, inputs, min_run_time=seconds)
+        return compare(model, ranks, names, kept, inputs, min_run_time=seconds)
 
     def state_dict(self) -> dict[str, Any]:
         """Number of steps, ranks, the layers' shapes (to recognize the model) and the bases that a projection starts
-        from; plain numbers, strings and tensors.
+        from (zeros before the first); plain numbers, strings and tensors, with DTensors the same on every rank.
         """
+        chosen = [(layer, rank) for layer, rank in self._projected() if layer.name not in self._layers.frozen]
+        bases = {str(i): blank_basis(layer, rank) for i, (layer, rank) in enumerate(chosen)}
         return {
             "format": _STATE_FORMAT,
             "steps": self._steps,
             "shapes": {layer.name: list(layer.shape) for layer in self._layers},
             "ranks": {layer.name: rank for layer, rank in zip(self._layers, self._ranks, strict=True)},
-            "bases": {position: basis.clone() for position, basis in self._bases.state_dict().items()},
+            "bases": bases | {position: basis.clone() for position, basis in self._bases.state_dict().items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -282,27 +291,69 @@ class LowRankProjection:
     def _projected(self) -> list[tuple[Layer, int]]:
         return [(layer, rank) for layer, rank in zip(self._layers, self._ranks, strict=True) if rank < layer.full_rank]
 
+    def _taking_part(self) -> list[tuple[Layer, int]]:
+        """What a step projects, after a look at the model."""
+        self._layers.look()
+        return [(layer, rank) for layer, rank in self._projected() if layer.name not in self._layers.frozen]
+
+    def _project_here(self) -> Projected:
+        """A step where every rank has all of the weights."""
+        chosen = self._taking_part()
+        layers, ranks = [layer for layer, _ in chosen], [rank for _, rank in chosen]
+        if not layers:
+            return Projected(layers, ranks, None)
+        weights = [layer.weight for layer in layers]
+        one_device(layers)
+        state = None if self._optimizer_state is None else StateUpdate(self._optimizer_state, weights)
+        result = wk.project_low_rank_(
+            weights,
+            ranks,
+            self._rectification.scales(layers, of_first_rank=True),
+            bases=self._bases,
+            energy_transfer=self._energy_transfer,
+        )
+        if self._replicas is not None:  # also where libraries or numbers of threads differ
+            self._replicas.take_(weights)
+        if state is not None:
+            state.apply_()
+        return Projected(layers, ranks, result)
+
+    def _whole(self) -> tuple[nn.Module, list[Layer]]:
+        """The model and its layers as they are now; where parameters are DTensors, of a whole copy on the CPU."""
+        self._layers.look()
+        if self._shards is None:
+            return self._model, self._layers.items
+        model = copy_whole(self._model)
+        modules = dict(model.named_modules())
+        return model, [Layer(layer.name, cast(Plain, modules[layer.name])) for layer in self._layers]
+
+    def _scales(self, layers: Sequence[Layer], *, of_first_rank: bool = False) -> list[Tensor | None]:
+        if self._shards is None:
+            return self._rectification.scales(layers, of_first_rank=of_first_rank)
+        scales = self._shards.scales("row scales")
+        return [scales.get(layer.name) for layer in layers]
+
     def _ranks_for_budget(self, budget: float, input_size: Sequence[int] | None) -> list[int]:
         check_share(budget, "budget")
-        inputs = make_inputs(self._model, input_size, self._example_inputs)
+        model, layers = self._whole()
+        inputs = make_inputs(model, input_size, self._example_inputs)
         with restored():
-            plain = copy_model(self._model)  # since forward may change what it runs on
+            plain = copy_model(model)  # since forward may change what it runs on
             own = dict(plain.named_modules())
-            total, macs = count_macs(plain, inputs, [own[layer.name] for layer in self._layers])
+            total, macs = count_macs(plain, inputs, [own[layer.name] for layer in layers])
         spectra = []
-        scales = self._rectification.scales(self._layers.items, of_first_rank=True)
-        for layer, scale in zip(self._layers, scales, strict=True):
+        for layer, scale in zip(layers, self._scales(layers, of_first_rank=True), strict=True):
             _require_finite(layer, scale)
             spectra.append(energies(as_matrix(layer.weight, scale)))
-        ranks = ranks_for_budget(self._layers.items, spectra, macs, total, budget)
-        return ranks if self._replicas is None else self._replicas.ranks_of_first(ranks)
+        ranks = ranks_for_budget(layers, spectra, macs, total, budget)
+        several = self._shards or self._replicas
+        return ranks if several is None else several.ranks_of_first(ranks)
 
-    def _replaced_and_kept(self) -> tuple[dict[str, int], dict[str, str]]:
+    def _replaced_and_kept(self, layers: Sequence[Layer]) -> tuple[dict[str, int], dict[str, str]]:
         """Layer name -> rank, of the layers that `compact` replaces; and of the others, why not."""
-        self._layers.look()
         replaced, kept = dict[str, int](), self.skipped
-        projected = self._projected()
-        scales = self._rectification.scales([layer for layer, _ in projected])
+        projected = [(layer, rank) for layer, rank in zip(layers, self._ranks, strict=True) if rank < layer.full_rank]
+        scales = self._scales([layer for layer, _ in projected])
         for (layer, rank), scale in zip(projected, scales, strict=True):
             _require_finite(layer, scale)
             if not layer.saves(rank):

@@ -48,7 +48,8 @@ class Rectification:
         if rectify:
             self.pairs = find_batch_norms(model, modules, given=given, example_inputs=example_inputs)
             self._warn_of_untraced()
-            self._warn_of_other_ranks()
+            if replicas is None and not layers.distributed:
+                self._warn_of_other_ranks()
         else:
             reasons = dict.fromkeys(modules, "rectify_batch_norm=False")
             self.pairs = BatchNormPairs(dict.fromkeys(modules), reasons, "off")
@@ -61,13 +62,24 @@ class Rectification:
         Raises:
             ValueError: a BatchNorm is not what it was.
         """
-        modules = dict(named_modules(self._model))
-        scales = [self._scale(layer, modules) for layer in layers]
+        scales = [
+            None if norm is None else row_scale(layer, norm.running_var, norm.eps, norm.weight)
+            for layer, norm in self.pairs_of(layers)
+        ]
         if of_first_rank and self._replicas is not None:
             self._replicas.take_([scale for scale in scales if scale is not None])
         return scales
 
-    def _scale(self, layer: Layer, modules: Mapping[str, nn.Module]) -> Tensor | None:
+    def pairs_of(self, layers: Sequence[Layer]) -> list[tuple[Layer, _BatchNorm | None]]:
+        """Each layer with the BatchNorm behind it, as they are now.
+
+        Raises:
+            ValueError: a BatchNorm is not what it was.
+        """
+        modules = dict(named_modules(self._model))
+        return [(layer, self._norm(layer, modules)) for layer in layers]
+
+    def _norm(self, layer: Layer, modules: Mapping[str, nn.Module]) -> _BatchNorm | None:
         norm_name = self.pairs.names.get(layer.name)
         if norm_name is None:
             return None
@@ -76,9 +88,7 @@ class Rectification:
             raise changed(norm_name, f"behind {layer.name} there was a BatchNorm, not {type(norm).__name__}")
         if norm.running_var is None or len(norm.running_var) != layer.rows:
             raise changed(norm_name, f"it has no running variance of the {layer.rows} outputs of {layer.name}")
-        dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
-        scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()
-        return scale if norm.weight is None else scale * norm.weight.detach().to(dtype)
+        return norm
 
     def _warn_of_untraced(self) -> None:
         has_norm = any(isinstance(module, _BatchNorm) for module in self._model.modules())
@@ -96,10 +106,18 @@ class Rectification:
         own_statistics = [
             norm for norm in self.pairs.names.values() if not isinstance(modules.get(norm or ""), nn.SyncBatchNorm)
         ]
-        if self._replicas is None and any(own_statistics) and (others := count_other_ranks()):
+        if any(own_statistics) and (others := count_other_ranks()):
             warnings.warn(
                 f"torch.distributed has {others} other ranks, but the model is not in DistributedDataParallel. If they "
                 "train replicas of one network, pass the wrapped model: otherwise each rank rectifies with the running "
                 "variances of its own BatchNorms, and the replicas drift apart",
                 stacklevel=4,
             )
+
+
+def row_scale(layer: Layer, variance: Tensor | None, eps: float, gamma: Tensor | None) -> Tensor:
+    """[N], float32 (float64 for a float64 weight): what a BatchNorm of these values multiplies each row by."""
+    assert variance is not None
+    dtype = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
+    scale = (variance.to(dtype) + eps).rsqrt()
+    return scale if gamma is None else scale * gamma.detach().to(dtype)

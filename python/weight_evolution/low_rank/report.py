@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,18 +18,28 @@ from .layers import Layer
 VANISHES = "largest singular value under 1e-4"
 
 
+class Projected(NamedTuple):
+    """What a step has projected."""
+
+    layers: Sequence[Layer]
+    ranks: Sequence[int]
+    result: wk.LowRankResult | None
+    """None without layers."""
+    finite: Sequence[bool] | None = None
+    """Whether the weight of each layer is; None: the report looks."""
+
+
 class ProjectionReport(Report):
     """Result of `LowRankProjection.step`."""
 
     def __init__(
         self,
         step: int,
-        layers: Sequence[Layer],
-        ranks: Sequence[int],
+        projected: Projected,
         batch_norms: Mapping[str, str | None],
         left_out: Mapping[str, str],
-        result: wk.LowRankResult | None,
     ) -> None:
+        layers, ranks, self._result, self._finite_weights = projected
         self.step = step
         """How many steps were made before this one."""
         self.ranks = {layer.name: rank for layer, rank in zip(layers, ranks, strict=True)}
@@ -40,7 +50,6 @@ class ProjectionReport(Report):
         self._shapes = {layer.name: (layer.rows, layer.columns) for layer in layers}
         self._dtypes = [layer.weight.dtype for layer in layers]
         self._left_out = dict(left_out)
-        self._result = result
 
     @cached_property
     def energy_kept(self) -> dict[str, float]:
@@ -81,9 +90,10 @@ class ProjectionReport(Report):
         assert self._result is not None
         finite = self._result.energy_before.isfinite().tolist()
         bad = []
-        for layer, good in zip(self._layers, finite, strict=True):
+        for i, (layer, good) in enumerate(zip(self._layers, finite, strict=True)):
             if not good:
-                in_weight = not bool(layer.weight.isfinite().all())
+                whole = self._finite_weights
+                in_weight = not (bool(layer.weight.isfinite().all()) if whole is None else whole[i])
                 norm = self.batch_norms[layer.name]
                 bad.append(f"{layer.name}.weight" if in_weight or norm is None else f"{norm} (behind {layer.name})")
         raise wk.NonFiniteWeightError(

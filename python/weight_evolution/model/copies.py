@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from ..sharding.local_part import fully_sharded, plain_class
+from ..sharding.failures import communication
+from ..sharding.local_part import fully_sharded, is_distributed, plain_class, reshard, whole
 from .wrappers import inside, joined, named_modules, unwrap
 
 KEPT_ELEMENTS = 4096
@@ -43,6 +44,29 @@ def copy_model(model: nn.Module, replacements: Mapping[nn.Module, nn.Module] | N
         return _deepcopy(model, memo)
 
 
+def copy_whole(model: nn.Module) -> nn.Module:
+    """A deep copy on the CPU of a model whose parameters may be DTensors, without its wrappers and hooks.
+
+    They are gathered one after the other, so it is collective for all ranks of their meshes. Buffers are this rank's
+    own.
+
+    Raises:
+        CannotCopyError: names the attribute that cannot be copied.
+        ExchangeError: another rank did not answer in time.
+    """
+    reshard(model)
+    memo: dict[int, Any] = {}
+    for _, module in named_modules(model):
+        _leave_behind(module, memo)
+        for parameter in module._parameters.values():
+            if parameter is not None and is_distributed(parameter) and id(parameter) not in memo:
+                with communication():
+                    memo[id(parameter)] = nn.Parameter(whole(parameter).cpu(), parameter.requires_grad)
+    with _Copying(_on_cpu):
+        _copy_fully_sharded(model, memo)
+        return _deepcopy(model, memo)
+
+
 def copy_without_values(model: nn.Module, convert: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
     """A deep copy of a model without its wrappers and hooks, in which parameters and large tensors have no values.
 
@@ -62,11 +86,7 @@ def copy_without_values(model: nn.Module, convert: Callable[[Tensor], Tensor] | 
         for parameter in module._parameters.values():
             if parameter is not None and not is_lazy(parameter):
                 memo[id(parameter)] = nn.Parameter(convert(parameter.detach()), parameter.requires_grad)
-        for attribute, value in vars(module).items():
-            if "_hooks" in attribute and isinstance(value, dict):
-                memo[id(value)] = OrderedDict()
-            elif dist.is_available() and isinstance(value, dist.ProcessGroup):
-                memo[id(value)] = value
+        _leave_behind(module, memo)
     with _Copying(partial(_small_or, convert)):
         _copy_fully_sharded(model, memo)
         copied = _deepcopy(model, memo)
@@ -79,6 +99,15 @@ def on_meta(tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _leave_behind(module: nn.Module, memo: dict[int, Any]) -> None:
+    """No hooks in the copy, and no copies of process groups."""
+    for attribute, value in vars(module).items():
+        if "_hooks" in attribute and isinstance(value, dict):
+            memo[id(value)] = OrderedDict()
+        elif dist.is_available() and isinstance(value, dist.ProcessGroup):
+            memo[id(value)] = value
 
 
 def _copy_fully_sharded(model: nn.Module, memo: dict[int, Any]) -> None:
@@ -116,6 +145,10 @@ class _Copying(TorchFunctionMode):
 
 def _without_history(tensor: Tensor) -> Tensor | None:
     return None if tensor.is_leaf else tensor.detach().clone()
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _small_or(convert: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:

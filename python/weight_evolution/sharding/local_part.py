@@ -27,6 +27,13 @@ def local_part(tensor: Tensor) -> Tensor:
     return local
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a DTensor, gathered from its ranks: collective."""
+    distributed: Any = tensor
+    gathered: Tensor = distributed.detach().full_tensor()
+    return gathered
+
+
 def spread_alike(tensor: Tensor, other: Tensor) -> bool:
     """Whether both are DTensors of which each rank holds the same part."""
     if not is_distributed(tensor) or not is_distributed(other):
