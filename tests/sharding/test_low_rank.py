@@ -5,6 +5,7 @@ import torch
 
 from tests.processes import run_ranks
 from tests.sharding import low_rank_worker
+from tests.sharding.low_rank_faults_worker import TIMEOUT
 
 pytestmark = pytest.mark.xdist_group("low-rank shards")
 
@@ -31,18 +32,40 @@ def check(outcomes, name):
     assert set(done) <= {"done", None}, "\n".join(filter(None, done))
 
 
-def on_at_most(ranks):
-    return [name for name, (_, mesh, _) in low_rank_worker.CASES.items() if mesh == "hsdp" or mesh <= ranks]
+def on(ranks):
+    """Names of the cases that so many ranks run."""
+    return [
+        name
+        for name, (_, mesh, _, slow) in low_rank_worker.CASES.items()
+        if (mesh == "hsdp" or mesh <= ranks) and (ranks >= 4 or not slow)
+    ]
 
 
-@pytest.mark.parametrize("name", on_at_most(2))
+@pytest.mark.parametrize("name", on(2))
 def test_it_is_as_in_one_process(name, outcomes):
     check(outcomes(2), name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [4, 8])
-@pytest.mark.parametrize("name", low_rank_worker.CASES)
-def test_it_is_as_in_one_process_on_more_ranks(name, ranks, outcomes):
-    if name in on_at_most(ranks):
-        check(outcomes(ranks), name)
+@pytest.mark.parametrize("name", on(4))
+def test_it_is_as_in_one_process_on_four_ranks(name, outcomes):
+    check(outcomes(4), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", on(8))
+def test_it_is_as_in_one_process_on_eight_ranks(name, outcomes):
+    check(outcomes(8), name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["look", "to_owner", "_solve", "rows_of"])
+def test_a_rank_is_lost_in_a_step(tmp_path, where):
+    """It ends or hangs: the others say so within the group's time-out, and have changed nothing."""
+    done = run_ranks(4, "tests.sharding.low_rank_faults_worker", tmp_path, where)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 2):
+        seconds, error = (tmp_path / f"rank-{rank}").read_text(encoding="utf-8").split(" ", 1)
+        assert float(seconds) < 2 * TIMEOUT.seconds
+        assert "did not take part in the step" in error
+        assert "nothing was changed on this rank" in error

@@ -26,7 +26,6 @@ from weight_evolution import (
     AsynchronousUpdate,
     ExchangeError,
     FilterGrafting,
-    LowRankProjection,
     UnitActivity,
     UnitAdamW,
     WeightEvolution,
@@ -418,10 +417,9 @@ def what_cannot_work_is_refused_when_made(mesh):
     images = torch.randn(1, 3, 8, 8)
     for call in (UnitActivity, partial(filter_health, batches=[images]), count_invalid_filters, filter_overlap):
         with_error(TypeError, "0.weight is a DTensor.*gather the model", partial(call, model))
-    for method in (LowRankProjection, lambda model: FilterGrafting([model, model])):
-        with torch.no_grad():
-            model(images)  # leaves a gathered copy in the root, which a method must not take for the weights
-        with_error(TypeError, "weight is a DTensor.*gather the model", partial(method, model))
+    with torch.no_grad():
+        model(images)  # leaves a gathered copy in the root, which a method must not take for the weights
+    with_error(TypeError, "weight is a DTensor.*gather the model", partial(FilterGrafting, [model, model]))
     late = make("resnet")
     evolution = WeightEvolution(late, **MUCH)
     shard(late, mesh)

@@ -61,7 +61,7 @@ def copy_whole(model: nn.Module) -> nn.Module:
         for parameter in module._parameters.values():
             if parameter is not None and is_distributed(parameter) and id(parameter) not in memo:
                 with communication():
-                    memo[id(parameter)] = nn.Parameter(whole(parameter).cpu(), parameter.requires_grad)
+                    memo[id(parameter)] = nn.Parameter(_on_cpu(whole(parameter)), parameter.requires_grad)
     with _Copying(_on_cpu):
         _copy_fully_sharded(model, memo)
         return _deepcopy(model, memo)
