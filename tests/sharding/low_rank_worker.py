@@ -30,7 +30,7 @@ from weight_evolution.low_rank import compact_like
 from weight_evolution.low_rank.sharded_layer import ShardedLayer, gram_is_smaller
 from weight_evolution.model.sharded_state import ShardedState
 
-TIMEOUT = timedelta(seconds=20)
+TIMEOUT = timedelta(seconds=60)
 TOLERANCE = 1e-5
 """Of the largest element of a tensor, or one rounding of its dtype."""
 
