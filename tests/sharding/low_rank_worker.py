@@ -27,7 +27,7 @@ from tests.sharding.networks import make, shard
 from tests.sharding.worker import assert_equal, is_in, whole, with_error
 from weight_evolution import ExchangeError, LowRankProjection
 from weight_evolution.low_rank import compact_like
-from weight_evolution.low_rank.sharded_layer import ShardedLayer, gram_is_smaller
+from weight_evolution.low_rank.sharded_layer import ShardedLayer
 from weight_evolution.model.sharded_state import ShardedState
 
 TIMEOUT = timedelta(seconds=60)
@@ -74,7 +74,7 @@ def case(mesh, *arguments, slow=False):
 
 
 def with_statistics(model, seed):
-    """Running variances of its own; scales of either sign, none so small that a row's rounding matters."""
+    """Running variances of its own; scales of either sign and zero, none so small that a row's rounding matters."""
     generator, common = (torch.Generator().manual_seed(number) for number in (seed, 0))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -82,6 +82,7 @@ def with_statistics(model, seed):
             if module.weight is not None:
                 module.weight.data.copy_(torch.rand(module.weight.shape, generator=common) + 0.5)
                 module.weight.data[::3] *= -1
+                module.weight.data[1::5] = 0
     return model
 
 
@@ -148,7 +149,8 @@ def expect_optimal(before, projection, statistics, after, tolerance=TOLERANCE):
 @case(1, "resnet", "float32", False, slow=True)
 @case(2, "resnet", "float32", False)
 @case(2, "convnext", "float32", True)
-@case(2, "mobilenet", "float64", True)
+@case(2, "mobilenet", "float32", True)
+@case(2, "mobilenet", "float64", True, slow=True)
 @case(2, "resnet", "bfloat16", True, slow=True)
 @case(2, "convnext", "float16", True, slow=True)
 @case("hsdp", "resnet", "float32", True)
@@ -181,10 +183,10 @@ def fsdp(mesh, name, dtype, linear):
     assert sharded.steps == 2
 
 
-@case(2, {"energy_transfer": False}, slow=True)
+@case(2, {"energy_transfer": False})
 @case(2, {"rectify_batch_norm": False}, slow=True)
 @case(2, {"budget": 0.6, "input_size": (3, 8, 8)})
-@case(2, {"ranks": {"2.first": 2, "4.shortcut": 3}})
+@case(2, {"ranks": {"2.first": 2, "4.shortcut": 3}}, slow=True)
 @case("hsdp", {"budget": 0.6, "input_size": (3, 8, 8)}, slow=True)
 def options(mesh, changed):
     reference, model = pair(mesh, "resnet")
@@ -273,7 +275,7 @@ def traffic(mesh):
     ranks = mesh.size()
     torch.manual_seed(0)
     layers = [nn.Conv2d(24, 32, 3, bias=False), nn.BatchNorm2d(32), nn.Conv2d(32, 96 * ranks, 1, bias=False)]
-    layers += [nn.Conv2d(96 * ranks, 48, 1, bias=False), nn.Conv2d(48, 8, 1, bias=False)]
+    layers += [nn.Conv2d(96 * ranks, 48, 1, bias=False), nn.Conv2d(48, 56, 1, bias=False)]
     shapes = [(len(layer.weight), layer.weight[0].numel()) for layer in layers]
     model = shard(nn.Sequential(*layers), mesh)
     projection = LowRankProjection(model, prune_ratio=0.5)
@@ -284,11 +286,10 @@ def traffic(mesh):
     expected = 0
     for name, rank in projection.ranks.items():
         rows, columns = shapes[int(name)]
-        by_gram = gram_is_smaller(rows, columns, torch.float32, ranks)
-        assert by_gram == (name == "2")
         twice = 2 * 4 * rows * columns // ranks
         triangles = 4 * columns * (columns + 1)
-        assert (triangles < twice) or not by_gram
+        by_gram = rows > columns and triangles < twice
+        assert by_gram == (name == "2" or (name == "4" and ranks == 2))
         expected += (ranks - 1) * (4 * min(rows, columns) * rank + (triangles + 8 if by_gram else twice))
     assert int(total[0]) == expected
     assert int(total[1]) == (ranks - 1) * 8 * 2 * 32
@@ -534,6 +535,7 @@ def a_checkpoint_resumes_on_other_ranks(everyone, ranks, others):
         model.load_state_dict(state["model"])
         projection.load_state_dict(state["projection"])
         assert projection.steps == 1
+        assert all(basis.any() for basis in projection.state_dict()["bases"].values())
         projection.step()
         resumed = whole(model)
         if kept and ranks == others:
