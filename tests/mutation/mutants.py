@@ -28,6 +28,7 @@ _PRETENDED = "tests/triton/test_pretended.py "
 _GRAPH = _PRETENDED + "-k graph_replays"
 _SECOND = _PRETENDED + "-k second_call"
 _WE = "python/weight_evolution/"
+_LOW_RANK_METHOD, _SHARDED_LOW_RANK = _WE + "low_rank/", "tests/sharding/test_low_rank.py"
 _CPU = "csrc/cpu/"
 _GPU = _WK + "evolution/triton/"
 _CUDA = "csrc/cuda/"
@@ -298,9 +299,15 @@ MUTANTS = [
     Mutant(_LOW_RANK + "parallel.py", "left -= work[order.pop(0)]", "order.pop(0)", _PROJECTION),
     Mutant(_LOW_RANK + "batch.py", "[i - start for i", "[i for i", _PROJECTION),
     Mutant(_LOW_RANK + "eigen.py", "good |= gram.dtype != batch.dtype", "pass", _PROJECTION),
+    Mutant(_LOW_RANK_METHOD + "compact.py", "u * root, rows /", "u, rows /", "tests/low_rank/test_compact.py"),
     Mutant(
-        "python/weight_evolution/low_rank/compact.py", "u * root, rows /", "u, rows /", "tests/low_rank/test_compact.py"
+        _LOW_RANK_METHOD + "sharded_layer.py", "vectors[:, -self.rank :]", "vectors[:, : self.rank]", _SHARDED_LOW_RANK
     ),
+    Mutant(
+        _LOW_RANK_METHOD + "sharded_layer.py", "self._own(self.scale.double()) * matrix", "matrix", _SHARDED_LOW_RANK
+    ),
+    Mutant(_LOW_RANK_METHOD + "shards.py", "        self.take_([values])\n", "", _SHARDED_LOW_RANK),
+    Mutant(_LOW_RANK_METHOD + "sharded_step.py", "before.isfinite().all()", "before.any()", _SHARDED_LOW_RANK),
     Mutant(_CUDA + "importance.cu", "sum / static_cast<Acc>(layer.channels)", "sum", _EMULATED),
     Mutant(_CUDA + "filters.cuh", "if (tail < elements) sum +=", "if (tail + 1 < elements) sum +=", _EMULATED),
     Mutant(_CUDA + "threshold.cu", "keys[i] < 0 || keys[i] > kLargestFinite", "keys[i] > kLargestFinite", _EMULATED),

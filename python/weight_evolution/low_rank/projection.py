@@ -49,9 +49,9 @@ class LowRankProjection:
         model: the network; wrappers (torch.compile, DistributedDataParallel, activation checkpointing, ...) are seen
             through. Its parameters may later move between devices or be reloaded. In DistributedDataParallel making
             the projection and each `step` are collective: all ranks rectify with the first one's running variances and
-            end with its weights, so pass the wrapped model. Where parameters are DTensors, sharded along dimension 0
-            (FSDP2's fully_shard; make the projection after it), all but the properties that only look is collective:
-            docs/scaling.md.
+            end with its weights, so pass the wrapped model. With DTensors sharded along dimension 0 (FSDP2's
+            fully_shard; make the projection after it) `step`, `compact`, `compact_ranks`, `report` and ``budget`` are
+            collective: docs/scaling.md.
         prune_ratio: in [0, 1): rank ``int(n - n * prune_ratio)``, at least 1, of n = min(N, C * kernel); or a list with
             one per layer (`layers`). 0.7 unless ranks are chosen otherwise.
         ranks: layer name -> rank; other layers stay as they are.
