@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils import parametrizations, prune
 
-from weight_evolution import FilterGrafting, LowRankProjection, count_invalid_filters
+from weight_evolution import FilterGrafting, count_invalid_filters
 from weight_evolution.measures.overlap import filter_overlap
 from weight_evolution.model.copies import copy_model
 
@@ -94,7 +94,7 @@ def graft(model):
     FilterGrafting([model, copy.deepcopy(model)])
 
 
-@pytest.mark.parametrize("method", [*MEASURES, LowRankProjection, graft])
+@pytest.mark.parametrize("method", [*MEASURES, graft])
 def test_distributed_tensors_are_refused_at_once(method, mesh):
     model = nn.Sequential(nn.Conv2d(3, 5, 3))
     model[0].weight = nn.Parameter(distribute_tensor(model[0].weight.detach(), mesh, [Shard(0)]))

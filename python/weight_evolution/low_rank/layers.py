@@ -117,7 +117,7 @@ class Layers:
                 raise changed(name, unfit.get(name, f"it is a {type(modules[name]).__name__} now"))
             if now[name].shape != shape:
                 raise changed(name, f"its weight has shape {tuple(now[name].shape)}, had {tuple(shape)}")
-            if is_distributed(now[name].weight) and not self.distributed:
+            if not self.distributed and is_distributed(now[name].weight):
                 raise changed(name, "it became a DTensor, and the model is to be sharded (fully_shard) first")
         for name in now:
             if name not in self._shapes:

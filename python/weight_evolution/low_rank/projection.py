@@ -248,13 +248,14 @@ class LowRankProjection:
         from (zeros before the first); plain numbers, strings and tensors, with DTensors the same on every rank.
         """
         chosen = [(layer, rank) for layer, rank in self._projected() if layer.name not in self._layers.frozen]
-        bases = {str(i): blank_basis(layer, rank) for i, (layer, rank) in enumerate(chosen)}
+        known = self._bases.tensors
+        blank = {str(i): blank_basis(layer, rank) for i, (layer, rank) in enumerate(chosen) if i not in known}
         return {
             "format": _STATE_FORMAT,
             "steps": self._steps,
             "shapes": {layer.name: list(layer.shape) for layer in self._layers},
             "ranks": {layer.name: rank for layer, rank in zip(self._layers, self._ranks, strict=True)},
-            "bases": bases | {position: basis.clone() for position, basis in self._bases.state_dict().items()},
+            "bases": blank | {position: basis.clone() for position, basis in self._bases.state_dict().items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
