@@ -225,10 +225,12 @@ def mixed_with_whole_parameters(mesh):
 
 @case(2)
 def replicated(mesh):
-    """DTensors of which every rank has all rows."""
+    """DTensors of which every rank has all rows; and a running variance of which none has."""
     reference, model = with_statistics(make("resnet"), 0), with_statistics(make("resnet"), dist.get_rank())
     for layer in (model[2].first, model[4].first):
         layer.weight = nn.Parameter(DTensor.from_local(layer.weight.detach(), mesh, [Replicate()]))
+    variance = reference[2].norm2.running_var.chunk(mesh.size())[mesh.get_local_rank()].clone()  # a sharded statistic
+    model[2].norm2.running_var = DTensor.from_local(variance, mesh, [Shard(0)], shape=(7,), stride=(1,))
     alone, sharded = (LowRankProjection(m, prune_ratio=0.5) for m in (reference, model))
     assert_same_step(alone, sharded, reference, model)
     same_on_all_ranks(mesh, whole(model))
