@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from we_kernels.info import format_info
 from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError, command
 from weight_evolution.inspection import InspectOptions, SelectionOptions, inspect
 
-from .arguments import add_flag, add_options, fraction, non_negative_int, options_of, positive_int
+from .arguments import add_flag, add_options, fraction, non_negative_int, options_of, positive_float, positive_int
 from .compacting import compact_checkpoint
 from .config import TrainingConfig, rates
 from .config_file import format_config, read_config
@@ -27,6 +28,7 @@ from .errors import UserError
 from .launch import own_device, process_group, started_processes
 from .methods import METHODS, DistillationMethod, GraftingMethod, method_names, method_options
 from .networks import train_networks
+from .parallel import PARALLEL, Ranks, parallel_ranks
 from .progress import is_watched
 from .runs import OutputOptions, train_seeds
 
@@ -103,7 +105,20 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add_options(output, OutputOptions)
     _add_alias(output, "--extend", of="resume", action="store_true")
     add_flag(output, "quiet", "print the result only")
-    _add_machine(parser)
+    machine = _add_machine(parser)
+    machine.add_argument(
+        "--parallel",
+        choices=PARALLEL,
+        help="train each network on all ranks that torchrun started, which split the batches: DistributedDataParallel, "
+        "or FSDP2 (fully_shard)",
+    )
+    machine.add_argument(
+        "--parallel-timeout",
+        type=positive_float,
+        default=600.0,
+        metavar="S",
+        help="after which ranks give up waiting for another (default 600 s)",
+    )
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -156,10 +171,11 @@ def _add_data(parser: argparse.ArgumentParser, root: str) -> None:
     add_flag(parser, "checksum", "read CIFAR's files even if they are not the published ones", default=True)
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def _add_machine(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda when present")
     machine.add_argument("--threads", type=positive_int, metavar="N", help="of torch on the CPU (default: its own)")
+    return machine
 
 
 def _add_alias(parser: argparse._ActionsContainer, name: str, *, of: str, **options: Any) -> None:
@@ -179,9 +195,10 @@ def _train(options: argparse.Namespace) -> None:
     if unused := sorted(chosen & others):
         raise UserError(f"{', '.join(unused)} belongs to --optimizer sgd, not to {options.optimizer}; leave it out")
     grafting = GraftingMethod.name in method_names(method)
-    if started_processes() is not None and not grafting:
+    if started_processes() is not None and not grafting and options.parallel is None:
         raise UserError(
-            f"under torchrun only --method grafting trains, one network on each rank; got {options.method!r}"
+            f"under torchrun only --method grafting trains, one network on each rank; got {options.method!r}; with "
+            "--parallel ddp (or fsdp) all ranks train one network together"
         )
     device = own_device(_device(options))
     own_rates: dict[str, Any] = {
@@ -198,19 +215,36 @@ def _train(options: argparse.Namespace) -> None:
     if options.print_config:
         print(format_config(options.parser, options, others.union(*_unused(method).values())))
         return
-    alone = started_processes() is None  # else the bars of all would lie over each other
-    output = options_of(OutputOptions, options, progress=not options.quiet and alone and is_watched())
-    dataset = load_data(config.data, options.root, options.download, options.checksum, config.image_size)
-    say = (lambda line: None) if options.quiet else partial(print, flush=True)
-    if grafting:
-        with process_group(device, options.graft_time_out) as group:
-            results = train_networks(config, seeds, dataset, device, output, say, group)
-            if group is None or dist.get_rank(group) == 0:
+    with parallel_ranks(options.parallel, device, options.parallel_timeout) as ranks:
+        _train_on(ranks, options, config, seeds, device)
+
+
+def _train_on(
+    ranks: Ranks, options: argparse.Namespace, config: TrainingConfig, seeds: Sequence[int], device: torch.device
+) -> None:
+    """Train, write and, on the first rank, print."""
+    ring = started_processes() is not None and ranks.mode is None  # the bars of all would lie over each other
+    watched = not options.quiet and not ring and ranks.first and is_watched()
+    output = options_of(OutputOptions, options, progress=watched)
+    load = partial(load_data, config.data, options.root, options.download, options.checksum, config.image_size)
+    if options.download and ranks.count > 1:
+        ranks.on_first(lambda: load() and None)  # two must not write the same files
+    dataset = load()
+    say = (lambda line: None) if options.quiet or not ranks.first else partial(print, flush=True)
+    if GraftingMethod.name in method_names(config.method):
+        with process_group(device, options.graft_time_out) if ring else nullcontext() as group:
+            results = train_networks(config, seeds, dataset, device, output, say, group, ranks)
+            if ranks.first and (group is None or dist.get_rank(group) == 0):
                 print(_networks_line(results))
                 _print_average(config, results)
                 print(f"results in {options.output}")
         return
-    results = train_seeds(config, seeds, dataset, device, output, say)
+    results = train_seeds(config, seeds, dataset, device, output, say, ranks)
+    if ranks.first:
+        _print_results(options, config, results)
+
+
+def _print_results(options: argparse.Namespace, config: TrainingConfig, results: dict[str, Any]) -> None:
     best = max(run["best_epoch_test_accuracy"] for run in results["runs"])
     run = results["runs"][0]
     compact = "accuracy_of" in run
@@ -220,7 +254,7 @@ def _train(options: argparse.Namespace) -> None:
     )
     _print_average(config, results)
     if compact:
-        seed = f" (seed {run['seed']})" if len(seeds) > 1 else ""
+        seed = f" (seed {run['seed']})" if len(results["runs"]) > 1 else ""
         print(
             f"compact network{seed}: parameters {run['parameters']:,} -> {run['compact_parameters']:,}, "
             f"MACs {run['macs']:,} -> {run['compact_macs']:,}; weight-evolution compact CHECKPOINT -o OUT writes it"

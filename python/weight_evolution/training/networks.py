@@ -20,6 +20,7 @@ from .errors import UserError, user_errors
 from .logs import to_json, write_text
 from .methods import GraftingMethod, method_names
 from .methods.base import example_image, timed
+from .parallel import ALONE, Ranks
 from .randomness import stream_seed
 from .runs import (
     CHECKPOINT,
@@ -43,13 +44,15 @@ class Networks:
     """The networks of one run: each a `Trainer` with its own seed and learning rate, grafted after every n-th epoch.
 
     Not after the last one: the networks that remain are those that were measured. All are in this process, or, with a
-    process group, one on each rank; on a CPU both give the same bits.
+    process group, one on each rank; on a CPU both give the same bits. Or all are on several ranks that train them
+    together.
 
     Args:
         config: the run's options; "grafting" is among its methods.
         seed: network 0 has it, and so starts as a run without grafting does; the others have seeds derived from it.
         dataset, device: as for `Trainer`.
         group: one rank per network.
+        ranks: without ``group``, those that train each of the networks together.
 
     Raises:
         UserError: model, methods and data do not fit together.
@@ -62,6 +65,7 @@ class Networks:
         dataset: Dataset,
         device: torch.device,
         group: dist.ProcessGroup | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         if "low-rank" in method_names(config.method):
             raise UserError("--method grafting and low-rank do not go together: a blend of two is not of low rank")
@@ -72,11 +76,14 @@ class Networks:
         self.count: int = options["networks"]
         self._every: int = options["every"]
         self._group = group
+        self.ranks = ranks
         if group is not None and dist.get_world_size(group) != self.count:
             raise UserError(f"{self.count} networks need as many ranks, torchrun started {dist.get_world_size(group)}")
         rates = options["learning_rates"] or [config.lr] * self.count
         own = range(self.count) if group is None else [dist.get_rank(group)]
-        self.trainers = {i: Trainer(replace(config, lr=rates[i]), network_seed(seed, i), dataset, device) for i in own}
+        self.trainers = {
+            i: Trainer(replace(config, lr=rates[i]), network_seed(seed, i), dataset, device, ranks=ranks) for i in own
+        }
         """Number of a network -> its trainer; those of this process."""
         models = [trainer.model for trainer in self.trainers.values()]
         with user_errors("--method grafting: "):
@@ -122,7 +129,7 @@ class Networks:
         self.gather(dict.fromkeys(self.trainers))  # so that no rank is ahead by two
         for i, trainer in self.trainers.items():
             path = folders[i] / CHECKPOINT
-            if path.exists():
+            if self.ranks.first and path.exists():
                 path.replace(folders[i] / PREVIOUS)
             trainer.save(path)
 
@@ -132,7 +139,7 @@ class Networks:
         Raises:
             UserError: a checkpoint is damaged or of another run, or there is no such epoch.
         """
-        states = {i: _states(folder) for i, folder in folders.items()}
+        states = self.ranks.on_first(lambda: {i: _states(folder) for i, folder in folders.items()})
         epochs = [set(there) for there in self.gather({i: list(there) for i, there in states.items()})]
         common = set.intersection(*epochs)
         if not common:
@@ -151,35 +158,38 @@ def train_networks(
     output: OutputOptions,
     say: Callable[[str], None],
     group: dist.ProcessGroup | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """As `runs.train_seeds`, of several networks each: ``folder/seed-N/network-I``.
 
-    Over a process group, rank 0 writes results.json; each rank writes the files of its network.
+    Over a process group, rank 0 writes results.json; each rank writes the files of its network. Of ranks that train
+    together the first alone reads and writes files.
 
     Raises:
         UserError: the folder holds other results, or a checkpoint does not fit.
     """
     numbers = range(config.method_options[GraftingMethod.name]["networks"])
-    refuse_to_overwrite(output, [_folder(output.folder, seed, i) / CHECKPOINT for seed in seeds for i in numbers])
+    paths = [_folder(output.folder, seed, i) / CHECKPOINT for seed in seeds for i in numbers]
+    ranks.on_first(partial(refuse_to_overwrite, output, paths))
     dataset = dataset.to(device)
     histories: dict[int, list[list[dict[str, float]]]] = {}
     for seed in seeds:
-        networks = Networks(config, seed, dataset, device, group)
+        networks = Networks(config, seed, dataset, device, group, ranks)
         folders = {i: _folder(output.folder, seed, i) for i in networks.trainers}
         for folder in folders.values():
-            make_folder(folder)
+            ranks.on_first(partial(make_folder, folder))
         if output.resume:
             networks.load(folders)
             say(resumed(next(iter(networks.trainers.values())), seed))
-        elif output.overwrite:
+        elif output.overwrite and ranks.first:
             for folder in folders.values():
                 (folder / PREVIOUS).unlink(missing_ok=True)
                 (folder / CHECKPOINT).unlink(missing_ok=True)
         trainers = {folders[i]: (f"seed {seed} network {i}", trainer) for i, trainer in networks.trainers.items()}
         run_epochs(trainers, networks.run_epoch, partial(networks.save, folders), output, say)
         histories[seed] = networks.gather({i: trainer.history for i, trainer in networks.trainers.items()})
-    results = summarize_networks(config, histories, device)
-    if group is None or dist.get_rank(group) == 0:
+    results = summarize_networks(config, histories, device) | ranks.described
+    if ranks.first and (group is None or dist.get_rank(group) == 0):
         write_text(output.folder / "results.json", to_json(results))
     return results
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from weight_evolution import UnitAdamW
 
 from .config import TrainingConfig
-from .errors import UserError
+from .errors import UserError, user_errors
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,7 +22,11 @@ ExtraLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_optimizer(config: TrainingConfig, model: nn.Module) -> Optimizer:
-    """Of all parameters, with the configuration's options."""
+    """Of all parameters, with the configuration's options.
+
+    Raises:
+        UserError: unit-adamw of parameters that are spread over ranks.
+    """
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             model.parameters(),
@@ -32,7 +36,8 @@ def make_optimizer(config: TrainingConfig, model: nn.Module) -> Optimizer:
             weight_decay=config.weight_decay,
         )
     kind: type[torch.optim.AdamW | UnitAdamW] = torch.optim.AdamW if config.optimizer == "adamw" else UnitAdamW
-    return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    with user_errors(f"--optimizer {config.optimizer}: "):
+        return kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
 class TrainingStep:
@@ -43,7 +48,7 @@ class TrainingStep:
 
     Args:
         config: says how.
-        model: already in the memory format; the methods have attached what they attach.
+        model: already in the memory format, and placed on the ranks; the methods have attached what they attach.
         optimizer: of its parameters.
         device: of the model.
 
@@ -64,13 +69,16 @@ class TrainingStep:
         }
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
 
-    def __call__(self, images: Tensor, targets: Tensor, extra_losses: Sequence[ExtraLoss]) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, targets: Tensor, extra_losses: Sequence[ExtraLoss], weight: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """One batch.
 
         Args:
             images: float32 [N, C, H, W], normalized.
             targets: int64 [N].
             extra_losses: added to the cross-entropy.
+            weight: of the sum's gradients.
 
         Returns:
             Logits [N, classes] and the cross-entropy alone.
@@ -81,7 +89,8 @@ class TrainingStep:
         logits = logits.float()
         loss = functional.cross_entropy(logits, targets)
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(sum((extra(images, logits) for extra in extra_losses), loss)).backward()
+        total = sum((extra(images, logits) for extra in extra_losses), loss)
+        self._scaler.scale(total if weight == 1 else total * weight).backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
         return logits.detach(), loss.detach()

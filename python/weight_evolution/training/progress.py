@@ -23,13 +23,14 @@ def is_watched() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def bar(name: str, epochs: int, images: int) -> Watch:
+def bar(name: str, epochs: int, images: int, ranks: int = 1) -> Watch:
     """A bar on stderr for each epoch, which goes when the epoch is over; none without tqdm (the extra ``train``).
 
     Args:
         name: what trains.
         epochs: of the run.
         images: of an epoch.
+        ranks: that see a part of them each; shown are those of all, taken to be as many as this rank's.
     """
     try:
         from tqdm import tqdm
@@ -38,7 +39,8 @@ def bar(name: str, epochs: int, images: int) -> Watch:
 
     def watched(batches: Batches, epoch: int) -> Batches:
         title = f"{name}  epoch {epoch + 1}/{epochs}"
-        with tqdm(total=images, desc=title, unit=" images", leave=False, dynamic_ncols=True) as shown:
+        options = {"unit": " images", "unit_scale": ranks > 1 and ranks, "leave": False, "dynamic_ncols": True}
+        with tqdm(total=-(-images // ranks), desc=title, **options) as shown:
             for batch in batches:
                 yield batch
                 shown.update(len(batch[1]))

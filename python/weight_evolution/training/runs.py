@@ -19,6 +19,7 @@ from .data import Dataset
 from .errors import UserError, user_errors
 from .logs import LOG_FORMATS, TensorBoardLog, to_json, write_log, write_text
 from .methods import METHODS
+from .parallel import ALONE, Ranks
 from .progress import bar
 from .trainer import Trainer, headline_accuracy
 
@@ -53,26 +54,32 @@ def train_seeds(
     device: torch.device,
     output: OutputOptions,
     say: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train each seed under ``folder/seed-N``; returns and writes (results.json) the summary.
+
+    Of several ranks the first alone reads and writes files.
 
     Raises:
         UserError: the folder holds other results, or a checkpoint does not fit.
     """
-    refuse_to_overwrite(output, [seed_folder(output.folder, seed) / CHECKPOINT for seed in seeds])
+    paths = [seed_folder(output.folder, seed) / CHECKPOINT for seed in seeds]
+    ranks.on_first(partial(refuse_to_overwrite, output, paths))
     dataset = dataset.to(device)
     histories: dict[int, list[dict[str, float]]] = {}
     for seed in seeds:
-        trainer = Trainer(config, seed, dataset, device)
+        trainer = Trainer(config, seed, dataset, device, ranks=ranks)
         folder = seed_folder(output.folder, seed)
-        make_folder(folder)
+        ranks.on_first(partial(make_folder, folder))
         _resume(trainer, folder / CHECKPOINT, output, say)
         save = partial(trainer.save, folder / CHECKPOINT)
         run_epochs({folder: (f"seed {seed}", trainer)}, trainer.run_epoch, save, output, say)
-        _draw(trainer, folder, say)
+        if ranks.first:
+            _draw(trainer, folder, say)
         histories[seed] = trainer.history
-    results = summarize(config, histories, device)
-    write_text(output.folder / "results.json", to_json(results))
+    results = summarize(config, histories, device) | ranks.described
+    if ranks.first:
+        write_text(output.folder / "results.json", to_json(results))
     return results
 
 
@@ -162,10 +169,11 @@ def resumed(trainer: Trainer, seed: int) -> str:
 def _resume(trainer: Trainer, path: Path, output: OutputOptions, say: Callable[[str], None]) -> None:
     if not output.resume:
         return
-    if not path.exists():
+    state = trainer.ranks.on_first(lambda: read_checkpoint(path) if path.exists() else None)
+    if state is None:
         say(f"seed {trainer.seed}: no checkpoint at {path}, starting from the first epoch")
         return
-    load(trainer, read_checkpoint(path), path)
+    load(trainer, state, path)
     say(resumed(trainer, trainer.seed))
 
 
@@ -178,6 +186,8 @@ def run_epochs(
 ) -> None:
     """Train to the last epoch of this run, with checkpoints, and the logs of each trainer in its folder.
 
+    Of ranks that train together the first writes and says.
+
     Args:
         trainers: folder -> name and trainer; all are at the same epoch.
         run_epoch: trains all of them for an epoch.
@@ -185,22 +195,24 @@ def run_epochs(
         output: how often, and which logs.
         say: is told of each epoch.
     """
+    first = next(trainer for _, trainer in trainers.values())
     if output.progress:
         for name, trainer in trainers.values():
-            trainer.watch = bar(name, trainer.config.epochs, len(trainer.dataset.train_images))
-    first = next(trainer for _, trainer in trainers.values())
+            images = len(trainer.dataset.train_images)
+            trainer.watch = bar(name, trainer.config.epochs, images, trainer.ranks.count)
+    written = trainers if first.ranks.first else {}
     end = first.config.epochs if output.stop_after is None else min(first.config.epochs, output.stop_after)
     with ExitStack() as stack:
         boards = {
             folder: stack.enter_context(closing(TensorBoardLog(folder / "tensorboard", first.epoch)))
-            for folder in trainers
+            for folder in written
             if output.tensorboard
         }
         while first.epoch < end:
             run_epoch()
             if first.epoch % output.checkpoint_every == 0 or first.epoch == end:
                 save()
-            for folder, (name, trainer) in trainers.items():
+            for folder, (name, trainer) in written.items():
                 write_log(trainer.history, folder / f"log.{output.log}")
                 if folder in boards:
                     boards[folder].write(trainer.history[-1])

@@ -15,16 +15,18 @@ from torch.nn import functional
 
 from weight_evolution.low_rank import count_macs, count_parameters
 from weight_evolution.measures.invalid_filters import PUBLISHED_THRESHOLDS, count_invalid_filters
+from weight_evolution.sharding.local_part import reshard
 
 from .checkpoint import FORMAT, check_model_state, save_checkpoint
 from .config import TrainingConfig, completed, first_difference
-from .data import Dataset, training_batches
+from .data import Dataset, batch_sizes, training_batches
 from .ema import Ema
 from .errors import UserError, user_errors
 from .inferior import count_inferior_filters
 from .methods import Method, Training, make_methods
 from .models import check_output, make_model
 from .optimizers import TrainingStep, make_optimizer
+from .parallel import ALONE, Ranks
 from .progress import Watch, unwatched
 from .randomness import seeded
 
@@ -44,9 +46,10 @@ class Trainer:
         dataset: the data of ``config.data``.
         device: where to train.
         model: the network to train, instead of a new one of ``config.model``.
+        ranks: the processes that train it together. All of them make the trainer, and call its methods.
 
     Raises:
-        UserError: model, method and data do not fit together.
+        UserError: model, method, data and ranks do not fit together.
     """
 
     def __init__(
@@ -56,8 +59,11 @@ class Trainer:
         dataset: Dataset,
         device: torch.device,
         model: nn.Module | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        ranks.check(config, dataset)
         self.config = config
+        self.ranks = ranks
         self.seed = seed
         self.device = device
         self.dataset = dataset.to(device)
@@ -68,14 +74,15 @@ class Trainer:
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         check_output(self.model, config.model, input_size, dataset.num_classes)
+        placed = ranks.place(self.model)
         self.optimizer = make_optimizer(config, self.model)
         self.ema = None if config.ema is None else Ema(self.model, config.ema)
         """The average of the network's weights, if there is to be one."""
-        training = Training(self.model, self.optimizer, input_size, seed)
+        training = Training(placed, self.optimizer, input_size, seed, ranks)
         self.methods = make_methods(config.method, config.method_options, training)
         self._iteration_hooks = self._own("after_iteration")
         self._extra_losses = self._own("extra_loss")
-        self._step = TrainingStep(config, self.model, self.optimizer, device)
+        self._step = TrainingStep(config, placed, self.optimizer, device)
         self.watch: Watch = unwatched
         """Sees each batch of an epoch before it is trained on."""
         self.epoch = 0
@@ -101,9 +108,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         start = time.perf_counter()
-        with seeded(self.device, "epoch", self.seed, epoch):
+        with seeded(self.device, "epoch", self.seed, epoch, *self.ranks.randomness()):
             train_loss, train_accuracy = self._train(epoch)
             train_seconds = time.perf_counter() - start
+            self.ranks.share_buffers(self.model)
             test_loss, test_accuracy = self.evaluate()
             row: dict[str, float] = {
                 "epoch": epoch,
@@ -126,11 +134,14 @@ class Trainer:
 
     def evaluate(self) -> tuple[float, float]:
         """Mean loss and accuracy in percent on the test images."""
-        return evaluate(self.model, self.dataset)
+        return evaluate(self.model, self.dataset, self.ranks)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs; tensors and plain values."""
-        return {
+        """All that `load_state_dict` needs; tensors and plain values. Where the network is spread over ranks, the
+        first one's has its tensors.
+        """
+        reshard(self.model)
+        state = {
             "format": FORMAT,
             "config": self.config.to_dict(),
             "seed": self.seed,
@@ -144,10 +155,13 @@ class Trainer:
             "methods": {name: method.state_dict() for name, method in self.methods.items()},
             "history": [dict(row) for row in self.history],
         }
+        return self.ranks.whole_state(state)
 
     def save(self, path: Path) -> None:
-        """Write `state_dict` to a file."""
-        save_checkpoint(self.state_dict(), path)
+        """Write `state_dict` to a file, on the first rank."""
+        state = self.state_dict()
+        if self.ranks.first:
+            save_checkpoint(state, path)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where `state_dict` was taken.
@@ -178,8 +192,8 @@ class Trainer:
         with user_errors("the checkpoint does not fit this run: ", KeyError, TypeError, ValueError, RuntimeError):
             for name, method in self.methods.items():
                 method.load_state_dict(state["methods"][name])
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.ranks.load(self.model, state["model"])
+            self.ranks.load_optimizer(self.optimizer, state["optimizer"])
             self._step.load_state_dict(state.get("step", {}))  # checkpoints of earlier versions are without
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
@@ -206,11 +220,13 @@ class Trainer:
         self.model.train()
         mean, deviation = self.dataset.statistics
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        batches = training_batches(self.dataset, config.batch_size, self.seed, epoch, config.augment)
+        count = len(self.dataset.train_images)
+        sizes = batch_sizes(count, config.batch_size, self.ranks.count)
+        batches = training_batches(self.dataset, config.batch_size, self.seed, epoch, config.augment, self.ranks)
         with closing(self.watch(batches, epoch)) as watched:
-            for images, targets in watched:
-                totals += self._train_on((images.float() - mean) / deviation, targets)
-        loss_mean, accuracy = _means(totals, len(self.dataset.train_images))
+            for size, (images, targets) in zip(sizes, watched, strict=True):
+                totals += self._train_on((images.float() - mean) / deviation, targets, self.ranks.weight(size))
+        loss_mean, accuracy = _means(self.ranks.sum(totals), count)
         if not math.isfinite(loss_mean):
             raise UserError(
                 f"the training loss became {loss_mean} in epoch {epoch} (seed {self.seed}); lower --lr, or add "
@@ -218,9 +234,9 @@ class Trainer:
             )
         return loss_mean, accuracy
 
-    def _train_on(self, images: Tensor, targets: Tensor) -> Tensor:
+    def _train_on(self, images: Tensor, targets: Tensor, weight: float) -> Tensor:
         """One step, and what follows it: the methods, then the average; returns `_totals`."""
-        logits, loss = self._step(images, targets, self._extra_losses)
+        logits, loss = self._step(images, targets, self._extra_losses, weight)
         for hook in self._iteration_hooks:
             hook()
         if self.ema is not None:
@@ -230,11 +246,12 @@ class Trainer:
     def _measure_ema(self) -> dict[str, float]:
         if self.ema is None:
             return {}
-        loss, accuracy = evaluate(self.ema.model, self.dataset)
+        self.ranks.share_buffers(self.ema.model)
+        loss, accuracy = evaluate(self.ema.model, self.dataset, self.ranks)
         return {"ema_test_loss": loss, "ema_test_accuracy": accuracy}
 
     def _measure_compact(self, compact: nn.Module) -> dict[str, float]:
-        loss, accuracy = evaluate(compact, self.dataset)
+        loss, accuracy = evaluate(compact, self.dataset, self.ranks)
         image = (torch.zeros(1, *self.dataset.train_images.shape[1:], device=self.device),)
         return {
             "compact_test_loss": loss,
@@ -248,23 +265,30 @@ class Trainer:
     def _count_inferior(self) -> dict[str, float]:
         if not any(isinstance(module, nn.modules.conv._ConvNd) for module in self.model.modules()):
             return {}
-        found = count_inferior_filters(self.model)
-        invalid = {f"invalid_filters_{t:g}": count_invalid_filters(self.model, t)[0] for t in PUBLISHED_THRESHOLDS}
+        model = self.ranks.whole_model(self.model)
+        if model is None:
+            return {}
+        found = count_inferior_filters(model)
+        invalid = {f"invalid_filters_{t:g}": count_invalid_filters(model, t)[0] for t in PUBLISHED_THRESHOLDS}
         return {"inferior_filters": found.inferior, **invalid, "filters": found.filters}
 
 
-def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
-    """Mean loss and accuracy in percent on the test images, in eval mode, which the model keeps."""
+def evaluate(model: nn.Module, dataset: Dataset, ranks: Ranks = ALONE) -> tuple[float, float]:
+    """Mean loss and accuracy in percent on the test images, in eval mode, which the model keeps.
+
+    Each rank sees a part of them.
+    """
     model.eval()
     images, labels = dataset.test_images, dataset.test_labels
     size = _TEST_BATCH[images.device.type]
     mean, deviation = dataset.statistics
     totals = torch.zeros(2, dtype=torch.float64, device=images.device)
     with torch.no_grad():
-        for batch, targets in zip(images.split(size), labels.split(size), strict=True):
+        for part in ranks.test_parts(len(images), size):
+            batch, targets = images[part], labels[part]
             logits = model((batch.float() - mean) / deviation)
             totals += _totals(logits, functional.cross_entropy(logits, targets), targets)
-    return _means(totals, len(images))
+    return _means(ranks.sum(totals), len(images))
 
 
 def headline_accuracy(row: Mapping[str, float]) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from .cifar import load_cifar
-from .dataset import Dataset, check_dataset, training_batches
+from .dataset import Dataset, batch_sizes, check_dataset, training_batches
 from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
 from .image_folder import load_image_folder
@@ -17,7 +17,7 @@ DATA_HELP = (
     "npz:PATH (train_images, train_labels, test_images, test_labels)"
 )
 
-__all__ = ["DATA_HELP", "Dataset", "load_data", "training_batches"]
+__all__ = ["DATA_HELP", "Dataset", "batch_sizes", "load_data", "training_batches"]
 
 
 def load_data(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+_ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -22,19 +24,27 @@ class Augmentation:
         """For any images [H, W]: flips, and crops with CIFAR's share of padding, an eighth."""
         return cls(padding=min(size) // 8, flip=True)
 
-    def __call__(self, images: Tensor, draws: torch.Generator) -> Tensor:
-        """Images [B, C, H, W]; the random numbers come from the CPU generator ``draws``, on every device the same."""
+    def __call__(self, images: Tensor, draws: torch.Generator, batch: int | None = None, part: slice = _ALL) -> Tensor:
+        """Images changed at random, each as it would be in the whole batch.
+
+        Args:
+            images: [B, C, H, W].
+            draws: a CPU generator of the random numbers, on every device the same.
+            batch: images of the whole batch; B when left out.
+            part: where the images are in it.
+        """
         count, _, height, width = images.shape
+        batch = count if batch is None else batch
         device = images.device
         if self.padding:
-            offsets = _sent(torch.randint(2 * self.padding + 1, (2, count, 1), generator=draws), device)
+            offsets = _sent(torch.randint(2 * self.padding + 1, (2, batch, 1), generator=draws)[:, part], device)
             rows = offsets[0] + torch.arange(height, device=device)
             columns = offsets[1] + torch.arange(width, device=device)
             padded = functional.pad(images, [self.padding] * 4)
             which = torch.arange(count, device=device)[:, None, None]
             images = padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         if self.flip:
-            mirrored = _sent(torch.rand(count, generator=draws), device) < 0.5
+            mirrored = _sent(torch.rand(batch, generator=draws)[part], device) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         return images
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..parallel.ranks import ALONE, Ranks
 from ..randomness import generator
 from .augmentation import Augmentation
 
@@ -53,22 +54,34 @@ class Dataset:
         return replace(self, **tensors)
 
 
+def batch_sizes(images: int, batch_size: int, ranks: int = 1) -> list[int]:
+    """Of the batches of an epoch, over all ranks.
+
+    A last batch of less than two images for each rank joins the batch before it, since BatchNorm cannot train on one
+    value per channel.
+    """
+    whole, rest = divmod(images, batch_size)
+    sizes = [batch_size] * whole + ([rest] if rest else [])
+    if len(sizes) > 1 and sizes[-1] < 2 * ranks:
+        sizes[-2:] = [sum(sizes[-2:])]
+    return sizes
+
+
 def training_batches(
-    dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool
+    dataset: Dataset, batch_size: int, seed: int, epoch: int, augment: bool, ranks: Ranks = ALONE
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Each training image once, uint8; order and augmentation depend on (seed, epoch) alone.
 
-    A last batch of one image joins the batch before it, since BatchNorm cannot train on one value per channel.
+    The batches are of `batch_sizes`; each rank gets its part of each.
     """
     images, labels = dataset.train_images, dataset.train_labels
     order = torch.randperm(len(images), generator=generator("order", seed, epoch)).to(images.device)
-    parts = list(order.split(batch_size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
     draws = generator("augmentation", seed, epoch)
-    for part in parts:
-        batch = images[part]
-        yield (dataset.augmentation(batch, draws) if augment else batch), labels[part]
+    for whole in order.split(batch_sizes(len(images), batch_size, ranks.count)):
+        part = ranks.part(len(whole))
+        own = whole[part]
+        batch = images[own]
+        yield (dataset.augmentation(batch, draws, len(whole), part) if augment else batch), labels[own]
 
 
 def check_dataset(dataset: Dataset) -> Dataset:

@@ -58,7 +58,10 @@ class AsynchronousMethod(Method):
             plot_overlap({"mean of the layers": history}, folder / "overlap.png")
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
-        overlap, seconds = timed(self.device, lambda: measure_overlap(self.model))
+        model = self.training.ranks.whole_model(self.model)
+        if model is None:
+            return {}
+        overlap, seconds = timed(self.device, lambda: measure_overlap(model))
         columns = {
             "overlap_seconds": seconds,
             OVERLAP_MEAN: overlap.model_mean,

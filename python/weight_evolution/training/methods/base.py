@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..arguments import add_options, options_of
+from ..parallel.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -31,6 +32,8 @@ class Training(NamedTuple):
     """Of one image, [C, H, W]."""
     seed: int
     """The run's, from which everything random in a method follows."""
+    ranks: Ranks = ALONE
+    """The processes that train the network together."""
 
     @property
     def example(self) -> Tensor:

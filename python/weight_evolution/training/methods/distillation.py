@@ -67,7 +67,8 @@ class DistillationMethod(Method):
         return loss
 
     def after_epoch(self, epoch: int) -> dict[str, float]:
-        mean = float(self._sum) / max(self._batches, 1)
+        ranks = self.training.ranks
+        mean = float(ranks.sum(self._sum)) / ranks.count / max(self._batches, 1)
         self._sum.zero_()
         self._batches = 0
         return {"distillation_loss": mean}

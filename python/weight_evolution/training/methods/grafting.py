@@ -26,7 +26,12 @@ class Options:
     """The options of the method, as a checkpoint holds them."""
 
     networks: int = option(
-        2, "default 2; under torchrun all ranks", flag="networks", default=None, type=positive_int, metavar="K"
+        2,
+        "default 2; under torchrun without --parallel all ranks",
+        flag="networks",
+        default=None,
+        type=positive_int,
+        metavar="K",
     )
     learning_rates: list[float] | None = option(
         None, "one each (default: all --lr)", type=positive_float, nargs="+", metavar="LR"
@@ -47,8 +52,8 @@ class GraftingMethod(Method):
     kind = Options
     title = "filter grafting (--method grafting)"
     description = (
-        "trains several networks, in this process or, under torchrun, one on each rank; the accuracy reported is the "
-        "first network's, and beside it the best one's"
+        "trains several networks, in this process or, under torchrun without --parallel, one on each rank; the "
+        "accuracy reported is the first network's, and beside it the best one's"
     )
     prefix = "graft_"
     grafting: FilterGrafting | None = None
@@ -64,7 +69,8 @@ class GraftingMethod(Method):
 
     @classmethod
     def options(cls, arguments: argparse.Namespace) -> dict[str, Any]:
-        rates, networks = arguments.graft_learning_rates, arguments.networks or started_processes() or Options.networks
+        ring = started_processes() if arguments.parallel is None else None
+        rates, networks = arguments.graft_learning_rates, arguments.networks or ring or Options.networks
         if networks < 2:
             raise UserError(f"--networks must be at least 2, got {networks}")
         if rates is not None and len(rates) != networks:

@@ -76,7 +76,7 @@ class ReactivationMethod(Method):
                 training.optimizer,
                 seed=training.seed,
                 example_inputs=training.example,
-                all_ranks=False,
+                all_ranks=training.ranks.count > 1,
                 **options,
             )
 

@@ -1,0 +1,123 @@
+"""FSDP2: each rank has a part of each parameter, and of each batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from weight_evolution.sharding.local_part import reshard
+
+from ..errors import UserError
+from .replicas import Replicas
+
+if TYPE_CHECKING:
+    from ..config import TrainingConfig
+    from ..data import Dataset
+
+
+class Shards(Replicas):
+    """The ranks of the default group, over which ``fully_shard`` spreads the network.
+
+    Its blocks are sharded one by one, then what is left: a block is an entry of an outermost nn.Sequential or
+    nn.ModuleList. Files hold the whole network, gathered on the first rank.
+
+    Args:
+        device: of this rank; its type is the mesh's.
+    """
+
+    mode = "fsdp"
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        self._copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+        """Of each placed network one with whole parameters, on the CPU of the first rank."""
+
+    def check(self, config: TrainingConfig, dataset: Dataset) -> None:
+        super().check(config, dataset)
+        refused = {
+            "--ema": (config.ema is not None, "the average cannot be sharded"),
+            "--compile": (config.compile, "this was not tried"),
+            "--amp fp16": (config.amp == "fp16", "this was not tried; --amp bf16 works"),
+            "--channels-last": (config.channels_last, "FSDP2 shards contiguous weights only"),
+        }
+        for option, (given, reason) in refused.items():
+            if given:
+                raise UserError(
+                    f"{option} does not go with --parallel fsdp: {reason}; leave it out, or pass --parallel ddp"
+                )
+
+    def place(self, model: nn.Module) -> nn.Module:
+        whole = copy.deepcopy(model).cpu() if self.first else None
+        for block in _blocks(model):
+            fully_shard(block, mesh=self._mesh)
+        fully_shard(model, mesh=self._mesh)
+        if whole is not None:
+            self._copies[model] = whole
+        return model
+
+    def whole_model(self, model: nn.Module) -> nn.Module | None:
+        reshard(model)
+        state = self.whole_state(model.state_dict())
+        if not self.first:
+            return None
+        whole = self._copies[model]
+        whole.load_state_dict(state)
+        return whole
+
+    def whole_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        gathered: dict[str, Any] = self._gathered(state)
+        return gathered
+
+    def load(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        reshard(model)
+        model.load_state_dict({name: _spread_like(own, state[name]) for name, own in model.state_dict().items()})
+
+    def load_optimizer(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        spread = {
+            index: {
+                name: _spread_like(parameters[index], value)
+                if isinstance(value, Tensor) and value.shape == parameters[index].shape
+                else value
+                for name, value in entries.items()
+            }
+            for index, entries in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": spread})
+
+    def _gathered(self, value: Any) -> Any:
+        """The same with whole tensors, on the first rank: each of them is gathered and, elsewhere, let go at once."""
+        if isinstance(value, DTensor):
+            whole = value.full_tensor()
+            return whole.cpu() if self.first else None
+        if isinstance(value, dict):
+            result = copy.copy(value)  # of a module's state also the versions of its modules
+            result.update({key: self._gathered(entry) for key, entry in value.items()})
+            return result
+        return [self._gathered(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    for child in model.children():
+        if not isinstance(model, (nn.Sequential, nn.ModuleList)):
+            yield from _blocks(child)
+        elif any(True for _ in child.parameters()):
+            yield child
+
+
+def _spread_like(own: Tensor, whole: Tensor) -> Tensor:
+    """A whole tensor, which every rank has, as ``own`` is spread; itself if that is not."""
+    if not isinstance(own, DTensor):
+        return whole
+    return distribute_tensor(whole.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
