@@ -23,6 +23,7 @@ from weight_evolution.training.methods import asynchronous, grafting, low_rank, 
 from weight_evolution.training.networks import Networks
 from weight_evolution.training.parallel import parallel_ranks
 from weight_evolution.training.parallel.shards import Shards
+from weight_evolution.training.parallel.started import rank_errors
 from weight_evolution.training.runs import OutputOptions, train_seeds
 from weight_evolution.training.trainer import Trainer
 
@@ -225,6 +226,16 @@ def shards_are_as_replicas(ranks, folder):
         train(restored(config, one), EPOCHS)  # by one process
 
 
+@case
+def shards_in_bfloat16(ranks, folder):
+    config = config_of("baseline", model="resnet8", amp="bf16")
+    shards, replicas = (train(Trainer(config, 3, digits(64), CPU, ranks=of), 1) for of in (Shards(CPU), ranks))
+    assert shards.history[0]["test_loss"] == pytest.approx(replicas.history[0]["test_loss"], rel=1e-2)
+    state = shards.state_dict()["model"]
+    if ranks.count == 2 and ranks.first:
+        assert_alike(dict(state), dict(replicas.model.state_dict()))
+
+
 def save_both(folder, shards, replicas):
     folder.mkdir(exist_ok=True)
     shards.save(folder / "shards.pt")
@@ -278,6 +289,21 @@ def a_loss_that_is_not_finite_on_one_rank(ranks, folder):
         trainer.run_epoch()
 
 
+class Spare(Plain):
+    """The loss does not depend on some parameters."""
+
+    def __init__(self, in_channels, num_classes):
+        super().__init__(in_channels, num_classes)
+        self.spare = nn.Linear(2, 2)
+
+
+@case
+def a_network_with_parameters_to_spare(ranks, folder):
+    trainer = Trainer(config_of("baseline", model=f"{__name__}:Spare"), 0, digits(), CPU, ranks=ranks)
+    with pytest.raises(UserError, match="parameters that the loss does not depend on"), rank_errors("ddp", 60.0):
+        trainer.run_epoch()
+
+
 @case
 def ranks_drop_other_units(ranks, folder):
     trainer = Trainer(config_of("baseline", model=f"{__name__}:Dropping"), 0, digits(64), CPU, ranks=ranks)
@@ -290,6 +316,8 @@ def ranks_drop_other_units(ranks, folder):
 
 @case
 def what_ranks_cannot_train_is_refused(ranks, folder):
+    with pytest.raises(UserError, match="--parallel fsdp needs a GPU for each rank"):
+        Shards(torch.device("cuda"))
     shards = Shards(CPU)
     for message, method, among, changes in (
         ("--batch-size 33 is split over the ranks and must be a multiple", "baseline", ranks, {"batch_size": 33}),

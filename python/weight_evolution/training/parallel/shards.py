@@ -33,12 +33,19 @@ class Shards(Replicas):
 
     Args:
         device: of this rank; its type is the mesh's.
+
+    Raises:
+        UserError: ranks share a GPU, so that the group is not nccl's.
     """
 
     mode = "fsdp"
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
+        if device.type == "cuda" and dist.get_backend() == "gloo":
+            raise UserError(
+                "--parallel fsdp needs a GPU for each rank; start as many ranks as there are, or pass --parallel ddp"
+            )
         self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         self._copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
         """Of each placed network one with whole parameters, on the CPU of the first rank."""

@@ -42,7 +42,7 @@ def parallel_ranks(mode: str | None, device: torch.device, seconds: float) -> It
             f"--parallel {mode} is for processes that torchrun starts: torchrun --nproc-per-node 2 -m weight_evolution "
             f"train --parallel {mode} ..."
         )
-    with _errors(mode, seconds), process_group(device, seconds), warnings.catch_warnings():
+    with rank_errors(mode, seconds), process_group(device, seconds), warnings.catch_warnings():
         # Of DistributedDataParallel, about the first convolution of grey images.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         if mode == "ddp":
@@ -54,7 +54,8 @@ def parallel_ranks(mode: str | None, device: torch.device, seconds: float) -> It
 
 
 @contextmanager
-def _errors(mode: str, seconds: float) -> Iterator[None]:
+def rank_errors(mode: str, seconds: float) -> Iterator[None]:
+    """Says what an error means to a rank among others; the arguments are for the message."""
     rank = f"rank {os.environ['RANK']}"
     try:
         yield
