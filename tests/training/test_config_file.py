@@ -14,7 +14,7 @@ def runs(monkeypatch):
     seen = []
     monkeypatch.setattr(cli, "load_data", lambda *given: given)
     monkeypatch.setattr(
-        cli, "train_seeds", lambda config, seeds, data, device, output, say: stop(config, seeds, output)
+        cli, "train_seeds", lambda config, seeds, data, device, output, say, ranks: stop(config, seeds, output)
     )
 
     def stop(*run):
