@@ -19,6 +19,7 @@ from .ranks import ALONE, Ranks
 from .replicas import Replicas
 
 PARALLEL = ("ddp", "fsdp")
+_OF_GLOO = ("/gloo/", "Application timeout caused pair closure")
 
 
 @contextmanager
@@ -79,5 +80,7 @@ def rank_errors(mode: str, seconds: float) -> Iterator[None]:
 
 def _of_communication(error: RuntimeError) -> str | None:
     """What went wrong between the ranks, if that is what the error is about: gloo's have no class of their own."""
-    text = re.sub(r"^\[\S*\]\s*", "", str(error)).partition(". ")[0].partition("\n")[0]
-    return text if isinstance(error, dist.DistError) or "gloo" in str(error) else None
+    text = str(error)
+    if not isinstance(error, dist.DistError) and not any(mark in text for mark in _OF_GLOO):
+        return None
+    return re.sub(r"^\[\S*\]\s*", "", text).partition(". ")[0].partition("\n")[0]
