@@ -55,6 +55,8 @@ _UNIT_ADAMW = "tests/reactivation/test_unit_adamw.py"
 _REVIVED_TRITON = "tests/kernels/test_reactivation.py -k 'triton and (loops and float32 or step_on)'"
 _REVIVED_MEANS_TRITON = "tests/kernels/test_reactivation.py -k 'triton and means'"
 _DORMANT_TRITON = "tests/kernels/test_reactivation.py -k 'triton and (dormant_units or parents)'"
+_PARALLEL = "python/weight_evolution/training/parallel/"
+_RANKS = "tests/training/test_parallel.py -k 'not four and not torchrun'"
 _BLENDS = "tests/kernels/test_grafting.py -k 'not native and not triton'"
 _NATIVE_BLENDS = "tests/kernels/test_grafting.py -k native"
 _TRITON_BLENDS = "tests/kernels/test_grafting.py -k triton"
@@ -195,6 +197,21 @@ MUTANTS = [
         "self.epoch < self.config.epochs and",
         "",
         "tests/training/test_networks.py -k 'not torchrun'",
+    ),
+    Mutant(_PARALLEL + "replicas.py", "len(range(count)[self.part(count)]) * self.count / count", "1.0", _RANKS),
+    Mutant(_PARALLEL + "replicas.py", '("rank", self.rank) if self.rank else ()', "()", _RANKS),
+    Mutant(_PARALLEL + "started.py", "any(mark in text for mark in _OF_GLOO)", "False", _RANKS),
+    Mutant(
+        "python/weight_evolution/training/data/dataset.py",
+        "dataset.augmentation(batch, draws, len(whole), part)",
+        "dataset.augmentation(batch, draws)",
+        _RANKS,
+    ),
+    Mutant(
+        "python/weight_evolution/training/trainer.py",
+        "            self.ranks.share_buffers(self.model)\n",
+        "",
+        _RANKS,
     ),
     Mutant(_WK + "overlap/reference.py", "/ (2 if i == j else 1)", "", _OVERLAP),
     Mutant(_WK + "overlap/reference.py", "(j, cosine.amax(0))", "(j, cosine.amax(1))", _OVERLAP),
