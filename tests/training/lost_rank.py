@@ -15,6 +15,8 @@ from weight_evolution.training import cli
 from weight_evolution.training.errors import UserError
 from weight_evolution.training.trainer import Trainer
 
+DIGITS = small_digits()
+
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -37,7 +39,7 @@ def main(how, *arguments):
     """``how``: the name of a function here."""
     os.environ |= {"TORCHELASTIC_RUN_ID": "tests", "LOCAL_WORLD_SIZE": os.environ["WORLD_SIZE"]}
     torch.set_num_threads(1)
-    cli.load_data = lambda *_: small_digits()
+    cli.load_data = lambda *_: DIGITS
     train_on = Trainer._train_on
     if os.environ["RANK"] == "1":
         Trainer._train_on = lambda trainer, *rest: globals()[how]() if trainer.epoch else train_on(trainer, *rest)
