@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -47,6 +47,7 @@ class Shards(Replicas):
                 "--parallel fsdp needs a GPU for each rank; start as many ranks as there are, or pass --parallel ddp"
             )
         self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        self._gradient = _gradient_of_ones(self._mesh, device)
         self._copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
         """Of each placed network one with whole parameters, on the CPU of the first rank."""
 
@@ -72,6 +73,9 @@ class Shards(Replicas):
         if whole is not None:
             self._copies[model] = whole
         return model
+
+    def weight(self, count: int) -> float:
+        return super().weight(count) / self._gradient
 
     def whole_model(self, model: nn.Module) -> nn.Module | None:
         reshard(model)
@@ -113,6 +117,18 @@ class Shards(Replicas):
             result.update({key: self._gathered(entry) for key, entry in value.items()})
             return result
         return [self._gathered(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _gradient_of_ones(mesh: DeviceMesh, device: torch.device) -> float:
+    """What FSDP2 makes of a gradient of 1 on each rank: 1, their mean, but with gloo and an older PyTorch, such as 2.7,
+    their sum (pytorch/pytorch#162338).
+    """
+    probe = nn.Linear(1, 1, bias=False, device=device)
+    fully_shard(probe, mesh=mesh)
+    probe(torch.ones(1, 1, device=device)).sum().backward()
+    gradient = probe.weight.grad
+    assert isinstance(gradient, DTensor)
+    return gradient.full_tensor().item()
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
