@@ -47,7 +47,8 @@ class Shards(Replicas):
                 "--parallel fsdp needs a GPU for each rank; start as many ranks as there are, or pass --parallel ddp"
             )
         self._mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-        self._gradient = _gradient_of_ones(self._mesh, device)
+        self._gradient = 1.0
+        """What becomes of a gradient of 1 on each rank, of the networks that were placed."""
         self._copies: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
         """Of each placed network one with whole parameters, on the CPU of the first rank."""
 
@@ -66,6 +67,11 @@ class Shards(Replicas):
                 )
 
     def place(self, model: nn.Module) -> nn.Module:
+        dtypes = sorted({parameter.dtype for parameter in model.parameters()}, key=str)
+        found = {_gradient_of_ones(self._mesh, dtype) for dtype in dtypes}
+        if len(found) > 1:
+            raise UserError(f"--parallel fsdp: this PyTorch averages gradients of one of {dtypes} only; use one dtype")
+        self._gradient = found.pop()
         whole = copy.deepcopy(model).cpu() if self.first else None
         for block in _blocks(model):
             fully_shard(block, mesh=self._mesh)
@@ -119,13 +125,13 @@ class Shards(Replicas):
         return [self._gathered(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _gradient_of_ones(mesh: DeviceMesh, device: torch.device) -> float:
+def _gradient_of_ones(mesh: DeviceMesh, dtype: torch.dtype) -> float:
     """What FSDP2 makes of a gradient of 1 on each rank: 1, their mean, but with gloo and an older PyTorch, such as 2.7,
-    their sum (pytorch/pytorch#162338).
+    of float32 and bfloat16 their sum (pytorch/pytorch#162338).
     """
-    probe = nn.Linear(1, 1, bias=False, device=device)
+    probe = nn.Linear(1, 1, bias=False, device=mesh.device_type, dtype=dtype)
     fully_shard(probe, mesh=mesh)
-    probe(torch.ones(1, 1, device=device)).sum().backward()
+    probe(torch.ones(1, 1, device=mesh.device_type, dtype=dtype)).sum().backward()
     gradient = probe.weight.grad
     assert isinstance(gradient, DTensor)
     return gradient.full_tensor().item()
