@@ -13,6 +13,7 @@ import we_kernels as wk
 from ..sharding.exchange import exchange
 from ..sharding.placement import Placement
 from .linear_biases import blended_bias
+from .partial_filters import Norms, blend_rows_
 
 
 @dataclass
@@ -60,12 +61,19 @@ class ShardedCrossover:
         donor: int32 [F] of all ranks, on the CPU.
         rule: of the crossover.
         biases: position of a Linear in the bank -> this rank's part of its bias.
+        norms: position of a weight of partial filters in the bank -> those of the whole filters.
     """
 
     def __init__(
-        self, bank: wk.FilterBank, placement: Placement, donor: Tensor, rule: str, biases: Mapping[int, Tensor]
+        self,
+        bank: wk.FilterBank,
+        placement: Placement,
+        donor: Tensor,
+        rule: str,
+        biases: Mapping[int, Tensor],
+        norms: Mapping[int, Norms],
     ) -> None:
-        self._bank, self._blends = bank, bank.blends
+        self._bank, self._blends, self._norms = bank, bank.blends, norms
         self._layers: list[_Layer] = []
         self._outgoing: list[list[Tensor]] = [[] for _ in range(placement.ranks)]
         self._expected: list[list[Tensor]] = [[] for _ in range(placement.ranks)]
@@ -78,12 +86,20 @@ class ShardedCrossover:
         self._filters = [layer.copy_of_filters() for layer in self._layers]
         donors_here = [_donors(layer, len(copy)) for layer, copy in zip(self._layers, self._filters, strict=True)]
         self._biases = [
-            _crossed_bias(layer, copy, donors)
+            self._crossed_bias(layer, copy, donors)
             for layer, copy, donors in zip(self._layers, self._filters, donors_here, strict=True)
         ]
-        if self._layers:
-            copies = wk.FilterBank(self._filters, names=[bank.names[layer.position] for layer in self._layers])
-            wk.crossover_(copies, torch.cat(donors_here), rule, validate=False)
+        whole = []
+        for i, (layer, copy) in enumerate(zip(self._layers, self._filters, strict=True)):
+            if self._blends[layer.position] and layer.position in norms:
+                sources = layer.sources.to(copy.device)
+                blend_rows_(copy, layer.replaced, sources, norms[layer.position].l1)
+            else:
+                whole.append(i)
+        if whole:
+            names = [bank.names[self._layers[i].position] for i in whole]
+            copies = wk.FilterBank([self._filters[i] for i in whole], names=names)
+            wk.crossover_(copies, torch.cat([donors_here[i] for i in whole]), rule, validate=False)
 
     def changes(self) -> list[tuple[int, Tensor, Tensor | None]]:
         """Positions of weights that change, in the bank, with the weight and the bias as they will be."""
@@ -145,6 +161,13 @@ class ShardedCrossover:
                 self._expected[rank].append(layer.sent_biases[-1])
         self._layers.append(layer)
 
+    def _crossed_bias(self, layer: _Layer, filters: Tensor, donor: Tensor) -> Tensor | None:
+        if layer.bias is None:
+            return None
+        known = self._norms.get(layer.position)
+        importance = known.importance if known else wk.filter_importance(wk.FilterBank([filters]))
+        return blended_bias(torch.cat([layer.bias, *layer.sent_biases]), importance, donor)
+
 
 def _part_of(filters: Tensor, blend: bool) -> Tensor:
     """What a crossover needs of donors: [m, C, *kernel] for a blend, else [m, C], the kernels' largest elements."""
@@ -159,10 +182,3 @@ def _donors(layer: _Layer, rows: int) -> Tensor:
     donor = torch.full((rows,), -1, dtype=torch.int32, device=layer.filters.device)
     donor[layer.replaced] = layer.sources.to(donor)
     return donor
-
-
-def _crossed_bias(layer: _Layer, filters: Tensor, donor: Tensor) -> Tensor | None:
-    if layer.bias is None:
-        return None
-    norms = wk.filter_importance(wk.FilterBank([filters]))
-    return blended_bias(torch.cat([layer.bias, *layer.sent_biases]), norms, donor)

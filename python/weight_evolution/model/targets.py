@@ -68,7 +68,9 @@ class Target:
     def spread(self) -> Spread:
         """The parameter, for `placement_of`."""
         parameter = self.parameter
-        return Spread(self.name, parameter, self.view_of(local_part(parameter))[1], self.needs_whole_filters)
+        filter_dim = self.view_of(local_part(parameter))[1]
+        channel_dim = 1 - filter_dim if parameter.dim() > 1 else None
+        return Spread(self.name, parameter, filter_dim, self.needs_whole_filters, channel_dim)
 
 
 def filters_of(module: nn.Module, weight: Tensor) -> tuple[Tensor, int]:
@@ -174,6 +176,7 @@ class Targets:
                     "optimizer and what evolves it"
                 )
         tensors, dims = zip(*(target.filters for target in self.items), strict=True)
+        tensors = tuple(map(_with_elements, self.items, tensors, dims))
         group = {kind: g for g, kind in enumerate(self.kinds)}
         groups = [group[target.kind] for target in self.items]
         bank = FilterBank(tensors, dims, groups=groups, names=[target.name for target in self.items])
@@ -186,6 +189,13 @@ class Targets:
     def __getstate__(self) -> dict[str, Any]:
         # Without the banks, which are known by identities and addresses: a copy makes its own.
         return {**self.__dict__, "_bank": None, "_every_filter": None, "_built_from": ()}
+
+
+def _with_elements(target: Target, part: Tensor, filter_dim: int) -> Tensor:
+    """A rank's part of a weight, or zeros in its place where that has filters, but no element of them."""
+    if part.numel() or not part.shape[filter_dim] or not target.parameter.numel():
+        return part
+    return part.new_zeros([max(size, 1) for size in part.shape])
 
 
 def own_parameter(module: nn.Module, attribute: str, name: str) -> Tensor | None:

@@ -21,25 +21,28 @@ class Spread(NamedTuple):
     """The dimension along which its filters lie."""
     whole_filters: bool
     """Whether a rank must have the filters that it has as a whole, or parts of them will do."""
+    channel_dim: int | None = None
+    """The dimension of the input channels, if a rank may have some of those of all filters instead."""
 
 
 def placement_of(spreads: Sequence[Spread]) -> Placement | None:
     """Which rank has which filters of these parameters; None if every rank has all.
 
     Raises:
-        TypeError: a parameter is spread in another way than by its filters; names it, and says how to go on.
+        TypeError: a parameter is spread in another way than by its filters (or input channels, where those will do);
+            names it, and says how to go on.
         ValueError: two are spread over different ranks.
     """
-    dims = [_sharded_dim(spread) for spread in spreads]
+    shards = [_shard_of(spread) for spread in spreads]
     first: Spread | None = None
     group: dist.ProcessGroup | None = None
-    for spread, dim in zip(spreads, dims, strict=True):
-        if dim is None:
+    for spread, shard in zip(spreads, shards, strict=True):
+        if shard is None:
             continue
-        mesh = _mesh(spread)
+        own_group = _mesh(spread).get_group(shard.mesh_dim)
         if first is None:
-            first, group = spread, mesh.get_group(dim)
-        elif mesh.get_group(dim) != group:
+            first, group = spread, own_group
+        elif own_group != group:
             raise ValueError(
                 f"{spread.name} is sharded over other ranks than {first.name}, and a threshold needs all filters on "
                 "the same; give fully_shard one mesh for all, or make one WeightEvolution with include= for each"
@@ -47,7 +50,12 @@ def placement_of(spreads: Sequence[Spread]) -> Placement | None:
     if group is None:
         return None
     sizes = [spread.parameter.shape[spread.filter_dim] for spread in spreads]
-    placement = Placement(group, sizes, [dim is not None for dim in dims])
+    placement = Placement(
+        group,
+        sizes,
+        [shard is not None and shard.dim == spread.filter_dim for spread, shard in zip(spreads, shards, strict=True)],
+        [shard is not None and shard.dim != spread.filter_dim for spread, shard in zip(spreads, shards, strict=True)],
+    )
     for spread, rows in zip(spreads, placement.rows_on(placement.rank), strict=True):
         held = local_part(spread.parameter).shape[spread.filter_dim]
         if held != rows:
@@ -59,34 +67,46 @@ def placement_of(spreads: Sequence[Spread]) -> Placement | None:
     return placement
 
 
-def _sharded_dim(spread: Spread) -> int | None:
-    """The dimension of its mesh along which a parameter's filters are spread; None where every rank has all."""
+class _Shard(NamedTuple):
+    """How a parameter is spread."""
+
+    mesh_dim: int
+    dim: int
+    """Of the parameter."""
+
+
+def _shard_of(spread: Spread) -> _Shard | None:
+    """None where every rank has all filters, be it only a part of each where parts will do."""
     if not is_distributed(spread.parameter):
         return None
     mesh, found = _mesh(spread), []
-    for dim, kind in enumerate(_placements(spread)):
-        if kind.is_replicate() or (mesh.size(dim) == 1 and not kind.is_partial()):
+    for mesh_dim, kind in enumerate(_placements(spread)):
+        if kind.is_replicate() or (mesh.size(mesh_dim) == 1 and not kind.is_partial()):
             continue
         if type(kind).__name__ == "Shard" and kind.dim != spread.filter_dim and not spread.whole_filters:
             continue
-        if type(kind).__name__ != "Shard" or kind.dim != spread.filter_dim:
-            raise TypeError(
-                f"{spread.name} is a DTensor placed as {kind}, of which no rank has whole filters; they can be worked "
-                f"with as Shard({spread.filter_dim}) or Replicate() (shard_placement_fn= and ignored_params= of "
-                f"fully_shard, ColwiseParallel), else {_left_out(spread.name)}"
-            )
-        found.append(dim)
+        found.append((mesh_dim, kind))
     if len(found) > 1:
         raise TypeError(
             f"{spread.name} is a DTensor sharded along {len(found)} dimensions of its mesh, where one can be worked "
             f"with; replicate it along the others (HSDP), or {_left_out(spread.name)}"
         )
+    dims = [spread.filter_dim] + ([] if spread.channel_dim is None else [spread.channel_dim])
+    for _, kind in found:
+        if type(kind).__name__ != "Shard" or kind.dim not in dims:
+            possible = ", ".join(f"Shard({dim})" for dim in sorted(dims))
+            raise TypeError(
+                f"{spread.name} is a DTensor placed as {kind}, of which no rank has whole "
+                f"{'filters' if spread.channel_dim is None else 'filters or kernels'}; they can be worked with as "
+                f"{possible} or Replicate() (shard_placement_fn= and ignored_params= of fully_shard, "
+                f"ColwiseParallel), else {_left_out(spread.name)}"
+            )
     if local_part(spread.parameter).device.type not in (mesh.device_type, "meta"):
         raise TypeError(
             f"{spread.name} is offloaded to the CPU (CPUOffloadPolicy), where its group on {mesh.device_type} cannot "
             f"exchange it; leave offload_policy= out, or {_left_out(spread.name)}"
         )
-    return found[0] if found else None
+    return _Shard(found[0][0], found[0][1].dim) if found else None
 
 
 def _left_out(name: str) -> str:
