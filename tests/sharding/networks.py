@@ -93,7 +93,11 @@ NETWORKS = {"resnet": resnet, "mobilenet": mobilenet, "convnext": convnext}
 def make(name, dtype=torch.float32, seed=0):
     """A network whose filters differ in size by orders of magnitude, some of them zero and some equal."""
     torch.manual_seed(seed)
-    model = NETWORKS[name]().to(dtype)
+    return scaled(NETWORKS[name]().to(dtype), rounded=seed % 2)
+
+
+def scaled(model, rounded=False):
+    """The model with such filters; rounded ones are small multiples of 1/8."""
     with torch.no_grad():
         for parameter in model.parameters():
             rows = len(parameter)
@@ -101,7 +105,7 @@ def make(name, dtype=torch.float32, seed=0):
             if rows > 6:
                 scale[torch.randint(rows, (1,))] = 0
             values = torch.randn(parameter.shape) * scale.view(-1, *[1] * (parameter.dim() - 1))
-            parameter.copy_(values.mul(8).round().div(8) if seed % 2 else values)
+            parameter.copy_(values.mul(8).round().div(8) if rounded else values)
     return model
 
 

@@ -46,6 +46,11 @@ MESHES = {}
 
 
 def main(folder):
+    run(CASES, folder, most=8)
+
+
+def run(cases, folder, most):
+    """Every case that these ranks can run; slow ones only where there are as many ranks as the most."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=TIMEOUT)
     ranks = dist.get_world_size()
@@ -54,9 +59,9 @@ def main(folder):
         MESHES["hsdp"] = DeviceMesh("cpu", torch.arange(ranks).view(2, -1), mesh_dim_names=("replicate", "shard"))
     FOLDER.append(Path(folder))
     outcomes = {}
-    for name, (function, mesh, arguments, slow) in CASES.items():
+    for name, (function, mesh, arguments, slow) in cases.items():
         outcomes[name] = None
-        if (slow and ranks < 8) or not is_in(MESHES[mesh]):
+        if (slow and ranks < most) or not is_in(MESHES[mesh]):
             continue
         try:
             function(MESHES[mesh], *arguments)
@@ -73,12 +78,12 @@ def is_in(mesh):
     return dist.get_rank() in mesh.mesh.flatten().tolist()
 
 
-def case(mesh, *arguments, slow=False):
-    """Registers a function of a mesh and the arguments; a slow one runs only where there are eight ranks."""
+def case(mesh, *arguments, slow=False, cases=CASES):
+    """Registers a function of a mesh and the arguments; a slow one runs only where there are the most ranks."""
 
     def register(function):
         name = " ".join(map(str, (function.__name__, mesh, *arguments)))
-        CASES[name] = (function, mesh, arguments, slow or mesh == 8)
+        cases[name] = (function, mesh, arguments, slow or mesh == 8)
         return function
 
     return register

@@ -1,0 +1,35 @@
+"""Weights of which every rank has some input channels (tensor parallelism by rows), over gloo processes."""
+
+import pytest
+import torch
+
+from tests.processes import run_ranks
+from tests.sharding import partial_worker
+from tests.sharding.test_sharded_models import check
+
+
+def run(ranks, folder):
+    done = run_ranks(ranks, "tests.sharding.partial_worker", folder)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return run(2, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory):
+    return run(4, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("name", [name for name, case in partial_worker.CASES.items() if not case[3]])
+def test_it_is_as_in_one_process(name, two_ranks):
+    check(two_ranks, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", partial_worker.CASES)
+def test_it_is_as_in_one_process_on_four_ranks(name, four_ranks):
+    check(four_ranks, name)
