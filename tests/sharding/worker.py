@@ -92,10 +92,11 @@ def case(mesh, *arguments, slow=False, cases=CASES):
 def whole(model):
     """Every parameter, gathered."""
     model.reshard() if hasattr(model, "reshard") else None
-    return {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
-        for name, p in model.named_parameters()
-    }
+    return {name: full(p).detach().clone() for name, p in model.named_parameters()}
+
+
+def full(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def assert_equal(first, second):
@@ -216,20 +217,20 @@ def after_training_and_validation(mesh, reshard_after_forward):
 @case(2, "reset", slow=True)
 @case(2, "keep", slow=True)
 def state_of_the_optimizer(mesh, choice):
+    check_state_of_the_optimizer(make("convnext"), shard(make("convnext"), mesh), choice, assert_same_steps)
+
+
+def check_state_of_the_optimizer(reference, model, choice, assert_same_steps):
     """Its moments, a slow copy of the weights and a sum that is no copy, under names of the optimizer's own."""
-    reference, model = make("convnext"), shard(make("convnext"), mesh)
-    plain, spread = (torch.optim.Adam(network.parameters(), 1e-4) for network in (reference, model))
+    plain, spread = (torch.optim.Adam(network.parameters(), 1e-4, foreach=False) for network in (reference, model))
     model(torch.randn(2, 3, 8, 8)).square().mean().backward()
     spread.step()
     with torch.no_grad():
         for parameter, ours in zip(reference.parameters(), model.parameters(), strict=True):
             ours_state = spread.state[ours]
             ours_state |= {"slow": ours * 0.9, "energy": ours.square() + 2}
-            parameter.copy_(ours.full_tensor())
-            plain.state[parameter] = {
-                key: value.full_tensor() if isinstance(value, DTensor) else value.clone()
-                for key, value in ours_state.items()
-            }
+            parameter.copy_(full(ours))
+            plain.state[parameter] = {key: full(value).clone() for key, value in ours_state.items()}
     alone, sharded = (
         WeightEvolution(network, **MUCH, optimizer=optimizer, optimizer_state=choice)
         for network, optimizer in ((reference, plain), (model, spread))
@@ -240,7 +241,7 @@ def state_of_the_optimizer(mesh, choice):
         for key, value in plain.state[parameter].items():
             if key == "step":
                 continue
-            there = spread.state[ours][key].full_tensor()
+            there = full(spread.state[ours][key])
             exact = choice != "fill" or key in ("exp_avg", "slow")
             torch.testing.assert_close(there, value, rtol=0 if exact else 1e-6, atol=0)
             changed += key == "slow" and not torch.equal(value, parameter * 0.9)

@@ -176,14 +176,15 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
 
     def _update(self, group: dict[str, Any], share: float, rows: list[_Row]) -> None:
         momentum = group["momentum"]
-        masks = [row.mask for row in rows if row.mask is not None]
+        held = [row for row in rows if row.param.numel()]  # of a weight that is sharded a rank may have nothing
+        masks = [row.mask for row in held if row.mask is not None]
         device = rows[0].param.device
-        buffers = [row.buffer for row in rows if row.buffer is not None]
+        buffers = [row.buffer for row in held if row.buffer is not None]
         wk.asynchronous_sgd_(
-            [row.param for row in rows],
-            [row.grad for row in rows],
+            [row.param for row in held],
+            [row.grad for row in held],
             buffers if momentum != 0 else None,
-            [row.dim for row in rows],
+            [row.dim for row in held],
             torch.cat(masks) if masks else torch.empty(0, dtype=torch.bool, device=device),
             lr=_stretched(group, share),
             momentum=momentum,
@@ -191,7 +192,7 @@ class AsynchronousSGD(OfSubsets, CheckedOptimizer, SGD):
             weight_decay=float(group["weight_decay"]),
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            first_step=[row.first for row in rows],
+            first_step=[row.first for row in held],
         )
         for row in rows:
             if row.first:

@@ -96,7 +96,7 @@ def _shard_of(spread: Spread) -> _Shard | None:
         if type(kind).__name__ != "Shard" or kind.dim not in dims:
             possible = ", ".join(f"Shard({dim})" for dim in sorted(dims))
             raise TypeError(
-                f"{spread.name} is a DTensor placed as {kind}, of which no rank has whole "
+                f"{spread.name} is a DTensor placed as {kind!r}, of which no rank has whole "
                 f"{'filters' if spread.channel_dim is None else 'filters or kernels'}; they can be worked with as "
                 f"{possible} or Replicate() (shard_placement_fn= and ignored_params= of fully_shard, "
                 f"ColwiseParallel), else {_left_out(spread.name)}"
