@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import we_kernels as wk
 from tests.sharding.networks import make, resnet, shard
@@ -220,10 +220,20 @@ def state_of_the_optimizer(mesh, choice):
     check_state_of_the_optimizer(make("convnext"), shard(make("convnext"), mesh), choice, assert_same_steps)
 
 
+def give_gradients(reference, model):
+    """The same random ones to both."""
+    for parameter, ours in zip(reference.parameters(), model.parameters(), strict=True):
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        spread = isinstance(ours, DTensor)
+        ours.grad = (
+            distribute_tensor(parameter.grad, ours.device_mesh, ours.placements) if spread else parameter.grad.clone()
+        )
+
+
 def check_state_of_the_optimizer(reference, model, choice, assert_same_steps):
     """Its moments, a slow copy of the weights and a sum that is no copy, under names of the optimizer's own."""
     plain, spread = (torch.optim.Adam(network.parameters(), 1e-4, foreach=False) for network in (reference, model))
-    model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    give_gradients(reference, model)
     spread.step()
     with torch.no_grad():
         for parameter, ours in zip(reference.parameters(), model.parameters(), strict=True):

@@ -90,10 +90,12 @@ class WeightEvolution:
             then leaves all state as it is.
         epochs: of the whole training; the step after the last of them (and any later one) does nothing. None: unknown.
 
-    Parameters that are DTensors sharded along their filters (FSDP2) evolve as in one process that has all of them: make
-    this after ``fully_shard``, with the same options on all ranks, and call `step` and `preview` on all ranks. They
-    then wait for the other ranks and the device; a callable ``importance`` gets the bank of this rank's filters, and
-    ``cuda_graph`` is not possible (docs/scaling.md).
+    Parameters that are DTensors sharded along their filters (FSDP2) evolve as in one process that has all of them;
+    those sharded along their input channels (row-wise tensor parallelism) do so up to the rounding of norms, which are
+    sums over the ranks. Make this after ``fully_shard`` or ``parallelize_module``, with the same options on all ranks,
+    and call `step` and `preview` on all ranks. They then wait for the other ranks and the device; a callable
+    ``importance`` gets the bank of this rank's filters, which must be whole, and ``cuda_graph`` is not possible
+    (docs/scaling.md).
 
     A deep or pickled copy of (model, evolution), together, works on the copied model.
 
