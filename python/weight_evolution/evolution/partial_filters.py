@@ -20,8 +20,8 @@ class Norms(NamedTuple):
     """float32 [N]: the same over the number of kernels."""
 
 
-def with_whole_norms(bank: wk.FilterBank, partial: Sequence[bool]) -> wk.FilterBank:
-    """For `filter_importance`, which then gives L1 norms of the partial filters' parts, and importances of the others.
+def with_one_kernel(bank: wk.FilterBank, partial: Sequence[bool]) -> wk.FilterBank:
+    """Partial filters as one kernel each, of which `filter_importance` gives the part's L1 norm; others as they are.
 
     Args:
         bank: this rank's parts of the weights.
@@ -31,7 +31,7 @@ def with_whole_norms(bank: wk.FilterBank, partial: Sequence[bool]) -> wk.FilterB
     for position, dim in enumerate(bank.filter_dims):
         if partial[position]:
             filters = weights[position].movedim(dim, 0)
-            weights[position] = filters.reshape(len(filters), 1, filters.shape[1], -1)  # as one kernel
+            weights[position] = filters.reshape(len(filters), 1, filters.shape[1], -1)
     dims = [0 if split else dim for split, dim in zip(partial, bank.filter_dims, strict=True)]
     return wk.FilterBank(weights, dims, groups=bank.groups, names=bank.names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,17 +89,7 @@ class ShardedCrossover:
             self._crossed_bias(layer, copy, donors)
             for layer, copy, donors in zip(self._layers, self._filters, donors_here, strict=True)
         ]
-        whole = []
-        for i, (layer, copy) in enumerate(zip(self._layers, self._filters, strict=True)):
-            if self._blends[layer.position] and layer.position in norms:
-                sources = layer.sources.to(copy.device)
-                blend_rows_(copy, layer.replaced, sources, norms[layer.position].l1)
-            else:
-                whole.append(i)
-        if whole:
-            names = [bank.names[self._layers[i].position] for i in whole]
-            copies = wk.FilterBank([self._filters[i] for i in whole], names=names)
-            wk.crossover_(copies, torch.cat([donors_here[i] for i in whole]), rule, validate=False)
+        self._cross(donors_here, rule)
 
     def changes(self) -> list[tuple[int, Tensor, Tensor | None]]:
         """Positions of weights that change, in the bank, with the weight and the bias as they will be."""
@@ -160,6 +150,18 @@ class ShardedCrossover:
                 layer.sent_biases.append(bias.new_empty(count))
                 self._expected[rank].append(layer.sent_biases[-1])
         self._layers.append(layer)
+
+    def _cross(self, donors_here: Sequence[Tensor], rule: str) -> None:
+        copies, donors, names = [], [], []
+        for layer, copy, donor in zip(self._layers, self._filters, donors_here, strict=True):
+            if self._blends[layer.position] and layer.position in self._norms:
+                blend_rows_(copy, layer.replaced, layer.sources.to(copy.device), self._norms[layer.position].l1)
+            else:
+                copies.append(copy)
+                donors.append(donor)
+                names.append(self._bank.names[layer.position])
+        if copies:
+            wk.crossover_(wk.FilterBank(copies, names=names), torch.cat(donors), rule, validate=False)
 
     def _crossed_bias(self, layer: _Layer, filters: Tensor, donor: Tensor) -> Tensor | None:
         if layer.bias is None:

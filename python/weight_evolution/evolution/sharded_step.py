@@ -22,7 +22,7 @@ from ..sharding.placement import Placement
 from .device_step import DeviceStep, Outcome
 from .inferior_shifts import InferiorShifts
 from .options import EvolutionOptions
-from .partial_filters import Norms, with_whole_norms
+from .partial_filters import Norms, with_one_kernel
 from .sharded_crossover import ShardedCrossover
 
 
@@ -110,7 +110,7 @@ class ShardedStep(DeviceStep):
         """float32 [f]: importances of this rank's filters, of partial ones L1 norms of its part."""
         if not any(self._placement.partial):
             return self._measure(bank, wk.filter_importance(bank))
-        return wk.filter_importance(with_whole_norms(bank, self._placement.partial))
+        return wk.filter_importance(with_one_kernel(bank, self._placement.partial))
 
     def _importance_of(self, measured: Tensor) -> Tensor:
         """float32 [F]: importances of what `_measured` gave on all ranks."""

@@ -64,8 +64,8 @@ class Placement:
         """
         entries = rows[self.speaker.to(rows.device), self.place.to(rows.device)]
         if len(self._summed):
-            parts = rows.gather(1, self._summed_places.to(rows.device))
-            entries[self._summed.to(rows.device)] = parts.double().sum(0).to(rows)
+            parts = rows.gather(1, self._summed_places.to(rows.device)).double()
+            entries[self._summed.to(rows.device)] = sum(parts[1:].unbind(), parts[0]).to(rows)
         return entries
 
     def _filters_of(self, rank: int) -> Tensor:
