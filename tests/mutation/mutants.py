@@ -128,6 +128,12 @@ MUTANTS = [
     Mutant(_WE + "evolution/inferior_shifts.py", "(donor[self._filter.clamp(min=0)] >= 0)", "(donor >= 0)", _EVOLUTION),
     Mutant(_WE + "evolution/method.py", "            report.raise_pending()", "            pass", _EVOLUTION),
     Mutant(_WE + "evolution/linear_biases.py", "(a * bias + (1 - a)", "(a * bias + a", _EVOLUTION),
+    Mutant(
+        _WE + "evolution/partial_filters.py",
+        "torch.where(blended.isfinite(), blended, own)",
+        "blended",
+        "tests/evolution/test_partial_filters.py",
+    ),
     Mutant(_WE + "evolution/method.py", "self._unchecked[0].arrived", "True", _PRETENDED + "-k does_not_wait"),
     Mutant(
         _WE + "evolution/report.py", "        if self.pending:\n", "        if False:\n", _PRETENDED + "-k not_finite"

@@ -25,6 +25,7 @@ from tests.sharding.worker import (
     assert_equal,
     check_state_of_the_optimizer,
     counted,
+    full,
     give_gradients,
     whole,
     with_error,
@@ -70,7 +71,7 @@ def by_channels(model, mesh, placements=None):
     for module in model.modules():
         if isinstance(module, (_ConvNd, nn.Linear)):
             own = placements or [Shard(0 if getattr(module, "transposed", False) else 1)]
-            module.weight = nn.Parameter(distribute_tensor(module.weight.detach(), mesh, own))
+            module.weight = nn.Parameter(distribute_tensor(full(module.weight).detach(), mesh, own))
     return model
 
 
@@ -337,6 +338,8 @@ def what_cannot_work_is_refused_when_made(mesh):
     by_channels(linear, mesh)
     linear[0].bias = nn.Parameter(distribute_tensor(linear[0].bias.detach(), mesh, [Shard(0)]))
     with_error(TypeError, "0.bias is not spread.*keep the bias whole", lambda: WeightEvolution(linear, **MUCH))
+    by_channels(linear, mesh, [Replicate()])
+    with_error(TypeError, "0.bias is not spread.*shard both or none", lambda: WeightEvolution(linear, **MUCH))
 
 
 @case(4, slow=True)

@@ -17,7 +17,7 @@ from ..model.targets import Targets
 from ..model.writing import overwrite_
 from ..sharding.local_part import local_part
 from .inferior_shifts import InferiorShifts
-from .linear_biases import blended_bias
+from .linear_biases import blended_bias, check_spread
 from .options import EvolutionOptions
 
 
@@ -64,6 +64,9 @@ class DeviceStep:
         optimizer_state: the optimizer whose state changes with the weights, if any.
         cuda_graph: replay a recording of the step where the model is on a GPU. The first step after the parameters
             moved runs as ever (it compiles kernels and fills tables), the second is recorded.
+
+    Raises:
+        TypeError: a bias is spread over ranks in another way than its rows.
     """
 
     def __init__(
@@ -94,6 +97,8 @@ class DeviceStep:
             self._rates = torch.empty(0, dtype=torch.float64, device="cpu")
             self._counters = torch.zeros(len(targets.kinds), dtype=torch.int32, device="cpu")
         self._rates_sent: tuple[float, ...] = ()
+        for position, bias in self._biases():
+            check_spread(targets, position, bias)
         self._warm: _Memory | None = None
         self._recording: _Recording | None = None
 

@@ -17,7 +17,6 @@ from ..model.sharded_state import ShardedState
 from ..model.targets import Targets
 from ..sharding.gather import gather
 from ..sharding.local_part import local_part
-from ..sharding.meshes import Spread, placement_of
 from ..sharding.placement import Placement
 from .device_step import DeviceStep, Outcome
 from .inferior_shifts import InferiorShifts
@@ -41,8 +40,7 @@ class ShardedStep(DeviceStep):
     one all-to-all brings donors from other ranks. Of weights that are spread by their input channels every rank has a
     part of all filters: what it measures of them is summed, in another order than in one process, and donors do not
     travel. New weights are made in copies, and a second all-gather tells that all ranks have theirs: no weight and no
-    counter is written before, so that a rank that fails leaves the model whole.
-    The host waits for the device.
+    counter is written before, so that a rank that fails leaves the model whole. The host waits for the device.
 
     Args:
         targets, inferior_shifts, options: see `DeviceStep`.
@@ -54,7 +52,6 @@ class ShardedStep(DeviceStep):
         self._placement = placement
         self._kernels = _kernels(self._targets, placement)
         self._check_importance()
-        self._check_biases()
 
     def run(self, rates: Sequence[float]) -> Outcome:
         """One step, of all ranks of the group together.
@@ -121,30 +118,13 @@ class ShardedStep(DeviceStep):
         return [position for position, split in enumerate(self._placement.partial) if split]
 
     def _check_importance(self) -> None:
-        if self._importance is not None and (partial := self._partial()):
-            name = self._targets.items[partial[0]].name
+        for position in self._partial() if self._importance is not None else ():
+            name = self._targets.items[position].name
             raise TypeError(
                 f"importance= a callable needs whole filters, of which no rank has any of {name} (a DTensor sharded "
                 f"along its input channels); leave importance= out, shard along the filters, or pass "
                 f"exclude=[{name.rpartition('.')[0]!r}]"
             )
-
-    def _check_biases(self) -> None:
-        for position, bias in self._biases():
-            target = self._targets.items[position]
-            name = f"{target.name.rpartition('weight')[0]}bias"
-            of_bias = placement_of([Spread(name, bias, 0, True)])
-            same = of_bias is not None and of_bias.group == self._placement.group
-            if same != self._placement.sharded[position]:
-                advice = (
-                    "and every rank has a part of all rows: keep the bias whole (Replicate(), RowwiseParallel)"
-                    if self._placement.partial[position]
-                    else "so shard both or none (fully_shard the module)"
-                )
-                raise TypeError(
-                    f"{name} is not spread over the ranks as {target.name} is, whose rows it follows, {advice}, or "
-                    f"pass exclude=[{name.rpartition('.')[0]!r}]"
-                )
 
     def _cross(self, bank: wk.FilterBank, found: _Found) -> ShardedCrossover:
         l1, importance = (of.split(self._placement.sizes) for of in (found.measured, found.selection.importance))
