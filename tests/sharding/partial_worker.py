@@ -327,13 +327,6 @@ def what_cannot_work_is_refused_when_made(mesh):
         r"importance= a callable needs whole filters.*any of 0.weight.*leave importance= out.*exclude=\['0'\]",
         lambda: WeightEvolution(by_channels(make("resnet"), mesh), importance=wk.filter_importance),
     )
-    rows = by_channels(nn.Sequential(nn.Conv2d(4, 8, 4), nn.BatchNorm2d(8)), mesh, [Shard(2)])
-    with_error(
-        TypeError,
-        r"0.weight.*Shard\(dim=2\), of which no rank has whole filters or kernels.*Shard\(0\), Shard\(1\) or Repl",
-        lambda: WeightEvolution(rows),
-    )
-    WeightEvolution(rows, exclude=["0"])
     linear = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     by_channels(linear, mesh)
     linear[0].bias = nn.Parameter(distribute_tensor(linear[0].bias.detach(), mesh, [Shard(0)]))

@@ -1,27 +1,21 @@
 """Weights of which every rank has some input channels (tensor parallelism by rows), over gloo processes."""
 
 import pytest
-import torch
 
-from tests.processes import run_ranks
 from tests.sharding import partial_worker
-from tests.sharding.test_sharded_models import check
+from tests.sharding.test_sharded_models import check, run
 
-
-def run(ranks, folder):
-    done = run_ranks(ranks, "tests.sharding.partial_worker", folder)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(ranks)]
+WORKER = "tests.sharding.partial_worker"
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    return run(2, tmp_path_factory.mktemp("ranks"))
+    return run(2, tmp_path_factory.mktemp("ranks"), WORKER)
 
 
 @pytest.fixture(scope="module")
 def four_ranks(tmp_path_factory):
-    return run(4, tmp_path_factory.mktemp("ranks"))
+    return run(4, tmp_path_factory.mktemp("ranks"), WORKER)
 
 
 @pytest.mark.parametrize("name", [name for name, case in partial_worker.CASES.items() if not case[3]])

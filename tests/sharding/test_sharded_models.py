@@ -7,8 +7,8 @@ from tests.processes import run_ranks
 from tests.sharding import worker
 
 
-def run(ranks, folder):
-    done = run_ranks(ranks, "tests.sharding.worker", folder)
+def run(ranks, folder, module="tests.sharding.worker"):
+    done = run_ranks(ranks, module, folder)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(ranks)]
 

@@ -411,10 +411,10 @@ def what_cannot_work_is_refused_when_made(mesh):
         layer.weight = nn.Parameter(DTensor.from_local(held, mesh, placements))
         return nn.Sequential(layer, nn.BatchNorm2d(8))
 
-    advice = r"0.weight is a DTensor placed as .*Shard\(0\) or Replicate\(\).*exclude=\['0'\]"
-    with_error(TypeError, advice, lambda: WeightEvolution(conv([Shard(1)])))
+    advice = r"0.weight is a DTensor placed as Shard.*2.*Shard\(0\), Shard\(1\) or Replicate\(\).*exclude=\['0'\]"
+    with_error(TypeError, advice, lambda: WeightEvolution(conv([Shard(2)])))
     WeightEvolution(conv([Replicate()]), **MUCH).step()
-    model = conv([Shard(1)])
+    model = conv([Shard(2)])
     WeightEvolution(model, **MUCH, exclude=["0"]).step()
     grouped = shard(nn.Sequential(nn.ConvTranspose2d(4, 8, 3, groups=2), nn.BatchNorm2d(8)), mesh)
     with_error(TypeError, r"0.weight.*groups", lambda: WeightEvolution(grouped))
