@@ -184,7 +184,7 @@ def sums_that_are_rounded(mesh, name):
 @case(2, "channels_last")
 @case(2, "transposed")
 @case(2, "1d", slow=True)
-@case(2, "3d")
+@case(2, "3d", slow=True)
 def other_layouts(mesh, which):
     torch.manual_seed(3)
     kind = {"transposed": nn.ConvTranspose2d, "1d": nn.Conv1d, "3d": nn.Conv3d}.get(which, nn.Conv2d)
@@ -253,10 +253,10 @@ def fsdp_along_channels(mesh):
     with_error(TypeError, r"0.bias is not.*every rank has a part.*Replicate", lambda: WeightEvolution(linear, **MUCH))
 
 
-@case(2, "perceptron", "fill")
-@case(2, "mobilenet", "reset")
-@case(2, "perceptron", "keep", slow=True)
-@case(4, "mobilenet", "fill", slow=True)
+@case(2, "mobilenet", "fill")
+@case(2, "perceptron", "reset", slow=True)
+@case(4, "perceptron", "fill", slow=True)
+@case(4, "mobilenet", "keep", slow=True)
 def state_of_the_optimizer(mesh, name, choice):
     """Of the depthwise layer of MobileNetV2 one rank has all, another nothing."""
     torch.manual_seed(0)
