@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.pretend_gpu import pretend_gpu
-from weight_evolution.training.data import cifar, load_data, training_batches
+from weight_evolution.training.data import Dataset, cifar, load_data, training_batches
 from weight_evolution.training.data.augmentation import Augmentation
 from weight_evolution.training.errors import UserError
 from weight_evolution.training.randomness import generator
@@ -33,6 +33,18 @@ def test_statistics_are_those_of_the_training_images(digits):
     values = digits.train_images.double()
     torch.testing.assert_close(mean.item(), values.mean().item(), rtol=1e-5, atol=0)
     torch.testing.assert_close(deviation.item(), values.std(correction=0).item(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("labels", [[0] * 5 + [1] * 5 + [2] * 10, [0, 1, 2, 2] * 5], ids=["sorted", "in turns"])
+def test_a_sample_of_the_test_images_has_all_classes(labels):
+    labels = torch.tensor(labels)
+    images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    data = Dataset("a", images, labels, images, labels, 3, Augmentation())
+    assert data.test_sample(4).flatten(1)[:, 0].tolist() == [0, 1, 2, 2]
+    assert data.test_sample(3).flatten(1)[:, 0].unique().tolist() == [0, 1, 2]
+    assert torch.equal(data.test_sample(8), data.test_sample(8))
+    assert torch.equal(data.test_sample(20), images)
+    assert torch.equal(data.test_sample(99), images)
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(32, [32, 32, 26]), (89, [90]), (500, [90]), (44, [44, 44, 2])])

@@ -35,7 +35,7 @@ class InspectOptions:
     trust_pickle: bool = option(False, "also read files that run code of their own, such as whole modules")
     data: str | None = option(None, f"run test images through it, to see which units fire: {DATA_HELP}")
     root: Path | None = option(None, "folder of the data set's files (default: its usual place)", type=Path)
-    images: int = option(IN_DATA, "of the data", type=positive_int, metavar="N")
+    images: int = option(IN_DATA, "of the data, spread evenly over its classes", type=positive_int, metavar="N")
     batch_size: int = option(64, "of the data", type=positive_int, metavar="N")
     input_size: tuple[int, ...] | None = option(
         None, "C H W of an image, to count multiply-accumulates", type=positive_int, nargs="+", metavar="N"
@@ -87,7 +87,7 @@ def _health(source: Source, options: InspectOptions) -> HealthReport:
     if options.data is not None:
         dataset = load_data(options.data, options.root)
         mean, deviation = dataset.statistics
-        images = dataset.test_images[: options.images]
+        images = dataset.test_sample(options.images)
         batches = list(((images.float() - mean) / deviation).split(options.batch_size))
         input_size = tuple(images.shape[1:])
     try:

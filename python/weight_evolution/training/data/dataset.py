@@ -46,6 +46,16 @@ class Dataset:
         deviation = torch.where(deviation > 0, deviation, 1.0)
         return mean.float()[:, None, None], deviation.float()[:, None, None]
 
+    def test_sample(self, count: int) -> Tensor:
+        """At most so many test images, always the same ones: evenly spread over the images in the order of their classes,
+        so that each class has its share, however the images are stored.
+        """
+        total = len(self.test_images)
+        if count >= total:
+            return self.test_images
+        by_class = self.test_labels.argsort(stable=True)
+        return self.test_images[by_class[torch.arange(count, device=by_class.device) * total // count]]
+
     def to(self, device: torch.device) -> Dataset:
         """The data set with all tensors on a device."""
         tensors: dict[str, Any] = {
