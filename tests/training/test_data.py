@@ -12,6 +12,7 @@ import torch
 from tests.pretend_gpu import pretend_gpu
 from weight_evolution.training.data import Dataset, cifar, load_data, training_batches
 from weight_evolution.training.data.augmentation import Augmentation
+from weight_evolution.training.data.dataset import check_dataset
 from weight_evolution.training.errors import UserError
 from weight_evolution.training.randomness import generator
 
@@ -83,6 +84,12 @@ def test_augmentation_gives_crops_of_the_padded_image_and_flips():
 def test_no_augmentation_changes_nothing():
     images = torch.randint(256, (3, 2, 5, 4), dtype=torch.uint8)
     assert torch.equal(Augmentation()(images, generator("test")), images)
+
+
+def test_what_is_tested_must_be_trained(digits):
+    few = replace(digits, train_labels=digits.train_labels.clamp(max=8), test_labels=digits.test_labels * 0 + 9)
+    with pytest.raises(UserError, match="digits: the test images have the label 9, which no training image has"):
+        check_dataset(few)
 
 
 def test_unknown_data():

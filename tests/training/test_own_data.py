@@ -143,7 +143,7 @@ def test_missing_pillow_says_how_to_get_it(tmp_path, monkeypatch):
         load_data(f"folder:{tmp_path}")
 
 
-@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+@pytest.mark.parametrize("channels", [(), (1,), (3,), (4,)])
 def test_npz(tmp_path, channels):
     arrays = npz_arrays(channels)
     np.savez(tmp_path / "a.npz", **arrays)
@@ -166,6 +166,17 @@ def test_npz(tmp_path, channels):
         ({"train_labels": np.zeros(0, int), "test_labels": np.zeros(0, int)}, "30 training images but 0 labels"),
         ({"train_labels": np.zeros(29, int)}, "30 training images but 29 labels"),
         ({"train_labels": np.arange(30) - 1}, "training labels must be 0 to 28, got -1 to 28"),
+        ({"test_labels": np.arange(12) % 3 - 1}, "test labels must be 0 to 2, got -1 to 1"),
+        ({"test_labels": np.arange(12) % 3 + 1}, "test labels must be 0 to 2, got 1 to 3"),
+        ({"train_labels": np.arange(30) % 3 + 1}, r"train_labels must be all of 0 to .*, got 1 to 3 without 0; numpy"),
+        ({"train_labels": np.arange(30) % 3 * 2}, r"train_labels must be all of 0 to .*, got 0 to 4 without 1"),
+        ({"train_labels": np.arange(30) * 0, "test_labels": np.arange(12) * 0}, "all training images have the label 0"),
+        (
+            {"train_images": np.zeros((30, 3, 8, 8), np.uint8)},
+            r"\[N, C, H, W\]; save train_images.transpose\(0, 2, 3, 1",
+        ),
+        ({"test_images": np.zeros((12, 1, 8, 8), np.uint8)}, r"\[N, C, H, W\]; save test_images.transpose"),
+        ({"train_images": np.zeros((30, 8, 8, 5), np.uint8)}, r"got \[30, 8, 8, 5\]; C must be 1, 3 or 4"),
         ({"test_images": np.zeros((12, 8, 8), np.uint8)}, "test images must be uint8 of one shape"),
         ({"test_labels": np.array([{}] * 12)}, "must be an npz file with train_images"),
     ],

@@ -113,4 +113,14 @@ def check_dataset(dataset: Dataset) -> Dataset:
             raise UserError(
                 f"{dataset.name}: {part} labels must be 0 to {dataset.num_classes - 1}, got {low} to {high}"
             )
+    classes = set(dataset.train_labels.tolist())
+    if len(classes) < 2:
+        raise UserError(
+            f"{dataset.name}: all training images have the label {classes.pop()}; there must be two classes"
+        )
+    if unknown := sorted(set(dataset.test_labels.tolist()) - classes):
+        raise UserError(
+            f"{dataset.name}: the test images have the label {unknown[0]}, which no training image has; what is not "
+            "trained cannot be tested"
+        )
     return dataset

@@ -15,13 +15,15 @@ from .augmentation import Augmentation
 from .dataset import Dataset
 
 NAMES = ("train_images", "train_labels", "test_images", "test_labels")
+CHANNELS = (1, 3, 4)
+"""Grey, colour, colour with a fourth channel: what tells [N, H, W, C] from [N, C, H, W]."""
 
 
 def load_npz(path: Path) -> Dataset:
-    """The arrays ``train_images``, ``test_images``, uint8 [N, H, W] or [N, H, W, C], and ``train_labels``,
-    ``test_labels``, integers [N] from 0.
+    """The arrays ``train_images``, ``test_images``, uint8 [N, H, W] or [N, H, W, C] with C of 1, 3 or 4, and
+    ``train_labels``, ``test_labels``, integers [N].
 
-    There are as many classes as the largest label says.
+    There are as many classes as the largest label of the training images says; they have each label from 0 to it.
 
     Raises:
         UserError: the file cannot be read, or says which array is missing or wrong.
@@ -29,7 +31,7 @@ def load_npz(path: Path) -> Dataset:
     arrays = _read(path)
     train_images, test_images = (_images(path, name, arrays[name]) for name in NAMES[::2])
     train_labels, test_labels = (_labels(path, name, arrays[name]) for name in NAMES[1::2])
-    classes = 1 + max((int(labels.max()) for labels in (train_labels, test_labels) if len(labels)), default=0)
+    classes = _classes(path, train_labels)
     augmentation = Augmentation.of_size(train_images.shape[2:])
     return Dataset(f"npz:{path}", train_images, train_labels, test_images, test_labels, classes, augmentation)
 
@@ -53,6 +55,10 @@ def _images(path: Path, name: str, array: Any) -> Tensor:
         raise UserError(
             f"{path}: {name} must be uint8 [N, H, W] or [N, H, W, C], got {array.dtype} {list(array.shape)}"
         )
+    if array.ndim == 4 and array.shape[3] not in CHANNELS:
+        first = array.shape[1] in CHANNELS
+        what = f"these look like [N, C, H, W]; save {name}.transpose(0, 2, 3, 1)" if first else "C must be 1, 3 or 4"
+        raise UserError(f"{path}: {name} must be uint8 [N, H, W] or [N, H, W, C], got {list(array.shape)}; {what}")
     images = torch.from_numpy(array)
     return (images.unsqueeze(1) if images.dim() == 3 else images.movedim(3, 1)).contiguous()
 
@@ -61,3 +67,16 @@ def _labels(path: Path, name: str, array: Any) -> Tensor:
     if array.dtype.kind not in "iu" or array.ndim != 1:
         raise UserError(f"{path}: {name} must be integers [N], got {array.dtype} {list(array.shape)}")
     return torch.from_numpy(array.astype("int64"))
+
+
+def _classes(path: Path, labels: Tensor) -> int:
+    """How many; `check_dataset` refuses negative labels and none."""
+    found = set(labels.tolist())
+    classes = 1 + max(found, default=0)
+    missing = next((label for label in range(classes) if label not in found), None)
+    if found and min(found) >= 0 and missing is not None:
+        raise UserError(
+            f"{path}: train_labels must be all of 0 to the number of classes less 1, got {min(found)} to {max(found)} "
+            f"without {missing}; numpy.unique(labels, return_inverse=True)[1] numbers them so"
+        )
+    return classes
