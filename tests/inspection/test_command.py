@@ -1,10 +1,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
 from tests.browser import BROWSER, rendered
+from tests.training.image_folders import npz_arrays, write_folder, write_image
+from weight_evolution import filter_health
+from weight_evolution.inspection import command
 from weight_evolution.training import cli
 from weight_evolution.training.models import make_model
 
@@ -49,6 +53,101 @@ def test_data_shows_which_units_fire(weights, capsys):
     assert found["totals"]["dead"] >= 6
     assert 0 < found["previews"]["LowRankProjection"]["macs_share"] <= 1
     assert found["notes"] == []
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The batches that are run through the network."""
+    seen = []
+
+    def health(model, batches, **options):
+        seen.extend(batches)
+        return filter_health(model, batches, **options)
+
+    monkeypatch.setattr(command, "filter_health", health)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    path = tmp_path_factory.mktemp("colour") / "w.pt"
+    torch.save(make_model("resnet8", 3, 2).state_dict(), path)
+    return path
+
+
+IN_COLOUR = ("--model", "resnet8", "--in-channels", 3, "--num-classes", 2)
+
+
+def test_data_of_all_classes(colour, tmp_path, measured):
+    arrays = npz_arrays(())
+    for part in ("train", "test"):
+        labels = np.sort(arrays[f"{part}_labels"])
+        arrays |= {f"{part}_labels": labels, f"{part}_images": np.uint8(50 * labels)[:, None, None].repeat(8, 1)}
+        arrays[f"{part}_images"] = arrays[f"{part}_images"].repeat(8, 2)
+    np.savez(tmp_path / "a.npz", **arrays)
+    gray = ("--model", "resnet8", "--in-channels", 1, "--num-classes", 2)
+    torch.save(make_model("resnet8", 1, 2).state_dict(), tmp_path / "w.pt")
+    assert run("inspect", tmp_path / "w.pt", *gray, "--data", f"npz:{tmp_path}/a.npz", "--images", 3) == 0
+    assert len(torch.cat(measured).unique()) == 3
+
+
+def test_images_of_different_sizes(colour, tmp_path, measured, capsys):
+    write_folder(tmp_path / "set")
+    write_image(tmp_path / "set" / "val" / "cat" / "00.png", 12, 10)
+    data = ("--data", f"folder:{tmp_path / 'set'}")
+    assert run("inspect", colour, *IN_COLOUR, *data) == 2
+    assert "pass --image-size N" in capsys.readouterr().err
+    assert run("inspect", colour, *IN_COLOUR, *data, "--image-size", 6) == 0
+    assert measured[0].shape == (12, 3, 6, 6)
+
+
+def test_a_run_knows_the_size_of_its_images(tmp_path, measured, capsys):
+    write_folder(tmp_path / "set")
+    write_image(tmp_path / "set" / "val" / "cat" / "00.png", 12, 10)
+    data = ("--data", f"folder:{tmp_path / 'set'}")
+    options = ("--model", "resnet8", "--batch-size", 6, "--epochs", 1, "--device", "cpu", "--quiet")
+    train = ("train", *data, *options, "--image-size", 8, "--output", tmp_path / "run")
+    assert run(*train) == 0
+    checkpoint = tmp_path / "run" / "seed-0" / "checkpoint.pt"
+    assert run("inspect", checkpoint, *data) == 0
+    assert run("inspect", checkpoint, *data, "--image-size", 10) == 0
+    assert [batch.shape for batch in measured] == [(12, 3, 8, 8), (12, 3, 10, 10)]
+    capsys.readouterr()
+    assert run("inspect", checkpoint, "--data", "digits") == 2
+    error = capsys.readouterr().err
+    assert "--data digits: the network takes no input of size (1, 8, 8)" in error
+    assert "its first convolution (conv1) takes 3 channels, not 1" in error
+
+
+def test_whoever_reads_data_can_fetch_it(colour, tmp_path, capsys):
+    """Messages about missing data name options; all commands that read data have them."""
+    commands = (
+        ("train", "--output", tmp_path / "run", "--data", "cifar10"),
+        ("inspect", colour, *IN_COLOUR, "--data", "cifar10"),
+    )
+    for given in commands:
+        assert run(*given, "--root", tmp_path / "none", "--no-checksum") == 2
+        assert "pass --root FOLDER, or --download" in capsys.readouterr().err
+    for name in ("train", "inspect", "compact"):
+        assert run(name, "--help") == 0
+        shown = capsys.readouterr().out
+        assert all(f"{option} " in shown for option in ("--root", "--download", "--no-checksum"))
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((3, 32), "its first convolution (conv1) takes C H W, 3 numbers"),
+        ((1, 8, 8), "its first convolution (conv1) takes 3 channels, not 1"),
+        ((3, 8, 8, 8), "its first convolution (conv1) takes C H W, 3 numbers"),
+    ],
+)
+def test_an_input_that_does_not_fit(colour, capsys, size, message):
+    assert run("inspect", colour, *IN_COLOUR, "--input-size", *size) == 2
+    error = capsys.readouterr().err
+    assert f"error: --input-size {' '.join(map(str, size))}: the network takes no input of size {size}: " in error
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,10 @@ def test_options_of_other_data_are_refused(tmp_path):
         load_data("digits", image_size=4)
     with pytest.raises(UserError, match="--root does not go with --data npz:a"):
         load_data("npz:a", tmp_path)
+    with pytest.raises(UserError, match="--root does not go with --data digits"):
+        load_data("digits", tmp_path)
+    with pytest.raises(UserError, match="--download does not go with --data npz:a"):
+        load_data("npz:a", download=True)
     with pytest.raises(UserError, match="--no-checksum does not go with --data digits"):
         load_data("digits", checksum=False)
 

@@ -6,14 +6,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..health import HealthReport, filter_health
 from ..tables import first_line
 from ..training.arguments import option, positive_int
-from ..training.data import DATA_HELP, load_data
+from ..training.config import TrainingConfig
+from ..training.data import CHECKSUM_HELP, DATA_HELP, DOWNLOAD_HELP, IMAGE_SIZE_HELP, is_folder, load_data
 from ..training.errors import UserError, user_errors
 from ..training.logs import write_text
+from .inputs import check_input
 from .selection import SelectionOptions, selection
 from .sources import Source, load_network
 
@@ -35,6 +38,14 @@ class InspectOptions:
     trust_pickle: bool = option(False, "also read files that run code of their own, such as whole modules")
     data: str | None = option(None, f"run test images through it, to see which units fire: {DATA_HELP}")
     root: Path | None = option(None, "folder of the data set's files (default: its usual place)", type=Path)
+    download: bool = option(False, DOWNLOAD_HELP)
+    checksum: bool = option(True, CHECKSUM_HELP)
+    image_size: int | None = option(
+        None,
+        f"{IMAGE_SIZE_HELP} (default: as the run had it, of a checkpoint of train)",
+        type=positive_int,
+        metavar="N",
+    )
     images: int = option(IN_DATA, "of the data, spread evenly over its classes", type=positive_int, metavar="N")
     batch_size: int = option(64, "of the data", type=positive_int, metavar="N")
     input_size: tuple[int, ...] | None = option(
@@ -67,7 +78,7 @@ def inspect(name: str, options: InspectOptions, chosen: SelectionOptions) -> str
         raise UserError(
             f"--conv-rate, --norm-rate, --local-ratio and --thresholds are for checkpoints of train, not {name}"
         )
-    report = _health(source, options)
+    report = _health(name, source, options)
     text = _formatted(report, source, options)
     if source.run is not None and options.format == "text":
         text = "\n".join([text, "", selection(source.title, source.model, source.run, chosen)])
@@ -78,22 +89,39 @@ def inspect(name: str, options: InspectOptions, chosen: SelectionOptions) -> str
     return f"written to {options.output}"
 
 
-def _health(source: Source, options: InspectOptions) -> HealthReport:
+def _health(name: str, source: Source, options: InspectOptions) -> HealthReport:
     batches: list[Tensor] | None = None
     input_size = options.input_size
     for given, flag in ((options.data, "--data"), (input_size, "--input-size")):
         if given is not None and not source.runs:
             raise UserError(f"{flag} needs a network that can be run: say which by --model")
+    if input_size is not None:
+        check_input(source.model, torch.zeros(1, *input_size), f"--input-size {' '.join(map(str, input_size))}")
     if options.data is not None:
-        dataset = load_data(options.data, options.root)
-        mean, deviation = dataset.statistics
-        images = dataset.test_sample(options.images)
-        batches = list(((images.float() - mean) / deviation).split(options.batch_size))
-        input_size = tuple(images.shape[1:])
+        images = _images(source, options)
+        check_input(source.model, images[:1], f"--data {options.data}")
+        batches = list(images.split(options.batch_size))
+        input_size = input_size or tuple(images.shape[1:])
     try:
         return filter_health(source.model, batches, input_size=input_size, full=options.full)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{source.title}: {first_line(error)}") from error
+        raise UserError(f"{name}: {first_line(error)}") from error
+
+
+def _images(source: Source, options: InspectOptions) -> Tensor:
+    """Test images float32 [N, C, H, W], normalised by the data set's own statistics."""
+    assert options.data is not None
+    dataset = load_data(options.data, options.root, options.download, options.checksum, _image_size(source, options))
+    mean, deviation = dataset.statistics
+    return (dataset.test_sample(options.images).float() - mean) / deviation
+
+
+def _image_size(source: Source, options: InspectOptions) -> int | None:
+    """To which a folder's images are resized: as for training, where it is not said."""
+    assert options.data is not None
+    if options.image_size is not None or source.run is None or not is_folder(options.data):
+        return options.image_size
+    return TrainingConfig.from_dict(source.run["config"]).image_size
 
 
 def _formatted(report: HealthReport, source: Source, options: InspectOptions) -> str:

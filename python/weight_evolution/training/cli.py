@@ -22,7 +22,7 @@ from .arguments import add_flag, add_options, fraction, non_negative_int, option
 from .compacting import compact_checkpoint
 from .config import TrainingConfig, rates
 from .config_file import format_config, read_config
-from .data import load_data
+from .data import CHECKSUM_HELP, DOWNLOAD_HELP, load_data
 from .demo import DemoOptions, RandomLabels, Stationary, run_demo
 from .errors import UserError
 from .launch import own_device, process_group, started_processes
@@ -92,7 +92,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--print-config", action="store_true", help="print such a file of all options, and do nothing")
     _add_data(parser, "folder of the data set's files (default: its usual place)")
-    add_flag(parser, "download", "let torchvision fetch CIFAR into --root")
     parser.add_argument(
         "--method", default="evolution", help=f"baseline, or {', '.join(METHODS)} (joined by +); default evolution"
     )
@@ -168,7 +167,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser, root: str) -> None:
     parser.add_argument("--root", type=Path, help=root)
-    add_flag(parser, "checksum", "read CIFAR's files even if they are not the published ones", default=True)
+    add_flag(parser, "download", DOWNLOAD_HELP)
+    add_flag(parser, "checksum", CHECKSUM_HELP, default=True)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -322,6 +322,7 @@ def _compact(options: argparse.Namespace) -> None:
             options.output,
             device,
             root=options.root,
+            download=options.download,
             checksum=options.checksum,
             overwrite=options.overwrite,
         )

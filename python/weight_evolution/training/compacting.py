@@ -67,6 +67,7 @@ def compact_checkpoint(
     device: torch.device,
     *,
     root: Path | None = None,
+    download: bool = False,
     checksum: bool = True,
     overwrite: bool = False,
 ) -> str:
@@ -76,6 +77,7 @@ def compact_checkpoint(
         checkpoint: of ``weight-evolution train --method low-rank``; only read.
         device: where to compute.
         root: folder of the data set's files. Where the data set is missing, the accuracy is not measured.
+        download: of CIFAR, what is missing.
         checksum: of CIFAR, insist on the published files.
         overwrite: replace ``output`` if it exists.
 
@@ -89,7 +91,7 @@ def compact_checkpoint(
     compact = projection.compact().eval()
     report = projection.report()
     accuracy = _accuracy(
-        partial(load_data, config.data, root, False, checksum, config.image_size), model, compact, device
+        partial(load_data, config.data, root, download, checksum, config.image_size), model, compact, device
     )
     saved = {
         "kind": _KIND,

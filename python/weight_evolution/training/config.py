@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .arguments import decay, momentum, non_negative_float, non_negative_int, option, positive_float, positive_int
-from .data import DATA_HELP
+from .data import DATA_HELP, IMAGE_SIZE_HELP
 from .errors import UserError
 from .models import MODEL_HELP
 
@@ -40,9 +40,7 @@ class TrainingConfig:
 
     model: str = option("resnet20", MODEL_HELP)
     data: str = option("digits", DATA_HELP, metavar="NAME")
-    image_size: int | None = option(
-        None, "of folder:PATH: cut and resize all images to N x N pixels", type=positive_int, metavar="N"
-    )
+    image_size: int | None = option(None, IMAGE_SIZE_HELP, type=positive_int, metavar="N")
     method: str = "baseline"
     """Methods joined by ``+``; "baseline" is none."""
     method_options: dict[str, dict[str, Any]] = field(default_factory=dict)

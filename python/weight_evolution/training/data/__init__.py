@@ -16,8 +16,26 @@ DATA_HELP = (
     "digits, fashion-mnist, cifar10, cifar100, folder:PATH (PATH/train/CLASS/*.png, PATH/val/CLASS/*.png), or "
     "npz:PATH (train_images, train_labels, test_images, test_labels)"
 )
+DOWNLOAD_HELP = "let torchvision fetch CIFAR into --root"
+CHECKSUM_HELP = "read CIFAR's files even if they are not the published ones"
+IMAGE_SIZE_HELP = "of folder:PATH: cut and resize all images to N x N pixels"
 
-__all__ = ["DATA_HELP", "Dataset", "batch_sizes", "load_data", "training_batches"]
+__all__ = [
+    "CHECKSUM_HELP",
+    "DATA_HELP",
+    "DOWNLOAD_HELP",
+    "IMAGE_SIZE_HELP",
+    "Dataset",
+    "batch_sizes",
+    "is_folder",
+    "load_data",
+    "training_batches",
+]
+
+
+def is_folder(name: str) -> bool:
+    """Whether a data set is a folder of images, which may be resized."""
+    return name.startswith("folder:")
 
 
 def load_data(
@@ -42,8 +60,9 @@ def load_data(
     """
     kind, separator, path = name.partition(":")
     cifar = name in ("cifar10", "cifar100")
-    _refuse_unused(name, {"--root": root is not None and bool(separator), "--no-checksum": not checksum and not cifar})
-    _refuse_unused(name, {"--image-size": image_size is not None and kind != "folder"})
+    _refuse_unused(name, {"--root": root is not None and (bool(separator) or name == "digits")})
+    _refuse_unused(name, {"--download": download and not cifar, "--no-checksum": not checksum and not cifar})
+    _refuse_unused(name, {"--image-size": image_size is not None and not is_folder(name)})
     if name == "digits":
         dataset = load_digits()
     elif name == "fashion-mnist":

@@ -47,8 +47,8 @@ class Dataset:
         return mean.float()[:, None, None], deviation.float()[:, None, None]
 
     def test_sample(self, count: int) -> Tensor:
-        """At most so many test images, always the same ones: evenly spread over the images in the order of their classes,
-        so that each class has its share, however the images are stored.
+        """At most so many test images, always the same ones: an even spread over the images in the order of their
+        classes, so that each class has its share, however the images are stored.
         """
         total = len(self.test_images)
         if count >= total:
