@@ -110,9 +110,11 @@ def test_a_run_knows_the_size_of_its_images(tmp_path, measured, capsys):
     assert run(*train) == 0
     checkpoint = tmp_path / "run" / "seed-0" / "checkpoint.pt"
     assert run("inspect", checkpoint, *data) == 0
-    assert run("inspect", checkpoint, *data, "--image-size", 10) == 0
+    assert run("inspect", tmp_path / "run", *data, "--image-size", 10) == 0
+    assert f"{checkpoint}: resnet8 on folder:" in capsys.readouterr().out.splitlines()[0]
     assert [batch.shape for batch in measured] == [(12, 3, 8, 8), (12, 3, 10, 10)]
-    capsys.readouterr()
+    assert run("inspect", tmp_path / "run" / "seed-0", "--key", "model") == 0
+    assert "tensors" in capsys.readouterr().out.splitlines()[0]
     assert run("inspect", checkpoint, "--data", "digits") == 2
     error = capsys.readouterr().err
     assert "--data digits: the network takes no input of size (1, 8, 8)" in error

@@ -1,7 +1,10 @@
 import json
+import os
 import sys
 import types
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -120,6 +123,97 @@ def test_a_whole_module_only_when_trusted(tmp_path, net):
     same_weights(source.model, net)
 
 
+def averaged(net):
+    return {"n_averaged": torch.tensor(1), **{f"module.{name}": value for name, value in net.state_dict().items()}}
+
+
+def momentum(net):
+    named = {name: {"exp_avg": torch.zeros(3, 3)} for name in net.state_dict()}
+    return {"state": {0: {"momentum_buffer": torch.zeros(3, 3)}, **named}, "param_groups": [{"lr": 0.1}]}
+
+
+@pytest.mark.parametrize(
+    ("holds", "key", "notes"),
+    [
+        (lambda net, other: {"model": net.state_dict(), "optimizer": momentum(other), "epoch": 3}, None, []),
+        (
+            lambda net, other: {"state_dict_ema": other.state_dict(), "state_dict": net.state_dict()},
+            None,
+            ["read: state_dict, not state_dict_ema; --key names another"],
+        ),
+        (
+            lambda net, other: {"model": other.state_dict(), "model_ema": averaged(net)},
+            "model_ema",
+            [],
+        ),
+        (lambda net, other: {"a": {"b": {"c": net.state_dict()}}}, None, ["read: a.b.c"]),
+        (lambda net, other: {"a": {"b": {"c": net.state_dict()}}}, "a.b.c", []),
+        (lambda net, other: {"a": {"b": {"c": net.state_dict()}}}, "a", ["read: a.b.c"]),
+        (lambda net, other: {"a.b": {0: net.state_dict(), 1: other.state_dict()}}, "a.b.0", []),
+        (lambda net, other: {"generator": other.state_dict(), "discriminator": net.state_dict()}, "discriminator", []),
+        (
+            lambda net, other: {"a": {"model": net.state_dict(), "model_ema": averaged(other)}},
+            "a",
+            ["read: a.model, not a.model_ema; --key names another"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("model", [None, "resnet8"])
+def test_entries(tmp_path, net, holds, key, notes, model):
+    other = make_model("resnet8", 3, 10)
+    torch.save(holds(net, other), tmp_path / "w.pt")
+    source = load_network(str(tmp_path / "w.pt"), model, key=key)
+    assert [note for note in source.notes if "no --model" not in note] == notes
+    same_weights(source.model, net)
+
+
+@pytest.mark.parametrize("key", [None, "now"])
+def test_modules_among_the_entries(tmp_path, net, key):
+    torch.save({"now": net, "epoch": 3}, tmp_path / "w.pt")
+    source = load_network(str(tmp_path / "w.pt"), trust_pickle=True, key=key)
+    assert source.runs
+    same_weights(source.model, net)
+
+
+def test_which_entry_must_be_said(tmp_path, net):
+    state = net.state_dict()
+    torch.save({"generator": state, "discriminator": state}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="holds several networks: generator, discriminator; name one by --key"):
+        load_network(str(tmp_path / "w.pt"))
+    with pytest.raises(
+        UserError, match=r"--key critic: there is no such entry in .*; it holds generator, discriminator"
+    ):
+        load_network(str(tmp_path / "w.pt"), key="critic")
+    with pytest.raises(UserError, match="holds a Tensor, no weights"):
+        load_network(str(tmp_path / "w.pt"), key="generator.fc.weight")
+    with pytest.raises(UserError, match=r"--key names an entry of a file of torch.save"):
+        load_network(str(save_safetensors(net, tmp_path)), key="generator")
+    with pytest.raises(UserError, match="--key is for files of weights, timm:resnet18 names a network"):
+        load_network("timm:resnet18", key="generator")
+    torch.save({"optimizer": momentum(net)}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="has no state dict: it holds optimizer"):
+        load_network(str(tmp_path / "w.pt"))
+
+
+def test_steps_of_hugging_face(tmp_path, net):
+    for step in (9, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file({name: value * step / 10 for name, value in net.state_dict().items()}, folder / "model.safetensors")
+    source = load_network(str(tmp_path), "resnet8")
+    assert "checkpoint-10" in source.title
+    same_weights(source.model, net)
+
+
+def test_the_newest_of_lightning(tmp_path, net):
+    for i, name in enumerate(("b", "a")):
+        torch.save({"state_dict": {"c.weight": torch.full((2, 2), float(i))}}, tmp_path / f"{name}.ckpt")
+        os.utime(tmp_path / f"{name}.ckpt", (i, i))
+    source = load_network(str(tmp_path))
+    assert "a.ckpt" in source.title
+    assert filter_health(source.model).layers["c"].zero == 0
+
+
 def test_what_does_not_fit_is_said(tmp_path, net):
     state = dict(net.state_dict())
     state["extra.weight"] = torch.zeros(3)
@@ -178,6 +272,55 @@ def garbage(path):
     return path
 
 
+def text(path):
+    path.write_text("hello, I am no checkpoint\n" * 20)
+    return path
+
+
+def german(path):
+    path.write_text("ü" * 511)  # whose 256th is cut in two
+    return path
+
+
+def nothing(path):
+    path.touch()
+    return path
+
+
+def pointer(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n")
+    return path
+
+
+def array(path):
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    return path.with_suffix(".npy")
+
+
+def cut_off(path):
+    torch.save({"a.weight": torch.zeros(100, 100)}, path)
+    path.write_bytes(path.read_bytes()[:1000])
+    return path
+
+
+def renamed_safetensors(path):
+    save_file({"a.weight": torch.zeros(3, 3)}, path)
+    return path
+
+
+def renamed_torch_file(path):
+    torch.save({"a.weight": torch.zeros(3, 3)}, path.with_suffix(".safetensors"))
+    return path.with_suffix(".safetensors")
+
+
+def scripted(path):
+    # As torch.jit.save has it; to make one warns, with other words in each version.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py", "version"):
+            archive.writestr(f"jit/{name}", "3\n")
+    return path
+
+
 def a_list(path):
     torch.save([1, 2], path)
     return path
@@ -198,6 +341,18 @@ def empty_folder(path):
     return path
 
 
+def other_folder(path):
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    return path
+
+
+def seeds(path):
+    for seed in (10, 2):
+        (path / f"seed-{seed}").mkdir(parents=True)
+    return path
+
+
 def bad_safetensors(path):
     path = path.with_suffix(".safetensors")
     path.write_bytes(b"not really")
@@ -210,21 +365,33 @@ def bad_index(path):
     return path
 
 
+@pytest.mark.parametrize("trust", [False, True])
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (garbage, "not a file of torch.save or is damaged"),
+        (text, r"is not a file of torch.save or is damaged \(it is a text\)"),
+        (german, r"\(it is a text\)"),
+        (nothing, r"\(it is empty\)"),
+        (pointer, r"\(it is a Git LFS pointer .*git lfs pull"),
+        (array, r"\(it is a NumPy array\)"),
+        (cut_off, r"\(it is cut off after 1,000 bytes\)"),
+        (renamed_safetensors, r"\(it is a safetensors file; name it \*\.safetensors\)"),
+        (renamed_torch_file, r"is not a safetensors file or is damaged \(it is a zip archive\)"),
+        (scripted, r"is a TorchScript file .*save model.state_dict\(\) of the model that was scripted"),
         (a_list, "holds a list, no weights"),
         (only_numbers, "has no state dict: it holds epoch, config"),
         (no_layers, "no weight of a convolution or Linear"),
-        (empty_folder, "holds none of"),
+        (empty_folder, "holds none of .*, but nothing; name a file"),
+        (other_folder, "holds none of .*, but config.json; name a file"),
+        (seeds, "file.pt holds seed-2, seed-10; name one: .*seed-2"),
         (bad_safetensors, "not a safetensors file or is damaged"),
         (bad_index, "names a file outside of its folder"),
     ],
 )
-def test_other_files(tmp_path, make, message):
+def test_other_files(tmp_path, make, message, trust):
     with pytest.raises(UserError, match=message) as raised:
-        load_network(str(make(tmp_path / "file.pt")))
+        load_network(str(make(tmp_path / "file.pt")), trust_pickle=trust)
     assert "\n" not in str(raised.value)
 
 

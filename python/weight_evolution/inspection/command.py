@@ -35,6 +35,9 @@ class InspectOptions:
     num_classes: int | None = option(None, "of the architecture (default: its own)", type=positive_int, metavar="N")
     in_channels: int | None = option(None, "of the architecture (default: its own)", type=positive_int, metavar="N")
     random: bool = option(False, "timm:NAME and torchvision:NAME freshly initialised, without their published weights")
+    key: str | None = option(
+        None, "entry of a file of torch.save that has the weights, such as model_ema, or dotted: a.b", metavar="NAME"
+    )
     trust_pickle: bool = option(False, "also read files that run code of their own, such as whole modules")
     data: str | None = option(None, f"run test images through it, to see which units fire: {DATA_HELP}")
     root: Path | None = option(None, "folder of the data set's files (default: its usual place)", type=Path)
@@ -73,6 +76,7 @@ def inspect(name: str, options: InspectOptions, chosen: SelectionOptions) -> str
         options={size: number for size, number in sizes.items() if number is not None},
         random=options.random,
         trust_pickle=options.trust_pickle,
+        key=options.key,
     )
     if source.run is None and chosen != SelectionOptions():
         raise UserError(

@@ -14,6 +14,7 @@ from ..training.compacting import is_compact, load_compact
 from ..training.errors import UserError
 from ..training.models import make_model
 from ..training.trainer import headline_accuracy
+from .folders import weights_file
 from .libraries import library_model
 from .skeleton import skeleton
 from .state_files import is_torch_file, read_torch, read_weights, saved_of
@@ -41,17 +42,20 @@ def load_network(
     options: dict[str, int] | None = None,
     random: bool = False,
     trust_pickle: bool = False,
+    key: str | None = None,
 ) -> Source:
     """The network that ``source`` names, on the CPU.
 
     Args:
-        source: a file or folder (`read_weights`), a checkpoint of ``weight-evolution train`` or ``compact``,
-            ``timm:NAME`` or ``torchvision:NAME`` (with their published weights), or ``module:factory``.
+        source: a file (`read_weights`) or folder (`weights_file`), a checkpoint of ``weight-evolution train`` or
+            ``compact``, ``timm:NAME`` or ``torchvision:NAME`` (with their published weights), or ``module:factory``.
         model: the architecture of a state dict: ``timm:NAME``, ``torchvision:NAME``, ``module:factory`` or a name that
             ``weight-evolution train --model`` takes. Without it the weights alone are measured.
         options: ``in_channels`` and ``num_classes`` for the architecture, where it should not have its own.
         random: freshly initialised instead of published weights.
         trust_pickle: also load files that run code of their own while they are read.
+        key: the entry of a file of torch.save that has the weights, dotted in nested dicts; of a checkpoint of
+            ``weight-evolution train``, too, which is then read as any other file.
 
     Raises:
         UserError: says what is missing or wrong.
@@ -63,23 +67,28 @@ def load_network(
             raise UserError(
                 f"{source}: no such file; a network by name is timm:NAME, torchvision:NAME or module:factory"
             )
-        if model is not None:
-            raise UserError(f"--model is for files of weights, {source} names a network")
+        for flag, given in (("--model", model), ("--key", key)):
+            if given is not None:
+                raise UserError(f"{flag} is for files of weights, {source} names a network")
         return Source(architecture(source, options, pretrained=not random), source)
-    if is_torch_file(path):
-        content = read_torch(path, trust_pickle)
-        if (own := _own(path, content)) is not None:
+    file = weights_file(path)
+    if is_torch_file(file) and key is None:
+        content = read_torch(file, trust_pickle)
+        if (own := _own(file, content)) is not None:
             return own
-        saved = saved_of(path, content)
+        saved = saved_of(file, content)
     else:
-        saved = read_weights(path, trust_pickle)
+        saved = read_weights(file, trust_pickle, key)
+    title = f"{source}: {saved.kind}" + (f", {file.relative_to(path)}" if file != path else "")
     if isinstance(saved.content, nn.Module):
-        return Source(saved.content, f"{source}: {saved.kind}")
-    title = f"{source}: {saved.kind}, {len(saved.content)} tensors"
+        return Source(saved.content, title, saved.notes)
+    title = f"{title}, {len(saved.content)} tensors"
     if model is None:
-        return Source(_skeleton(source, saved.content), title, ("no --model: known by the weights alone",), runs=False)
+        notes = (*saved.notes, "no --model: known by the weights alone")
+        return Source(_skeleton(source, saved.content), title, notes, runs=False)
     network = architecture(model, options, pretrained=False)
-    return Source(network, f"{title}, as {model}", _load(network, saved.content, source))
+    notes = (*saved.notes, *_load(network, saved.content, source))
+    return Source(network, f"{title}, as {model}", notes)
 
 
 def architecture(name: str, options: dict[str, int], *, pretrained: bool) -> nn.Module:

@@ -1,28 +1,19 @@
-"""Weights in files: torch.save, safetensors, Lightning and Hugging Face."""
+"""Weights in files: torch.save, safetensors, Lightning and shards."""
 
 from __future__ import annotations
 
 import json
-import pickle
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..tables import first_line
 from ..training.errors import UserError, needed
+from ..training.torch_files import kind_of, load_file
+from .entries import Found, entry, networks_in, tensors_in
 
-_IN_FOLDERS = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.safetensors",
-)
 _INSIDE = (
     "state_dict",
     "model_state_dict",
@@ -36,6 +27,8 @@ _INSIDE = (
     "params",
 )
 """Under which of its keys a checkpoint has the weights, by habit."""
+_AVERAGED = "n_averaged"
+"""The counter in the state dict of torch's AveragedModel."""
 
 
 @dataclass(frozen=True)
@@ -44,42 +37,34 @@ class Saved:
 
     content: dict[str, Tensor] | nn.Module
     kind: str
+    notes: tuple[str, ...] = ()
+    """Which of its entries was read, where there are several."""
 
 
-def read_weights(path: Path, trust_pickle: bool = False) -> Saved:
-    """The weights of a file or folder, on the CPU.
+def read_weights(path: Path, trust_pickle: bool = False, key: str | None = None) -> Saved:
+    """The weights of a file, on the CPU.
 
     Args:
         path: of torch.save (a state dict, or a dict that has one, such as Lightning's; a whole module with
-            ``trust_pickle``), safetensors, or a folder that holds one of them under Hugging Face's names.
+            ``trust_pickle``), safetensors, or an index of shards of one of them.
         trust_pickle: also load files that run code of their own while they are read.
+        key: as for `saved_of`.
 
     Raises:
         UserError: says what is there instead.
     """
-    if path.is_dir():
-        return _read_folder(path, trust_pickle)
-    if path.name.endswith(".index.json"):
-        return _read_shards(path, trust_pickle)
+    if is_torch_file(path):
+        return saved_of(path, read_torch(path, trust_pickle), key)
+    if key is not None:
+        raise UserError(f"--key names an entry of a file of torch.save, and {path} is none; leave it out")
     if path.suffix == ".safetensors":
         return Saved(_read_safetensors(path), "safetensors")
-    return saved_of(path, read_torch(path, trust_pickle))
+    return _read_shards(path, trust_pickle)
 
 
 def is_torch_file(path: Path) -> bool:
     """Whether `read_weights` takes it for a file of torch.save."""
-    return path.is_file() and path.suffix != ".safetensors" and not path.name.endswith(".index.json")
-
-
-def _read_folder(folder: Path, trust_pickle: bool) -> Saved:
-    found = next((path for name in _IN_FOLDERS if (path := folder / name).is_file()), None)
-    if found is None:
-        checkpoints = sorted(folder.glob("*.ckpt")) + sorted(folder.glob("checkpoints/*.ckpt"))
-        if not checkpoints:
-            raise UserError(f"{folder} holds none of {', '.join(_IN_FOLDERS)} and no *.ckpt; name a file")
-        found = max(checkpoints, key=lambda path: path.stat().st_mtime)
-    saved = read_weights(found, trust_pickle)
-    return Saved(saved.content, f"{saved.kind}, {found.name}")
+    return path.suffix != ".safetensors" and not path.name.endswith(".index.json")
 
 
 def _read_shards(index: Path, trust_pickle: bool) -> Saved:
@@ -106,7 +91,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # SafetensorError, which is not exported everywhere
-        raise UserError(f"{path} is not a safetensors file or is damaged ({error})") from None
+        raise UserError(f"{path} is not a safetensors file or is damaged ({kind_of(path) or error})") from None
 
 
 def read_torch(path: Path, trust_pickle: bool) -> Any:
@@ -115,56 +100,59 @@ def read_torch(path: Path, trust_pickle: bool) -> Any:
     Raises:
         UserError: it is no such file, or reading it would run code.
     """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle, mmap=_is_zip(path))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # of other bytes the unpickler raises nearly anything
-        if isinstance(error, pickle.UnpicklingError) and (other := re.search(r"GLOBAL (\S+)", str(error))):
-            raise UserError(
-                f"{path} holds more than tensors and plain values ({other[1]}), so reading it runs code that it names. "
-                "If you trust its origin pass --trust-pickle; better save model.state_dict()"
-            ) from None
-        raise UserError(f"{path} is not a file of torch.save or is damaged ({first_line(error)})") from None
+    advice = ". If you trust its origin pass --trust-pickle; better save model.state_dict()"
+    return load_file(path, "a file of torch.save", trust_pickle=trust_pickle, mmap=True, advice=advice)
 
 
-def saved_of(path: Path, content: Any) -> Saved:
+def saved_of(path: Path, content: Any, key: str | None = None) -> Saved:
     """The weights in what `read_torch` gave.
 
+    Args:
+        path: of the file, for messages.
+        content: of it.
+        key: the entry that has them, dotted in nested dicts; None: the only one, or one of a usual name.
+
     Raises:
-        UserError: there are none.
+        UserError: there are none, or several of which none has a usual name.
     """
-    if isinstance(content, nn.Module):
-        return Saved(content, "a module")
-    if not isinstance(content, Mapping):
+    kind = "torch.save"
+    if isinstance(content, Mapping) and "pytorch-lightning_version" in content:
+        kind = "a Lightning checkpoint"
+    if key is not None:
+        content, kind = entry(path, content, key), f"{kind}, {key}"
+    if not isinstance(content, (Mapping, nn.Module)):
         raise UserError(f"{path} holds a {type(content).__name__}, no weights")
-    kind = "a Lightning checkpoint" if "pytorch-lightning_version" in content else "torch.save"
-    return Saved(_state_dict(path, content), kind)
+    found = networks_in(content, _INSIDE)
+    name = _choice(path, content, found)
+    network, notes = found[name], _notes(key, name, list(found))
+    if isinstance(network, nn.Module):
+        return Saved(network, f"{kind}, a module", notes)
+    return Saved(_without_prefix(tensors_in(network)), kind, notes)
 
 
-def _state_dict(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The dict itself, or the first one inside it that holds tensors by name."""
-    candidates = [content, *(content[key] for key in _INSIDE if isinstance(content.get(key), Mapping))]
-    for candidate in candidates:
-        tensors = {name: value for name, value in candidate.items() if isinstance(value, Tensor)}
-        if tensors and len(tensors) >= len(candidate) / 2 and all(isinstance(name, str) for name in tensors):
-            return _without_prefix(tensors)
-    found = ", ".join(map(str, list(content)[:8])) or "nothing"
-    raise UserError(f"{path} has no state dict: it holds {found}; save model.state_dict()")
+def _notes(key: str | None, name: str, found: Sequence[str]) -> tuple[str, ...]:
+    """Which entry was read, if that does not go without saying."""
+    read, *others = (".".join(filter(None, (key, each))) for each in sorted(found, key=lambda each: each != name))
+    if others:
+        return (f"read: {read}, not {', '.join(others)}; --key names another",)
+    return () if name in ("", *_INSIDE) else (f"read: {read}",)
 
 
 def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without what DistributedDataParallel and torch.compile put in front of every name."""
     for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in state):
-            return _without_prefix({name.removeprefix(prefix): value for name, value in state.items()})
+        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if inner and state.keys() - {_AVERAGED} == {prefix + name for name in inner}:
+            return _without_prefix(inner)
     return state
 
 
-def _is_zip(path: Path) -> bool:
-    """Whether torch.load can map it into memory: files since PyTorch 1.6."""
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PK\x03\x04"
-    except OSError:
-        return False
+def _choice(path: Path, content: Any, found: Found) -> str:
+    """The name of the entry to read."""
+    usual = [name for name in ("", *_INSIDE) if name in found]
+    if usual or len(found) == 1:
+        return [*usual, *found][0]
+    if found:
+        raise UserError(f"{path} holds several networks: {', '.join(found)}; name one by --key")
+    holds = ", ".join(map(str, list(content)[:8])) or "nothing"
+    raise UserError(f"{path} has no state dict: it holds {holds}; save model.state_dict()")

@@ -10,10 +10,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from weight_evolution.tables import first_line
-
 from .errors import UserError
 from .models import make_model
+from .torch_files import load_file
 
 FORMAT = 1
 _ENTRIES: dict[str, type] = {
@@ -49,7 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, or it is not a checkpoint of this program.
     """
-    return check_checkpoint(path, read_plain(path, "a checkpoint"))
+    return check_checkpoint(path, load_file(path, "a checkpoint"))
 
 
 def is_checkpoint(state: object) -> bool:
@@ -123,17 +122,3 @@ def check_model_state(state: Mapping[str, Tensor], model: nn.Module) -> None:
 
 def _refuse(path: Path, entry: str, value: object) -> NoReturn:
     raise UserError(f"{path} is not a checkpoint of weight-evolution train: {entry} is {value!r:.60}")
-
-
-def read_plain(path: Path, what: str) -> Any:
-    """Tensors and plain values of a file of torch.save, on the CPU; ``what`` it should be, for the error message.
-
-    Raises:
-        UserError: there is no such file, or it is something else.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # of other bytes the unpickler raises nearly anything
-        raise UserError(f"{path} is not {what} or is damaged ({first_line(error)})") from None

@@ -13,13 +13,14 @@ from torch import nn
 from weight_evolution import LowRankProjection, compact_like
 from weight_evolution.low_rank import CompactReport
 
-from .checkpoint import heading, load_weights, read_checkpoint, read_plain, restored_model, save_checkpoint
+from .checkpoint import heading, load_weights, read_checkpoint, restored_model, save_checkpoint
 from .config import TrainingConfig
 from .data import Dataset, load_data
 from .errors import UserError, user_errors
 from .methods.base import example_image
 from .methods.low_rank import LowRankMethod, make_projection
 from .models import make_model
+from .torch_files import load_file
 from .trainer import evaluate
 
 _KIND = "weight-evolution compact network"
@@ -170,7 +171,7 @@ def _layers(model: nn.Module, report: CompactReport) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    saved: dict[str, Any] = read_plain(path, "a compact network")
+    saved: dict[str, Any] = load_file(path, "a compact network")
     if not is_compact(saved):
         raise UserError(f"{path} is not a compact network; weight-evolution compact CHECKPOINT -o OUT writes one")
     if saved.get("format") != _FORMAT:
