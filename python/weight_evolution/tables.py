@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -15,3 +15,15 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 def first_line(error: BaseException) -> str:
     """Of an error of others' code, which may be long or empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def in_short(reasons: Mapping[str, str]) -> str:
+    """Names with a reason each, for an error message: of each reason the first three names, and how many more."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"{_first_three(found)}: {reason}" for reason, found in names.items())
+
+
+def _first_three(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

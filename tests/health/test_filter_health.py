@@ -85,6 +85,13 @@ def test_without_batches_says_so():
     assert "no batches were given" in report.advice[-1]
 
 
+def test_one_reason_for_all_layers_is_said_once():
+    net = make_net().to(torch.float8_e4m3fn)
+    message = "no layer to measure: 0, 2, 5 and 1 more: must be float32, .* got torch.float8_e4m3fn$"
+    with pytest.raises(ValueError, match=message):
+        filter_health(net)
+
+
 def test_previews_are_what_the_methods_do():
     from weight_evolution import LowRankProjection, UnitReactivation
 
@@ -214,7 +221,7 @@ def test_bad_arguments(arguments, error, message):
 
 
 def test_no_layer_and_no_model():
-    with pytest.raises(ValueError, match="no layer to measure"):
+    with pytest.raises(ValueError, match="no layer to measure: the model has none"):
         filter_health(nn.ReLU())
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         filter_health({"weight": torch.zeros(3)})

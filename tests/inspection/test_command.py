@@ -61,7 +61,7 @@ def measured(monkeypatch):
     seen = []
 
     def health(model, batches, **options):
-        seen.extend(batches)
+        seen.extend(batches or ())
         return filter_health(model, batches, **options)
 
     monkeypatch.setattr(command, "filter_health", health)
@@ -110,6 +110,7 @@ def test_a_run_knows_the_size_of_its_images(tmp_path, measured, capsys):
     assert run(*train) == 0
     checkpoint = tmp_path / "run" / "seed-0" / "checkpoint.pt"
     assert run("inspect", checkpoint, *data) == 0
+    capsys.readouterr()
     assert run("inspect", tmp_path / "run", *data, "--image-size", 10) == 0
     assert f"{checkpoint}: resnet8 on folder:" in capsys.readouterr().out.splitlines()[0]
     assert [batch.shape for batch in measured] == [(12, 3, 8, 8), (12, 3, 10, 10)]

@@ -199,7 +199,8 @@ def test_steps_of_hugging_face(tmp_path, net):
     for step in (9, 10):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        save_file({name: value * step / 10 for name, value in net.state_dict().items()}, folder / "model.safetensors")
+        state = {name: value * (step > 9) for name, value in net.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
     source = load_network(str(tmp_path), "resnet8")
     assert "checkpoint-10" in source.title
     same_weights(source.model, net)
@@ -297,6 +298,12 @@ def array(path):
     return path.with_suffix(".npy")
 
 
+def renamed_npz(path):
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros(3))
+    return path
+
+
 def cut_off(path):
     torch.save({"a.weight": torch.zeros(100, 100)}, path)
     path.write_bytes(path.read_bytes()[:1000])
@@ -376,8 +383,9 @@ def bad_index(path):
         (pointer, r"\(it is a Git LFS pointer .*git lfs pull"),
         (array, r"\(it is a NumPy array\)"),
         (cut_off, r"\(it is cut off after 1,000 bytes\)"),
+        (renamed_npz, r"\(it is a zip archive of other files\)"),
         (renamed_safetensors, r"\(it is a safetensors file; name it \*\.safetensors\)"),
-        (renamed_torch_file, r"is not a safetensors file or is damaged \(it is a zip archive\)"),
+        (renamed_torch_file, r"is not a safetensors file or is damaged \(Error"),
         (scripted, r"is a TorchScript file .*save model.state_dict\(\) of the model that was scripted"),
         (a_list, "holds a list, no weights"),
         (only_numbers, "has no state dict: it holds epoch, config"),

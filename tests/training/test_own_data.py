@@ -72,6 +72,21 @@ def no_train(path):
     shutil.rmtree(path / "train")
 
 
+def nothing(path):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def images_only(path):
+    nothing(path)
+    write_image(path / "a.png")
+
+
+def files_only(path):
+    nothing(path)
+    (path / "labels.csv").write_text("a")
+
+
 def no_test(path):
     shutil.rmtree(path / "val")
 
@@ -119,6 +134,9 @@ def damaged(path):
         (None, "set/val", "too low a level; pass the folder that holds train: folder:{path}/set"),
         (None, "set/train/dog", "too low a level; pass the folder that holds train: folder:{path}/set"),
         (no_train, "set", "there is no train in it but val; the layout is"),
+        (nothing, "set", "there is no train in it and no other folder; it is empty; the layout is"),
+        (images_only, "set", "no other folder; it holds images; the layout is"),
+        (files_only, "set", "no other folder; it holds files, but no images; the layout is"),
         (no_split, "set", "there is no split in train and val"),
         (no_test, "set", "there must be val or test"),
         (loose, "set", "train must have a folder for each class; the images lie in it without"),
@@ -188,12 +206,25 @@ def test_what_is_wrong_with_an_npz_file(tmp_path, change, message):
         load_data(f"npz:{tmp_path / 'a.npz'}")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 cut off"])
-def test_what_is_no_npz_file(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read .*: No such file"),
+        (b"", "it is empty"),
+        (b"no archive", "it is a text"),
+        (b"PK\x03\x04 cut off", "it is cut off after 12 bytes"),
+        (np.zeros(3), "it is a NumPy array"),
+        (b"\xff\x00\x01", "it is no zip archive"),
+    ],
+)
+def test_what_is_no_npz_file(tmp_path, content, message):
     path = tmp_path / "a.npz"
-    if content is not None:
+    if isinstance(content, np.ndarray):
+        with path.open("wb") as file:
+            np.save(file, content)
+    elif content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.npz"):
+    with pytest.raises(UserError, match=rf"a\.npz.*{message}|{message}.*a\.npz"):
         load_data(f"npz:{path}")
 
 

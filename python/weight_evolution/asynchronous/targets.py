@@ -15,6 +15,7 @@ from ..model.targets import Target, Targets, own_parameter
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined
 from ..sharding.local_part import reshard
+from ..tables import in_short
 
 SELECTS = ("filters", "input_channels")
 
@@ -106,7 +107,7 @@ def find_convolutions(
     if not items:
         raise ValueError(
             "the optimizer has no convolution of the model to update"
-            + (f"; left out: {skipped}" if skipped else f": {reason_without_layers(model)}")
+            + (f"; left out: {in_short(skipped)}" if skipped else f": {reason_without_layers(model)}")
         )
     return Targets(items, skipped)
 

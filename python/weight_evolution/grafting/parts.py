@@ -22,6 +22,7 @@ from ..model.targets import filters_of, has_filters
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules
 from ..sharding.local_part import is_distributed, local_part, reshard
+from ..tables import in_short
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def find_parts(model: nn.Module, choice: ModuleChoice) -> Parts:
     if not convs:
         raise ValueError(
             "the model has no convolution whose information could be compared; nothing can be grafted: "
-            + (f"left out: {skipped}" if skipped else reason_without_layers(model))
+            + (f"left out: {in_short(skipped)}" if skipped else reason_without_layers(model))
         )
     if not any(isinstance(part.module, _ConvNd) for part in items):
         raise ValueError("no convolution of the model can be grafted; all are frozen (requires_grad is False) or empty")

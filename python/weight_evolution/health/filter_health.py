@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,8 +15,10 @@ from ..measures import DormancyReport
 from ..measures.dormancy_report import THRESHOLDS as DORMANT
 from ..model.convolutions import measured_weight
 from ..model.module_filters import ModuleChoice, ModuleFilter
+from ..model.weights import HAS_NONE, reason_without_layers
 from ..model.wrappers import joined, named_modules, named_parameters
 from ..sharding.local_part import refuse_distributed
+from ..tables import in_short
 from .activity import Batch, measure_activity
 from .advice import advice
 from .layer import Activity, LayerHealth, layer_health
@@ -62,7 +64,7 @@ def filter_health(
     inputs = check_inputs(example_inputs)
     layers, skipped = _measure(model, full, choice)
     if not layers:
-        raise ValueError(f"model has no layer to measure: {skipped or 'no convolution and no Linear'}")
+        raise ValueError(f"model has no layer to measure: {_why_none(model, skipped)}")
     found = NO_BATCHES if batches is None else measure_activity(model, batches, inputs, choice)
     reason, without = (found, {}) if isinstance(found, str) else ("", found.skipped)
     if isinstance(found, DormancyReport):
@@ -105,10 +107,15 @@ def _measure(model: nn.Module, full: bool, choice: ModuleChoice) -> tuple[dict[s
         try:
             weight = measured_weight(joined(name, "weight"), module)
         except (TypeError, ValueError) as error:
-            skipped[name] = str(error)
+            skipped[name] = str(error).removeprefix(f"{joined(name, 'weight')} ")
             continue
         layers[name] = layer_health(name, module, weight, full=full)
     return layers, skipped
+
+
+def _why_none(model: nn.Module, skipped: Mapping[str, str]) -> str:
+    hidden = reason_without_layers(model)
+    return in_short(skipped) if skipped and hidden == HAS_NONE else hidden
 
 
 def _with_activity(layers: dict[str, LayerHealth], found: DormancyReport) -> dict[str, LayerHealth]:

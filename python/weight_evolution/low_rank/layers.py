@@ -19,6 +19,7 @@ from ..model.own_forward import computes_otherwise
 from ..model.weights import check_weight, reason_without_layers
 from ..model.wrappers import joined, named_modules, unwrap
 from ..sharding.local_part import is_distributed, local_part, reshard
+from ..tables import in_short
 
 Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 """What can be replaced by two layers of its kind."""
@@ -161,7 +162,7 @@ def find_layers(model: nn.Module, choice: ModuleChoice, *, linear: bool) -> tupl
     reshard(model)
     layers, skipped = _sort(modules, choice, linear)
     if not layers:
-        reason = f"left out: {skipped}" if skipped else reason_without_layers(model)
+        reason = f"left out: {in_short(skipped)}" if skipped else reason_without_layers(model)
         linears = "" if linear else " (Linear layers take part with linear=True)"
         raise ValueError(f"model has no layer to project; {reason}{linears}")
     return layers, skipped

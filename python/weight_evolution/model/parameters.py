@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from ..sharding.local_part import reshard
+from ..tables import in_short
 from .module_filters import ModuleChoice
 from .optimizer_state import OptimizerState
 from .outputs import output_layers
@@ -54,7 +55,7 @@ def find_targets(
     if not items and outputs:  # a network of output layers only
         items, skipped = choose(set())
     if not items:
-        why = f"; left out: {skipped}" if skipped else f": {reason_without_layers(model)}"
+        why = f"; left out: {in_short(skipped)}" if skipped else f": {reason_without_layers(model)}"
         linears = "" if linear else " (Linear layers take part when linear_rate > 0)"
         raise ValueError(f"model has no trainable convolution or BatchNorm to evolve{why}{linears}")
     return Targets(items, skipped)

@@ -49,6 +49,9 @@ def _shape(module: nn.Module) -> tuple[int | None, ...] | None:
     return None
 
 
+HAS_NONE = "the model has none"
+
+
 def reason_without_layers(model: nn.Module) -> str:
     """Why a model in which no layer was found shows none; for error messages."""
     for module in model.modules():
@@ -59,4 +62,4 @@ def reason_without_layers(model: nn.Module) -> str:
             return "it is exported (torch.export), which leaves no layers; give the model that was exported"
         if any(origin.startswith("torch.ao.nn.") and "quantized" in origin for origin in origins):
             return f"its layers are quantized ({module._get_name()}); give the model before quantization"
-    return "the model has none"
+    return HAS_NONE

@@ -17,6 +17,7 @@ from ..measures import UnitActivity
 from ..model.module_filters import ModuleFilter
 from ..model.optimizer_state import StateUpdate, check_optimizer_state
 from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state
+from ..tables import in_short
 from .initialisation import Init, donor_norms, draw_
 from .network_units import NetworkUnits
 from .options import ReactivationOptions
@@ -130,7 +131,7 @@ class UnitReactivation:
         self._units = NetworkUnits(self._activity.graph, scale, outgoing)
         state.check_trains(self._units.parameters)
         if len(self._frozen) == len(self._units.layers):
-            raise ValueError(f"no layer of the model can take part: {self.skipped}")
+            raise ValueError(f"no layer of the model can take part: {in_short(self.skipped)}")
         self._selection: DormantUnits | LeastUseful = (
             DormantUnits(self._units, options) if replacement_rate is None else LeastUseful(self._units, options)
         )

@@ -16,7 +16,6 @@ from .errors import UserError
 
 _ZIP = b"PK\x03\x04"
 _BEGINNINGS = {
-    _ZIP: "a zip archive",
     b"\x93NUMPY": "a NumPy array",
     b"\x89HDF": "an HDF5 file, as of Keras",
     b"\x1f\x8b": "compressed by gzip",
@@ -64,8 +63,11 @@ def kind_of(path: Path) -> str | None:
         first = file.read(512)
     if not first:
         return "it is empty"
-    if first.startswith(_ZIP) and not _members(path):
-        return f"it is cut off after {size:,} bytes"
+    if first.startswith(_ZIP):
+        members = _members(path)
+        if any(name.endswith("data.pkl") for name in members):
+            return None
+        return "it is a zip archive of other files" if members else f"it is cut off after {size:,} bytes"
     for beginning, kind in _BEGINNINGS.items():
         if first.startswith(beginning):
             return f"it is {kind}"

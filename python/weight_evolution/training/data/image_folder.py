@@ -82,7 +82,14 @@ def _where(path: Path) -> str:
     layout = "PATH/train/CLASS/*.png and PATH/val/CLASS/*.png (or test)"
     if any(_has_images(path / name) for name in inside):
         return f"its folders hold images, but there is no split in train and val; the layout is {layout}"
-    return f"there is no train in it but {', '.join(inside[:5]) or 'no folder'}; the layout is {layout}"
+    holds = f"but {', '.join(inside[:5])}" if inside else f"and no other folder; it {_content(path)}"
+    return f"there is no train in it {holds}; the layout is {layout}"
+
+
+def _content(path: Path) -> str:
+    if _has_images(path):
+        return "holds images"
+    return "holds files, but no images" if any(path.iterdir()) else "is empty"
 
 
 def _folders(path: Path) -> list[Path]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, needed
+from ..torch_files import kind_of
 from .augmentation import Augmentation
 from .dataset import Dataset
 
@@ -40,6 +41,8 @@ def _read(path: Path) -> dict[str, Any]:
     numpy = needed("numpy", "--data npz:PATH", "train")
     must = f"{path} must be an npz file with {', '.join(NAMES)}"
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):  # which NumPy would take for an array or a pickle
+            raise UserError(f"{must}; {kind_of(path) or 'it is no zip archive'}")
         with path.open("rb") as opened, numpy.load(opened) as file:
             if missing := [name for name in NAMES if name not in file]:
                 raise UserError(f"{must}; it is without {', '.join(missing)} and has {', '.join(file) or 'nothing'}")
