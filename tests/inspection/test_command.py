@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -161,7 +162,15 @@ def test_an_input_that_does_not_fit(colour, capsys, size, message):
         (("--conv-rate", 0.5), "are for checkpoints of train"),
         (("--model", "resnet8", "--in-channels", 1, "--data", "cifar11"), "--data must be digits"),
         (("--model", "resnet8", "--in-channels", 3), "--in-channels"),
+        (("--model", "resnet8:make"), "--model resnet8:make: No module named 'resnet8'"),
         (("--format", "xml"), "invalid choice"),
+        (("--images", 3), "--images belongs to --data; leave it out, or say which data"),
+        (("--no-checksum", "--root", "a"), "--root, --no-checksum belongs to --data"),
+        (("--image-size", 3), "--image-size belongs to --data"),
+        (("--random",), "--random is for timm:NAME and torchvision:NAME"),
+        (("--num-classes", 3), "--num-classes and --in-channels are of an architecture: say which by --model"),
+        (("--output", "nowhere/a.html", "--format", "html"), "nowhere/a.html: there is no folder nowhere"),
+        (("--output", ".", "--overwrite"), ". is a folder; name a file"),
     ],
 )
 def test_mistakes_are_one_line(weights, capsys, options, message):
@@ -192,6 +201,17 @@ def test_page_needs_nothing_else(weights, tmp_path):
     assert not re.search(r"""(?:src|href)=["'](?!#)""", text)
     assert "<script" not in text
     assert "<svg" in text
+
+
+def test_nothing_is_read_if_the_result_cannot_be_written(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "load_network", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run("inspect", weights, "--format", "html") == 2
+    assert "--format html needs matplotlib: pip install 'weight-evolution[inspect]'" in capsys.readouterr().err
+    before = weights.read_bytes()
+    assert run("inspect", weights, "--output", weights, "--overwrite") == 2
+    assert "is what is read; name another file" in capsys.readouterr().err
+    assert weights.read_bytes() == before
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")

@@ -403,6 +403,19 @@ def test_other_files(tmp_path, make, message, trust):
     assert "\n" not in str(raised.value)
 
 
+def test_a_source_by_name_is_named_as_it_was_given():
+    with pytest.raises(UserError, match=r"^os:getcwd must give a torch\.nn\.Module"):
+        load_network("os:getcwd")
+    with pytest.raises(UserError, match=r"--random is for timm:NAME and torchvision:NAME; got os:getcwd"):
+        load_network("os:getcwd", random=True)
+
+
+def test_a_network_needs_no_architecture(tmp_path, net):
+    torch.save(net, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=r"--model is for files of weights, .* holds the network itself"):
+        load_network(str(tmp_path / "net.pt"), "resnet8", trust_pickle=True)
+
+
 def test_no_such_file():
     with pytest.raises(UserError, match="no such file; a network by name is timm:NAME"):
         load_network("nowhere.pt")

@@ -105,10 +105,11 @@ def test_another_method_may_be_chosen_than_the_file_has_options_of(tmp_path, run
         ("seeds = []", "run.toml: argument --seeds: expected at least one argument"),
         ("augment = 'no'", "run.toml: augment must be true or false, got 'no'"),
         ("optimizer = 'adam'", "run.toml: argument --optimizer: invalid choice: 'adam'"),
+        ("amp = true", "run.toml: amp must be one of bf16, fp16, got True"),
         ("lr = 1979-05-27", "lr must be a number or a string"),
         ("lr = ", "run.toml is not TOML"),
-        ("method = 'baseline'\nconv-rate = 0.3", "--conv-rate belongs to --method evolution"),
-        ("optimizer = 'adamw'\nmomentum = 0.8", "--momentum belongs to --optimizer sgd, not to adamw"),
+        ("method = 'baseline'\nconv-rate = 0.3", "run.toml: --conv-rate belongs to --method evolution"),
+        ("optimizer = 'adamw'\nmomentum = 0.8", "run.toml: --momentum belongs to --optimizer sgd, not to adamw"),
         (None, "--config: cannot read"),
     ],
 )

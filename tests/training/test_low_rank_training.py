@@ -317,7 +317,7 @@ def test_wrong_files_are_one_line_errors(digits, tmp_path, capsys):
         (early, out, "before the first projection"),
         (good, tmp_path / "folder", "is a folder"),
         (good, tmp_path / "no" / "out.pt", "there is no folder"),
-        (good, good, "is the checkpoint itself"),
+        (good, good, "is what is read; name another file"),
     ]:
         assert run("compact", "--device", "cpu", checkpoint, "-o", output, "--overwrite") == 2
         error = capsys.readouterr().err

@@ -30,7 +30,7 @@ def draw(layers: Sequence[tuple[str, LayerHealth]]) -> Figure:
         raise ImportError("the figure needs matplotlib: pip install 'weight-evolution[plot]'") from None
     shown = [(name, layer) for name, layer in layers if layer.finite and layer.filters]
     # By itself, not through pyplot, which would choose a backend and keep the figure.
-    figure = Figure(figsize=(max(7.0, 0.22 * len(shown) + 2), 8.5), layout="constrained")
+    figure = Figure(figsize=(max(11.0, 0.22 * len(shown) + 2), 8.5), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
     _shares(axes[0], [layer for _, layer in shown])
     _norms(axes[1], [layer for _, layer in shown])

@@ -14,8 +14,8 @@ from ..tables import first_line
 from ..training.arguments import option, positive_int
 from ..training.config import TrainingConfig
 from ..training.data import CHECKSUM_HELP, DATA_HELP, DOWNLOAD_HELP, IMAGE_SIZE_HELP, is_folder, load_data
-from ..training.errors import UserError, user_errors
-from ..training.logs import write_text
+from ..training.errors import UserError, needed, user_errors
+from ..training.logs import check_output_file, write_text
 from .inputs import check_input
 from .selection import SelectionOptions, selection
 from .sources import Source, load_network
@@ -23,6 +23,15 @@ from .sources import Source, load_network
 FORMATS = ("text", "json", "html")
 IN_DATA = 512
 """Test images that are run through the network by default."""
+_OF_DATA = {
+    "root": "--root",
+    "download": "--download",
+    "checksum": "--no-checksum",
+    "image_size": "--image-size",
+    "images": "--images",
+    "batch_size": "--batch-size",
+}
+"""Options that say nothing without --data."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,12 @@ def inspect(name: str, options: InspectOptions, chosen: SelectionOptions) -> str
     Raises:
         UserError: there is no such network, or the options do not fit it.
     """
-    if options.output is not None and options.output.exists() and not options.overwrite:
-        raise UserError(f"{options.output} exists; pass --overwrite to replace it, or name another file")
+    if options.output is not None:
+        check_output_file(options.output, Path(name), options.overwrite)
+    if options.format == "html":
+        needed("matplotlib", "--format html", "inspect")
+    if options.data is None and (ignored := [flag for entry, flag in _OF_DATA.items() if _is_given(options, entry)]):
+        raise UserError(f"{', '.join(ignored)} belongs to --data; leave it out, or say which data")
     sizes = {"num_classes": options.num_classes, "in_channels": options.in_channels}
     source = load_network(
         name,
@@ -91,6 +104,10 @@ def inspect(name: str, options: InspectOptions, chosen: SelectionOptions) -> str
     with user_errors(f"cannot write {options.output}: ", OSError):
         write_text(options.output, text)
     return f"written to {options.output}"
+
+
+def _is_given(options: InspectOptions, entry: str) -> bool:
+    return bool(getattr(options, entry) != getattr(InspectOptions, entry))
 
 
 def _health(name: str, source: Source, options: InspectOptions) -> HealthReport:

@@ -11,6 +11,8 @@ _NAMES = {"timm": ("in_chans", "num_classes"), "torchvision": (None, "num_classe
 """How they call the channels of the images and the number of classes."""
 _EXTRAS = {"timm": ("timm", "timm"), "torchvision": ("torchvision.models", "vision")}
 """The module, and the extra that brings it."""
+LIBRARIES = tuple(_EXTRAS)
+"""What stands before the colon."""
 
 
 def library_model(library: str, name: str, options: dict[str, int], pretrained: bool) -> nn.Module:

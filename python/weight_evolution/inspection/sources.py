@@ -15,7 +15,7 @@ from ..training.errors import UserError
 from ..training.models import make_model
 from ..training.trainer import headline_accuracy
 from .folders import weights_file
-from .libraries import library_model
+from .libraries import LIBRARIES, library_model
 from .skeleton import skeleton
 from .state_files import is_torch_file, read_torch, read_weights, saved_of
 
@@ -70,37 +70,49 @@ def load_network(
         for flag, given in (("--model", model), ("--key", key)):
             if given is not None:
                 raise UserError(f"{flag} is for files of weights, {source} names a network")
-        return Source(architecture(source, options, pretrained=not random), source)
+        if random and source.partition(":")[0] not in LIBRARIES:
+            raise UserError(f"--random is for timm:NAME and torchvision:NAME; got {source}")
+        return Source(architecture(source, options, pretrained=not random, said=source), source)
+    if random:
+        raise UserError(f"--random is for timm:NAME and torchvision:NAME, {source} holds weights")
+    if options and model is None:
+        raise UserError("--num-classes and --in-channels are of an architecture: say which by --model")
     file = weights_file(path)
     if is_torch_file(file) and key is None:
         content = read_torch(file, trust_pickle)
         if (own := _own(file, content)) is not None:
-            return own
+            return _without_model(own, source, model)
         saved = saved_of(file, content)
     else:
         saved = read_weights(file, trust_pickle, key)
     title = f"{source}: {saved.kind}" + (f", {file.relative_to(path)}" if file != path else "")
     if isinstance(saved.content, nn.Module):
-        return Source(saved.content, title, saved.notes)
+        return _without_model(Source(saved.content, title, saved.notes), source, model)
     title = f"{title}, {len(saved.content)} tensors"
     if model is None:
         notes = (*saved.notes, "no --model: known by the weights alone")
         return Source(_skeleton(source, saved.content), title, notes, runs=False)
-    network = architecture(model, options, pretrained=False)
+    network = architecture(model, options, pretrained=False, said=f"--model {model}")
     notes = (*saved.notes, *_load(network, saved.content, source))
     return Source(network, f"{title}, as {model}", notes)
 
 
-def architecture(name: str, options: dict[str, int], *, pretrained: bool) -> nn.Module:
+def architecture(name: str, options: dict[str, int], *, pretrained: bool, said: str) -> nn.Module:
     """A network by name.
 
     Raises:
-        UserError: there is none, or its weights cannot be had.
+        UserError: there is none, or its weights cannot be had; ``said`` is where the name comes from.
     """
     library, _, own = name.partition(":")
-    if library in ("timm", "torchvision"):
+    if library in LIBRARIES:
         return library_model(library, own, options, pretrained)
-    return make_model(name, options.get("in_channels", 3), options.get("num_classes", 10))
+    return make_model(name, options.get("in_channels", 3), options.get("num_classes", 10), said=said)
+
+
+def _without_model(found: Source, source: str, model: str | None) -> Source:
+    if model is not None:
+        raise UserError(f"--model is for files of weights, {source} holds the network itself; leave it out")
+    return found
 
 
 def _own(path: Path, state: Any) -> Source | None:

@@ -189,11 +189,16 @@ def _train(options: argparse.Namespace) -> None:
         raise UserError("--resume and --overwrite contradict each other")
     method = _with_teachers(options.method, options.teachers)
     # In a file may be the options of other methods and optimizers, to choose one of them here.
-    _refuse_unused(options.given | (set() if "--method" in options.given else options.from_file), method)
+    _refuse_unused(options.given, method)
+    if "--method" not in options.given:
+        _refuse_unused(options.from_file, method, f"{options.config}: ")
     chosen = options.given | (set() if "--optimizer" in options.given else options.from_file)
     others = set() if options.optimizer == "sgd" else _SGD_ALONE
     if unused := sorted(chosen & others):
-        raise UserError(f"{', '.join(unused)} belongs to --optimizer sgd, not to {options.optimizer}; leave it out")
+        file = "" if options.given.issuperset(unused) else f"{options.config}: "
+        raise UserError(
+            f"{file}{', '.join(unused)} belongs to --optimizer sgd, not to {options.optimizer}; leave it out"
+        )
     grafting = GraftingMethod.name in method_names(method)
     if started_processes() is not None and not grafting and options.parallel is None:
         raise UserError(
@@ -262,13 +267,13 @@ def _print_results(options: argparse.Namespace, config: TrainingConfig, results:
     print(f"results in {options.output}")
 
 
-def _refuse_unused(given: set[str], method: str) -> None:
+def _refuse_unused(given: set[str], method: str, source: str = "") -> None:
     """Options of a method that is not used would be ignored."""
     for name, own in _unused(method).items():
         if unused := sorted(own & given):
             raise UserError(
-                f"{', '.join(unused)} belongs to --method {name}, which --method {method} is without; leave it out, or "
-                "join the methods by +"
+                f"{source}{', '.join(unused)} belongs to --method {name}, which --method {method} is without; leave it "
+                "out, or join the methods by +"
             )
 
 

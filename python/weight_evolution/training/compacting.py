@@ -17,6 +17,7 @@ from .checkpoint import heading, load_weights, read_checkpoint, restored_model, 
 from .config import TrainingConfig
 from .data import Dataset, load_data
 from .errors import UserError, user_errors
+from .logs import check_output_file
 from .methods.base import example_image
 from .methods.low_rank import LowRankMethod, make_projection
 from .models import make_model
@@ -85,7 +86,7 @@ def compact_checkpoint(
     Raises:
         UserError: the checkpoint is unfit, or ``output`` exists or cannot be written.
     """
-    _check_output(output, checkpoint, overwrite)
+    check_output_file(output, checkpoint, overwrite)
     state = read_checkpoint(checkpoint)
     config = TrainingConfig.from_dict(state["config"])
     model, projection, input_size = _restore(checkpoint, state, config, device)
@@ -117,17 +118,6 @@ def compact_checkpoint(
             f"written to {output}",
         ]
     )
-
-
-def _check_output(output: Path, checkpoint: Path, overwrite: bool) -> None:
-    if output.is_dir():
-        raise UserError(f"{output} is a folder; name a file")
-    if not output.parent.is_dir():
-        raise UserError(f"cannot write {output}: there is no folder {output.parent}")
-    if output.resolve() == checkpoint.resolve():
-        raise UserError(f"{output} is the checkpoint itself; name another file")
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} exists; pass --overwrite to replace it, or name another file")
 
 
 def _restore(

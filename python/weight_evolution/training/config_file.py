@@ -94,6 +94,8 @@ def _arguments(path: Path, key: str, value: Any, action: argparse.Action) -> lis
     entries = value if many and isinstance(value, list) else [value]
     if wrong := [entry for entry in entries if isinstance(entry, bool) or not isinstance(entry, (int, float, str))]:
         kind = "a number or string, or a list of them" if many else "a number or a string"
+        if action.choices is not None:
+            kind = f"one of {', '.join(map(str, action.choices))}"
         raise UserError(f"{path}: {key} must be {kind}, got {wrong[0]!r}")
     texts = [entry if isinstance(entry, str) else repr(entry) for entry in entries]
     return [action.option_strings[-1], *texts] if many else [f"{action.option_strings[-1]}={texts[0]}"]

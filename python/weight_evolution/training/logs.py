@@ -36,6 +36,22 @@ def to_json(value: Any) -> str:
     return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
 
 
+def check_output_file(output: Path, source: Path, overwrite: bool) -> None:
+    """Before work is done whose result is to be written.
+
+    Raises:
+        UserError: ``output`` is ``source``, exists, or cannot be written for want of its folder.
+    """
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; name a file")
+    if not output.parent.is_dir():
+        raise UserError(f"cannot write {output}: there is no folder {output.parent}")
+    if output.resolve() == source.resolve():
+        raise UserError(f"{output} is what is read; name another file")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists; pass --overwrite to replace it, or name another file")
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace the file as a whole."""
     partial = path.with_name(path.name + ".partial")

@@ -25,23 +25,30 @@ MODEL_HELP = (
 )
 
 
-def make_model(name: str, in_channels: int, num_classes: int) -> nn.Module:
+def make_model(name: str, in_channels: int, num_classes: int, *, said: str | None = None) -> nn.Module:
     """A network of this name, randomly initialized from torch's global generator.
+
+    Args:
+        name: as `MODEL_HELP` says.
+        in_channels: of the images.
+        num_classes: how many.
+        said: where the name comes from, for error messages; ``--model NAME`` when left out.
 
     Raises:
         UserError: the name is unknown, or the module, factory or package behind it does not work.
     """
+    said = said or f"--model {name}"
     if match := re.fullmatch(r"resnet(\d+)", name):
-        with user_errors(f"--model {name}: "):
+        with user_errors(f"{said}: "):
             return CifarResNet(int(match[1]), in_channels, num_classes)
     if name == "mobilenetv2":
         return CifarMobileNetV2(in_channels, num_classes)
     if name == "vgg16-bn":
         return CifarVGG16(in_channels, num_classes)
     if name.startswith("timm:"):
-        return _make_timm(name.removeprefix("timm:"), in_channels, num_classes)
+        return _make_timm(said, name.removeprefix("timm:"), in_channels, num_classes)
     if ":" in name:
-        return _make_from_factory(name, in_channels, num_classes)
+        return _make_from_factory(said, name, in_channels, num_classes)
     raise UserError(f"--model must be {MODEL_HELP}; got {name!r}")
 
 
@@ -67,23 +74,23 @@ def check_output(model: nn.Module, name: str, image: torch.Size, num_classes: in
         raise UserError(f"--model {name} must give logits of shape (1, {num_classes}) for one image, got {shape}")
 
 
-def _make_timm(name: str, in_channels: int, num_classes: int) -> nn.Module:
-    timm = needed("timm", f"--model timm:{name}", "timm")
+def _make_timm(said: str, name: str, in_channels: int, num_classes: int) -> nn.Module:
+    timm = needed("timm", said, "timm")
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=num_classes)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"--model timm:{name}: {first_line(error)}") from None
+        raise UserError(f"{said}: {first_line(error)}") from None
     return model
 
 
-def _make_from_factory(name: str, in_channels: int, num_classes: int) -> nn.Module:
+def _make_from_factory(said: str, name: str, in_channels: int, num_classes: int) -> nn.Module:
     module_name, _, factory_name = name.partition(":")
     if (here := os.getcwd()) not in sys.path:  # a console script does not search the working folder
         sys.path.insert(0, here)
-    with user_errors(f"--model {name}: ", ImportError, AttributeError, ValueError):
+    with user_errors(f"{said}: ", ImportError, AttributeError, ValueError):
         factory: Callable[..., object] = getattr(importlib.import_module(module_name), factory_name)
     if not callable(factory):
-        raise UserError(f"--model {name}: {factory_name} is not callable")
+        raise UserError(f"{said}: {factory_name} is not callable")
     given = {"in_channels": in_channels, "num_classes": num_classes}
     try:
         parameters = inspect.signature(factory).parameters
@@ -93,9 +100,9 @@ def _make_from_factory(name: str, in_channels: int, num_classes: int) -> nn.Modu
     except Exception as error:  # of the user's code
         call = f"called with {' and '.join(given) or 'nothing'}: {first_line(error)}"
         raise UserError(
-            f"--model {name} does not work {call}; write a factory in a module of your own that takes in_channels and "
+            f"{said} does not work {call}; write a factory in a module of your own that takes in_channels and "
             "num_classes"
         ) from error
     if not isinstance(model, nn.Module):
-        raise UserError(f"--model {name} must give a torch.nn.Module, got {type(model).__name__}")
+        raise UserError(f"{said} must give a torch.nn.Module, got {type(model).__name__}")
     return model
