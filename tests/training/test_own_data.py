@@ -186,7 +186,7 @@ def test_npz(tmp_path, channels):
         ({"train_labels": np.arange(30) - 1}, "training labels must be 0 to 28, got -1 to 28"),
         ({"test_labels": np.arange(12) % 3 - 1}, "test labels must be 0 to 2, got -1 to 1"),
         ({"test_labels": np.arange(12) % 3 + 1}, "test labels must be 0 to 2, got 1 to 3"),
-        ({"train_labels": np.arange(30) % 3 + 1}, r"train_labels must be all of 0 to .*, got 1 to 3 without 0; numpy"),
+        ({"train_labels": np.arange(30) % 3 + 1}, r"train_labels must be all of 0 to .*, got 1 to 3 without 0; number"),
         ({"train_labels": np.arange(30) % 3 * 2}, r"train_labels must be all of 0 to .*, got 0 to 4 without 1"),
         ({"train_labels": np.arange(30) * 0, "test_labels": np.arange(12) * 0}, "all training images have the label 0"),
         (

@@ -150,7 +150,6 @@ def _formatted(report: HealthReport, source: Source, options: InspectOptions) ->
         found = {"source": source.title, "notes": list(source.notes), **report.to_dict()}
         return json.dumps(found, indent=1, allow_nan=False)
     if options.format == "html":
-        with user_errors("", ImportError):
-            return report.to_html(source.title)
+        return report.to_html(source.title)
     parts = [source.title, *source.notes, str(report)]
     return "\n".join([*parts, "", report.table()] if options.long else parts)

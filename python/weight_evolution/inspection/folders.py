@@ -40,8 +40,8 @@ def weights_file(path: Path) -> Path:
     inside = sorted(entry.name for entry in path.iterdir())
     holds = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
     raise UserError(
-        f"{path} holds none of {', '.join(_NAMES)}, no *.ckpt and no checkpoint-N or seed-N, but {holds or 'nothing'}; "
-        "name a file"
+        f"{path} {f'holds {holds}' if inside else 'is empty'}: none of {', '.join(_NAMES)}, *.ckpt, checkpoint-N or "
+        "seed-N; name a file"
     )
 
 

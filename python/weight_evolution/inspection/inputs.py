@@ -37,6 +37,7 @@ def _reason(model: nn.Module, size: tuple[int, ...], error: Exception) -> str:
             if len(size) != dimensions + 1:
                 return f"{first} takes {_SIZES[dimensions]}, {dimensions + 1} numbers"
             if size[0] != module.in_channels:
-                return f"{first} takes {module.in_channels} channels, not {size[0]}"
+                plural = "s" if module.in_channels > 1 else ""
+                return f"{first} takes {module.in_channels} channel{plural}, not {size[0]}"
             break
     return first_line(error)

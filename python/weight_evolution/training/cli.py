@@ -128,8 +128,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_inspect)
     parser.add_argument(
         "source",
-        help="a file or folder of weights (torch.save, safetensors, Lightning, Hugging Face), a checkpoint of train or "
-        "compact, timm:NAME or torchvision:NAME with their published weights, or module:factory",
+        help="a file or folder of weights (torch.save, safetensors, Lightning, Hugging Face), a run or checkpoint of "
+        "train, a file of compact, timm:NAME or torchvision:NAME with their published weights, or module:factory",
     )
     add_options(parser, InspectOptions)
     own = parser.add_argument_group("what an evolution would select, of a checkpoint of train")

@@ -80,6 +80,6 @@ def _classes(path: Path, labels: Tensor) -> int:
     if found and min(found) >= 0 and missing is not None:
         raise UserError(
             f"{path}: train_labels must be all of 0 to the number of classes less 1, got {min(found)} to {max(found)} "
-            f"without {missing}; numpy.unique(labels, return_inverse=True)[1] numbers them so"
+            f"without {missing}; number the classes from 0 without gaps, in train_labels and test_labels alike"
         )
     return classes
