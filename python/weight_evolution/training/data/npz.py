@@ -46,11 +46,18 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open("rb") as opened, numpy.load(opened) as file:
             if missing := [name for name in NAMES if name not in file]:
                 raise UserError(f"{must}; it is without {', '.join(missing)} and has {', '.join(file) or 'nothing'}")
-            return {name: file[name] for name in NAMES}
+            return {name: _array(path, name, file) for name in NAMES}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; {must}") from None
     except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{must} ({error})") from None
+
+
+def _array(path: Path, name: str, file: Any) -> Any:
+    try:
+        return file[name]
+    except ValueError as error:  # of objects
+        raise UserError(f"{path}: {name} must be an array of integers ({error})") from None
 
 
 def _images(path: Path, name: str, array: Any) -> Tensor:
