@@ -57,6 +57,7 @@ def _shares(axes: Axes, layers: Sequence[LayerHealth]) -> None:
         places = [position - 0.4 + (i + 0.5) * width for position in range(len(layers))]
         axes.bar(places, [100 * share for share in shares], width, label=label)
     axes.set_ylabel("filters or units, %")
+    axes.set_ylim(bottom=0)  # even where all are 0
     axes.legend(fontsize=7)
 
 
