@@ -7,7 +7,7 @@ All methods and seeds are trained as one stack (`experiments.stacked`), until th
 After every 1,000 steps each agent's part is a line of the output file, and all of the training is in the file beside it
 (``.pt``), from which the same command goes on. Two processes with seeds and a file each use two cores; ``--table``
 takes several files. MinAtar is not installed by default: ``pip install
-'weight-evolution[experiments]'``.
+'.[experiments]'``.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Game:
         try:
             from minatar import Environment
         except ImportError:
-            raise UserError("the games are those of MinAtar: pip install 'weight-evolution[experiments]'") from None
+            raise UserError("the games are those of MinAtar: pip install '.[experiments]'") from None
         self._environment = Environment(name)
         self._environment.seed(stream_seed("game", seed) % 2**32)
         self._environment.reset()

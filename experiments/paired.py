@@ -70,7 +70,5 @@ def _student() -> Any:
     try:
         from scipy.stats import t
     except ImportError:
-        raise UserError(
-            "the table needs SciPy, which scikit-learn brings: pip install 'weight-evolution[train]'"
-        ) from None
+        raise UserError("the table needs SciPy, which scikit-learn brings: pip install '.[train]'") from None
     return t

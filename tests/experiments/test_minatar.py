@@ -257,7 +257,7 @@ def test_bad_arguments(tmp_path, capsys, monkeypatch):
     assert output.read_text() == text
     monkeypatch.setitem(sys.modules, "minatar", None)
     assert minatar.main([*arguments, "0"]) == 2
-    assert "pip install 'weight-evolution[experiments]'" in capsys.readouterr().err
+    assert "pip install '.[experiments]'" in capsys.readouterr().err
 
 
 def results_of(scores, steps=2000):

@@ -207,7 +207,7 @@ def test_nothing_is_read_if_the_result_cannot_be_written(weights, tmp_path, caps
     monkeypatch.setattr(command, "load_network", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run("inspect", weights, "--format", "html") == 2
-    assert "--format html needs matplotlib: pip install 'weight-evolution[inspect]'" in capsys.readouterr().err
+    assert "--format html needs matplotlib: pip install '.[inspect]' in a clone" in capsys.readouterr().err
     before = weights.read_bytes()
     assert run("inspect", weights, "--output", weights, "--overwrite") == 2
     assert "is what is read; name another file" in capsys.readouterr().err

@@ -23,7 +23,7 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     assert f"weight_evolution.integrations.{library} needs" in done.stdout
-    assert f"pip install 'weight-evolution[{library}]'" in done.stdout
+    assert f"pip install '.[{library}]' in a clone" in done.stdout
 
 
 def test_the_package_imports_none_of_them():

@@ -158,7 +158,7 @@ def test_every_option_is_printed(capsys):
 def test_python_3_10_needs_tomli(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(config_file, "tomllib", None)
     assert run("train", "--config", write(tmp_path, "")) == 2
-    assert "pip install 'weight-evolution[train]'" in capsys.readouterr().err
+    assert "pip install '.[train]' in a clone" in capsys.readouterr().err
 
 
 def test_underscores_are_dashes(tmp_path):

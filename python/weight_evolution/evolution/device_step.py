@@ -132,7 +132,7 @@ class DeviceStep:
         if wk.backend_of("evolve_", bank.device) == "torch":
             raise wk.BackendUnavailableError(
                 "cuda_graph=True needs a backend that does not wait for the device, and torch does; install Triton "
-                "(pip install 'weight-evolution[triton]'), or build the extension with CUDA, or leave it out"
+                "(pip install triton), or build the extension with CUDA, or leave it out"
             )
         memory = bank, tuple(bias.data_ptr() for _, bias in self._biases())
         if self._recording is None or self._recording.made_for != memory:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..extras import install
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -36,7 +38,7 @@ def plot_columns(columns: Sequence[Column], thresholds: Mapping[str, float], tit
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plot() needs matplotlib: pip install 'weight-evolution[plot]'") from error
+        raise ImportError(f"plot() needs matplotlib: {install('plot')}") from error
     panels = {kind: [column for column in columns if column.kind == kind] for kind in thresholds}
     width = min(4 + 0.28 * max(map(len, panels.values())), 24)
     figure = Figure(figsize=(width, 3.2 * len(panels)), layout="constrained")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..evolution import EvolutionOptions
+from ..extras import install
 from ..measures.dormancy_report import THRESHOLDS as DORMANT
 from .layer import LayerHealth
 
@@ -27,7 +28,7 @@ def draw(layers: Sequence[tuple[str, LayerHealth]]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("the figure needs matplotlib: pip install 'weight-evolution[plot]'") from None
+        raise ImportError(f"the figure needs matplotlib: {install('plot')}") from None
     shown = [(name, layer) for name, layer in layers if layer.finite and layer.filters]
     # By itself, not through pyplot, which would choose a backend and keep the figure.
     figure = Figure(figsize=(max(11.0, 0.22 * len(shown) + 2), 8.5), layout="constrained")

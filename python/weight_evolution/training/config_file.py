@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ..extras import install
 from .errors import UserError
 
 if sys.version_info >= (3, 11):
@@ -75,7 +76,7 @@ def _key(action: argparse.Action) -> str:
 
 def _values(path: Path) -> dict[str, Any]:
     if tomllib is None:
-        raise UserError("--config on Python 3.10 needs tomli: pip install 'weight-evolution[train]'")
+        raise UserError(f"--config on Python 3.10 needs tomli: {install('train')}")
     try:
         return dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

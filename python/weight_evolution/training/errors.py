@@ -9,6 +9,8 @@ from typing import Any
 
 from we_kernels import NonFiniteWeightError
 
+from ..extras import install
+
 
 class UserError(Exception):
     """Something the user can put right: a value, a file, a missing package. The message says what to do."""
@@ -43,4 +45,4 @@ def needed(module: str, what: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"{what} needs {module.partition('.')[0]}: pip install 'weight-evolution[{extra}]'") from None
+        raise UserError(f"{what} needs {module.partition('.')[0]}: {install(extra)}") from None

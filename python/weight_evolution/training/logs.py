@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..extras import install
 from .errors import UserError
 
 LOG_FORMATS = ("csv", "json")
@@ -66,7 +67,7 @@ class TensorBoardLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UserError("--tensorboard needs TensorBoard: pip install 'weight-evolution[tensorboard]'") from None
+            raise UserError(f"--tensorboard needs TensorBoard: {install('tensorboard')}") from None
         self._writer = SummaryWriter(str(folder), purge_step=next_epoch)
 
     def write(self, row: Row) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..extras import install
 from .arguments import option, positive_int
 from .checkpoint import read_checkpoint
 from .config import TrainingConfig
@@ -224,7 +225,7 @@ def _draw(trainer: Trainer, folder: Path, say: Callable[[str], None]) -> None:
         for method in METHODS.values():
             method.draw(trainer.history, folder)
     except ImportError as error:
-        say(f"no picture of the log is drawn: it needs {error.name}; pip install 'weight-evolution[train]'")
+        say(f"no picture of the log is drawn: it needs {error.name}; {install('train')}")
 
 
 def _epoch_line(trainer: Trainer, row: Mapping[str, float], name: str) -> str:

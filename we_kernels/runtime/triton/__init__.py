@@ -13,7 +13,7 @@ import torch
 def unavailable(device_type: str) -> str | None:
     """Why Triton cannot work on tensors of such a device; None when it can. Creates no CUDA context."""
     if not _installed():
-        return "Triton is not installed; pip install 'weight-evolution[triton]'"
+        return "Triton is not installed; pip install triton"
     interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
     if device_type == "cpu":
         return None if interpreted else "set TRITON_INTERPRET=1 before Triton is imported (slow, for tests)"

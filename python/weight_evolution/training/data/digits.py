@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...extras import install
 from ..errors import UserError
 from ..randomness import generator
 from .augmentation import Augmentation
@@ -18,7 +19,7 @@ def load_digits() -> Dataset:
     try:
         from sklearn.datasets import load_digits as sklearn_digits
     except ImportError:
-        raise UserError("the digits data set needs scikit-learn: pip install 'weight-evolution[train]'") from None
+        raise UserError(f"the digits data set needs scikit-learn: {install('train')}") from None
     digits = sklearn_digits()
     images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(digits.target).long()

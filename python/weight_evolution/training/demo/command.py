@@ -13,6 +13,7 @@ import torch
 
 from we_kernels import __version__
 
+from ...extras import install
 from ..arguments import non_negative_int, option, positive_int
 from ..errors import UserError
 from ..logs import to_json, write_log, write_text
@@ -56,7 +57,7 @@ def run_demo(options: DemoOptions, device: torch.device, quiet: bool = False) ->
 
         from .figure import plot_demo
     except ImportError as error:
-        raise UserError(f"the demo needs {error.name}: pip install 'weight-evolution[train]'") from None
+        raise UserError(f"the demo needs {error.name}: {install('train')}") from None
     make_folder(options.folder)
     first = [
         partial(train_on_random_labels, options.random_labels, row, method, lr, seed, device)
