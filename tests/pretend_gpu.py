@@ -257,6 +257,7 @@ def pretend_gpu(monkeypatch):
     """A `PretendGpu`, active; two devices, cuda:0 and cuda:1."""
     from we_kernels.evolution.triton import launches
     from we_kernels.reactivation.triton import launches as reactivation
+    from we_kernels.runtime import transfer
     from we_kernels.runtime.triton import launch
 
     gpu = PretendGpu()
@@ -288,6 +289,7 @@ def pretend_gpu(monkeypatch):
 
     for module in (launches, reactivation):
         monkeypatch.setattr(module, "launch", gpu.launch)
+    monkeypatch.setattr(transfer, "_uploads", {})  # what earlier tests left there decides what is dropped
     monkeypatch.setattr(launches, "STARVATION_TILE", 16)  # the interpreter's scans are slow
     availability.pretend(monkeypatch, lambda name, device: None)
     monkeypatch.setattr(torch.cuda, "device", device)

@@ -264,7 +264,7 @@ def test_libraries(monkeypatch, library, module):
         load_network(f"{library}:net")
     assert "\n" not in str(raised.value)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=r"pip install 'weight-evolution\["):
+    with pytest.raises(UserError, match=r"pip install '\.\["):
         load_network(f"{library}:net", random=True)
 
 

@@ -99,7 +99,7 @@ def test_unknown_data():
 
 def test_missing_scikit_learn_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(UserError, match=r"weight-evolution\[train\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[train\]'"):
         load_data("digits")
 
 
@@ -220,7 +220,7 @@ def test_a_download_that_fails(tmp_path, monkeypatch):
 
 def test_missing_torchvision_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(UserError, match=r"--download needs torchvision: pip install 'weight-evolution\[vision\]'"):
+    with pytest.raises(UserError, match=r"--download needs torchvision: pip install '\.\[vision\]'"):
         load_data("cifar10", download=True)
 
 

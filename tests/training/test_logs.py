@@ -33,7 +33,7 @@ def test_json_is_strict(tmp_path):
 
 def test_missing_tensorboard_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"weight-evolution\[tensorboard\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[tensorboard\]'"):
         TensorBoardLog(tmp_path, 0)
 
 

@@ -95,7 +95,7 @@ def test_output_of_the_wrong_shape():
 
 def test_missing_timm_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"weight-evolution\[timm\]"):
+    with pytest.raises(UserError, match=r"pip install '\.\[timm\]'"):
         make_model("timm:resnet18", 3, 10)
 
 

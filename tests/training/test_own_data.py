@@ -157,7 +157,7 @@ def test_what_is_wrong_with_a_folder(tmp_path, breaks, given, message):
 def test_missing_pillow_says_how_to_get_it(tmp_path, monkeypatch):
     write_folder(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(UserError, match=r"--data folder:PATH needs PIL: pip install 'weight-evolution\[train\]'"):
+    with pytest.raises(UserError, match=r"--data folder:PATH needs PIL: pip install '\.\[train\]'"):
         load_data(f"folder:{tmp_path}")
 
 
