@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import plasticity, study
+from experiments import minatar, plasticity, study
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -14,6 +14,12 @@ RESULTS = ROOT / "experiments" / "results"
     ("page", "experiment", "arguments", "tables"),
     [
         ("reactivation.md", plasticity, ["--output", RESULTS / "plasticity_digits_2026-11-27.jsonl"], 8),
+        (
+            "reactivation.md",
+            minatar,
+            ["--game", "breakout", "--steps", "7000", "--output", RESULTS / "minatar_breakout_2026-11-28.jsonl"],
+            1,
+        ),
         (
             "evidence.md",
             study,
