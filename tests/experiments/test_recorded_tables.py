@@ -17,7 +17,7 @@ RESULTS = ROOT / "experiments" / "results"
         (
             "reactivation.md",
             minatar,
-            ["--game", "breakout", "--steps", "7000", "--output", RESULTS / "minatar_breakout_2026-11-28.jsonl"],
+            ["--game", "breakout", "--steps", "10000", "--output", RESULTS / "minatar_breakout_2026-11-28.jsonl"],
             1,
         ),
         (
