@@ -4,11 +4,9 @@ python -m tests.ranks PROCESSES tests.sharding.low_rank_worker FOLDER [beginning
 """
 
 import copy
-import traceback
 import warnings
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
-from pathlib import Path
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -23,55 +21,28 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 import we_kernels as wk
 from tests.low_rank.networks import branches
 from tests.low_rank.svd_oracle import project, scale_of
+from tests.sharding import worker
 from tests.sharding.networks import make, shard
-from tests.sharding.worker import assert_equal, is_in, whole, with_error
+from tests.sharding.worker import FOLDER, MESHES, assert_equal, is_in, whole, with_error
 from weight_evolution import ExchangeError, LowRankProjection
 from weight_evolution.low_rank import compact_like
 from weight_evolution.low_rank.sharded_layer import ShardedLayer
 from weight_evolution.model.copies import copy_whole
 from weight_evolution.model.sharded_state import ShardedState
 
-TIMEOUT = timedelta(seconds=60)
 TOLERANCE = 1e-5
 """Of the largest element of a tensor, or one rounding of its dtype."""
 
 CASES = {}
-FOLDER = []
-MESHES = {}
+
+
+case = partial(worker.case, cases=CASES)
 
 
 def main(folder, *only):
-    torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "torch.distributed has .* other ranks")  # of the references
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-    dist.init_process_group("gloo", timeout=TIMEOUT)
-    ranks = dist.get_world_size()
-    MESHES.update({count: DeviceMesh("cpu", torch.arange(count)) for count in (1, 2, 4, 8) if count <= ranks})
-    MESHES["hsdp"] = DeviceMesh("cpu", torch.arange(ranks).view(2, -1), mesh_dim_names=("replicate", "shard"))
-    FOLDER.append(Path(folder))
-    outcomes = {}
-    for name, (function, mesh, arguments, slow) in CASES.items():
-        outcomes[name] = None
-        if (slow and ranks < 4) or mesh not in MESHES or not is_in(MESHES[mesh]) or not name.startswith(only or ""):
-            continue
-        try:
-            function(MESHES[mesh], *arguments)
-            outcomes[name] = "done"
-        except (Exception, pytest.fail.Exception):
-            outcomes[name] = traceback.format_exc()
-    torch.save(outcomes, Path(folder) / f"rank-{dist.get_rank()}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def case(mesh, *arguments, slow=False):
-    """Registers a function of a mesh and the arguments; a slow one runs only where there are four ranks."""
-
-    def register(function):
-        CASES[" ".join(map(str, (function.__name__, mesh, *arguments)))] = (function, mesh, arguments, slow)
-        return function
-
-    return register
+    worker.run(CASES, folder, *only, most=4)
 
 
 def with_statistics(model, seed):

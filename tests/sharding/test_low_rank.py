@@ -1,11 +1,12 @@
 """Low-rank projection of models that are spread over gloo processes on loopback; NCCL needs GPUs and is not tested."""
 
 import pytest
-import torch
 
 from tests.processes import run_ranks
 from tests.sharding import low_rank_worker
 from tests.sharding.low_rank_faults_worker import TIMEOUT
+from tests.sharding.test_faults import check_that_others_say_so
+from tests.sharding.test_sharded_models import check, run
 
 pytestmark = pytest.mark.xdist_group("low-rank shards")
 
@@ -17,19 +18,10 @@ def outcomes(tmp_path_factory):
 
     def get(ranks):
         if ranks not in cache:
-            folder = tmp_path_factory.mktemp("ranks")
-            done = run_ranks(ranks, "tests.sharding.low_rank_worker", folder)
-            assert done.returncode == 0, done.stderr
-            cache[ranks] = [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(ranks)]
+            cache[ranks] = run(ranks, tmp_path_factory.mktemp("ranks"), "tests.sharding.low_rank_worker")
         return cache[ranks]
 
     return get
-
-
-def check(outcomes, name):
-    done = [outcome[name] for outcome in outcomes]
-    assert "done" in done
-    assert set(done) <= {"done", None}, "\n".join(filter(None, done))
 
 
 def on(ranks):
@@ -64,8 +56,4 @@ def test_a_rank_is_lost_in_a_step(tmp_path, where):
     """It ends or hangs: the others say so within the group's time-out, and have changed nothing."""
     done = run_ranks(4, "tests.sharding.low_rank_faults_worker", tmp_path, where)
     assert done.returncode == 0, done.stderr
-    for rank in (0, 2):
-        seconds, error = (tmp_path / f"rank-{rank}").read_text(encoding="utf-8").split(" ", 1)
-        assert float(seconds) < 2 * TIMEOUT.seconds
-        assert "did not take part in the step" in error
-        assert "nothing was changed on this rank" in error
+    check_that_others_say_so(tmp_path, TIMEOUT)

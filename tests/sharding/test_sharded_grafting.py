@@ -1,22 +1,17 @@
 """Networks that are each spread over gloo processes graft as in one process; NCCL needs GPUs and is not tested."""
 
 import pytest
-import torch
 
-from tests.processes import run_ranks
 from tests.sharding import grafting_worker
-
-
-def run(ranks, slow, folder):
-    done = run_ranks(ranks, "tests.sharding.grafting_worker", folder, *grafting_worker.names(ranks, slow))
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(ranks)]
+from tests.sharding.test_sharded_models import run
 
 
 @pytest.fixture(scope="module")
 def outcomes(request, tmp_path_factory):
     """Of each rank; one start for each number of ranks, slow cases or others."""
-    return run(*request.param, tmp_path_factory.mktemp("ranks"))
+    ranks, slow = request.param
+    names = grafting_worker.names(ranks, slow)
+    return run(ranks, tmp_path_factory.mktemp("ranks"), "tests.sharding.grafting_worker", *names)
 
 
 pytestmark = pytest.mark.xdist_group("sharded grafting")

@@ -7,8 +7,9 @@ from tests.processes import run_ranks
 from tests.sharding import worker
 
 
-def run(ranks, folder, module="tests.sharding.worker"):
-    done = run_ranks(ranks, module, folder)
+def run(ranks, folder, module="tests.sharding.worker", *arguments):
+    """What each rank has found, as the worker leaves it in the folder."""
+    done = run_ranks(ranks, module, folder, *arguments)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(ranks)]
 

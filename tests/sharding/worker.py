@@ -49,19 +49,23 @@ def main(folder):
     run(CASES, folder, most=8)
 
 
-def run(cases, folder, most):
-    """Every case that these ranks can run; slow ones only where there are as many ranks as the most."""
+def run(cases, folder, *only, most):
+    """Every case that these ranks can run; slow ones only where there are as many ranks as the most.
+
+    Args:
+        only: beginnings of names, of all cases when left out.
+    """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=TIMEOUT)
     ranks = dist.get_world_size()
     MESHES.update({count: DeviceMesh("cpu", torch.arange(count)) for count in (1, 2, 3, 4, 8) if count <= ranks})
-    if ranks >= 4:
+    if ranks % 2 == 0:
         MESHES["hsdp"] = DeviceMesh("cpu", torch.arange(ranks).view(2, -1), mesh_dim_names=("replicate", "shard"))
     FOLDER.append(Path(folder))
     outcomes = {}
     for name, (function, mesh, arguments, slow) in cases.items():
         outcomes[name] = None
-        if (slow and ranks < most) or not is_in(MESHES[mesh]):
+        if (slow and ranks < most) or mesh not in MESHES or not is_in(MESHES[mesh]) or not name.startswith(only or ""):
             continue
         try:
             function(MESHES[mesh], *arguments)
