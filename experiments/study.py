@@ -28,7 +28,7 @@ from experiments.study_data import load_pool
 from experiments.study_figure import plot
 from experiments.study_networks import NETWORKS, PLAIN
 from experiments.study_plan import next_stack
-from experiments.study_settings import CONDITIONS, TABLES, Recipe, Run, base_run
+from experiments.study_settings import CONDITIONS, TABLES, Recipe, Run, Table, base_run
 from experiments.study_tables import tables
 from experiments.study_training import Place, TooLong, train
 from weight_evolution.training import UserError
@@ -73,33 +73,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study, or print its tables; returns the exit status."""
     given = _parser().parse_args(arguments)
     changes = {name: value for name in _CHANGES if (value := getattr(given, name)) is not None}
+    chosen = [TABLES[name].shortened() if given.main else TABLES[name] for name in given.tables]
     recipe = replace(_QUICK if given.quick else _RECIPE, **changes)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     try:
         if both := set(recipe.seeds) & set(recipe.tuning_seeds):
             raise UserError(f"--seeds must not hold {min(both)}, with which values are tuned")
-        if recipe.epochs < 2 and any(ARMS[arm].truncated for name in given.tables for arm in TABLES[name].arms):
+        if recipe.epochs < 2 and any(ARMS[arm].truncated for table in chosen for arm in table.arms):
             raise UserError("--epochs must be at least 2 with --tables low-rank: half of them follow the truncation")
-        if recipe.network not in PLAIN and any(CONDITIONS[TABLES[name].condition].pruned for name in given.tables):
+        if recipe.network not in PLAIN and any(CONDITIONS[table.condition].pruned for table in chosen):
             raise UserError(
                 f"--tables repair needs one of --network {' '.join(PLAIN)}: with shortcuts, filters of zeros are not "
                 "dead; name the other tables"
             )
         journals = open_journals(given.output, recipe, Run, only_read=given.table)
         if not given.table:
-            _run_all(given, recipe, journals[0])
+            _run_all(given, chosen, recipe, journals[0])
         results = all_results(journals)
-        print("\n".join(tables(given.tables, recipe, results)))
+        print("\n".join(tables(chosen, recipe, results)))
         if given.figure is not None:
-            plot(given.tables, recipe, results, given.figure)
+            plot(chosen, recipe, results, given.figure)
     except UserError as error:
         print(f"study.py: error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _run_all(given: argparse.Namespace, recipe: Recipe, journal: Journal[Run]) -> None:
+def _run_all(given: argparse.Namespace, chosen: Sequence[Table], recipe: Recipe, journal: Journal[Run]) -> None:
     """Train what is missing, until the time is over."""
     deadline = None if given.minutes is None else time.monotonic() + 60 * given.minutes
     device = _device(given.device)
@@ -108,7 +109,7 @@ def _run_all(given: argparse.Namespace, recipe: Recipe, journal: Journal[Run]) -
     place = Place(pool, given.output[0].with_suffix(".states"), form, deadline)
     failed: set[Run] = set()
     size = given.stack
-    while runs := next_stack(given.tables, recipe, journal.results, place, size, failed):
+    while runs := next_stack(chosen, recipe, journal.results, place, size, failed):
         start = time.monotonic()
         bases = {run.seed: base for run in runs if (base := base_run(recipe, journal.results, run.seed))}
         networks = sum(ARMS[run.arm].networks for run in runs)
@@ -144,6 +145,7 @@ def _device(name: str) -> torch.device:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tables", nargs="+", choices=tuple(TABLES), default=list(TABLES), metavar="NAME")
+    parser.add_argument("--main", action="store_true", help="only the arms of each table that the advice rests on")
     parser.add_argument("--data", help="cifar10 (default), fashion-mnist, digits or npz:PATH")
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the data set's files")
     parser.add_argument("--output", type=Path, nargs="+", default=[Path("study.jsonl")], metavar="FILE")

@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 from experiments.study_arms import ARMS, BASELINE
 from experiments.study_settings import (
     CONDITIONS,
-    TABLES,
     Recipe,
     Results,
     Run,
+    Table,
     base_run,
     chosen_values,
     tuning_runs,
@@ -19,16 +19,16 @@ from experiments.study_training import Place, Shape
 
 
 def next_stack(
-    names: Sequence[str], recipe: Recipe, results: Results, place: Place, size: int, failed: Collection[Run] = ()
+    chosen: Sequence[Table], recipe: Recipe, results: Results, place: Place, size: int, failed: Collection[Run] = ()
 ) -> list[Run]:
     """Runs of one shape that can be trained now, those that the first tables need first; empty: all is done.
 
     Args:
-        names: of tables, the most important first.
+        chosen: the most important first.
         size: networks of a stack.
         failed: runs that are not to be tried again.
     """
-    ready = [run for run in dict.fromkeys(_ready(names, recipe, results, place)) if run not in failed]
+    ready = [run for run in dict.fromkeys(_ready(chosen, recipe, results, place)) if run not in failed]
     stack: list[Run] = []
     networks = 0
     for run in ready:
@@ -40,10 +40,9 @@ def next_stack(
     return stack
 
 
-def _ready(names: Sequence[str], recipe: Recipe, results: Results, place: Place) -> list[Run]:
+def _ready(chosen: Sequence[Table], recipe: Recipe, results: Results, place: Place) -> list[Run]:
     runs: list[Run] = []
-    for name in names:
-        table = TABLES[name]
+    for table in chosen:
         condition = CONDITIONS[table.condition]
         if condition.pruned or condition.wrong == "weight_decay":
             runs += [run for run in tuning_runs("healthy", BASELINE, recipe, results) if run not in results]

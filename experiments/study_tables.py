@@ -8,18 +8,18 @@ from collections.abc import Iterator, Sequence
 from experiments.common import markdown
 from experiments.paired import Comparisons, with_interval
 from experiments.study_arms import ARMS, BASELINE
-from experiments.study_settings import CONDITIONS, TABLES, Recipe, Results, Run, Table, chosen_values, grid
+from experiments.study_settings import CONDITIONS, Recipe, Results, Run, Table, chosen_values, grid
 
 
-def tables(names: Sequence[str], recipe: Recipe, results: Results) -> Iterator[str]:
+def tables(chosen: Sequence[Table], recipe: Recipe, results: Results) -> Iterator[str]:
     """One for each of these of which something is to be reported."""
     yield _head(recipe)
-    for name in names:
-        rows = {row: reported(*source, recipe, results) for row, source in TABLES[name].rows.items()}
+    for table in chosen:
+        rows = {row: reported(*source, recipe, results) for row, source in table.rows.items()}
         if any(rows.values()):
-            yield _table(TABLES[name], recipe, results, rows)
+            yield _table(table, recipe, results, rows)
         else:
-            yield f"{TABLES[name].title}: nothing to report yet\n"
+            yield f"{table.title}: nothing to report yet\n"
 
 
 def reported(condition: str, arm: str, recipe: Recipe, results: Results) -> dict[int, Run]:
@@ -60,17 +60,22 @@ def _head(recipe: Recipe) -> str:
 
 
 def _table(table: Table, recipe: Recipe, results: Results, rows: dict[str, dict[int, Run]]) -> str:
-    others = (BASELINE, table.rival)
+    others = [other for other in (BASELINE, table.rival) if other in rows]
     pairs = {(row, other): values for other in others for row, values in differences(rows, other, results).items()}
-    del pairs[BASELINE, table.rival]  # the other way round it is tested already
+    pairs.pop((BASELINE, table.rival), None)  # the other way round it is tested already
     compared = Comparisons(pairs)
+
+    header = (
+        *("arm", "learning rate", "weight decay", "accuracy", *(f"minus {other}" for other in others)),
+        *("seeds", "inferior filters", "cost"),
+    )
 
     def row(arm: str) -> list[str]:
         condition, source = table.rows[arm]
         candidates = grid(condition, recipe, results) if CONDITIONS[condition].wrong is None else []
         runs = rows[arm]
         if not runs:
-            return [arm, *["-"] * 8]
+            return [arm, *["-"] * (len(header) - 1)]
         found = [results[run] for run in runs.values()]
         any_run = next(iter(runs.values()))
         return [
@@ -84,10 +89,6 @@ def _table(table: Table, recipe: Recipe, results: Results, rows: dict[str, dict[
             _cost(source, statistics.fmean(one["parameters"] for one in found)),
         ]
 
-    header = (
-        *("arm", "learning rate", "weight decay", "accuracy", "minus baseline", f"minus {table.rival}"),
-        *("seeds", "inferior filters", "cost"),
-    )
     condition = CONDITIONS[table.condition]
     return f"### {table.title}\n\n{condition.description[0].upper()}{condition.description[1:]}.\n\n" + markdown(
         header, map(row, table.rows)

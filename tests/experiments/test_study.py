@@ -43,6 +43,8 @@ RECIPE = Recipe(
     tuning_seeds=[100],
     seeds=[0, 1],
 )
+ALL = list(TABLES.values())
+MAIN = [table.shortened() for table in ALL]
 VALUES = 0.1, 1e-3
 REVIVING = {
     *("weight evolution, rate 0.6, once", "random new filters, once", "reactivation by activity"),
@@ -281,10 +283,11 @@ def test_values_are_chosen_on_held_out_images_of_other_seeds():
     assert {run.weight_decay for run in tuning_runs("pruned", "not pruned", RECIPE, baselines)} == {1e-2}
 
 
-def test_the_plan_ends_with_everything_reported(place):
+@pytest.mark.parametrize("chosen", [ALL, MAIN], ids=["all", "main"])
+def test_the_plan_ends_with_everything_reported(chosen, place):
     """Shapes are not mixed, nothing is trained twice, what others need comes first."""
     results = {}
-    while runs := next_stack(list(TABLES), RECIPE, results, place, 12):
+    while runs := next_stack(chosen, RECIPE, results, place, 12):
         assert len({Shape.of(run, RECIPE) for run in runs}) == 1
         assert sum(ARMS[run.arm].networks for run in runs) <= 12
         assert not set(runs) & set(results)
@@ -296,11 +299,12 @@ def test_the_plan_ends_with_everything_reported(place):
             if (run.condition, run.arm) == ("healthy", BASELINE):
                 place.states.mkdir(exist_ok=True)
                 place.state_file(run).touch()
-    for table in TABLES.values():
+    for table in chosen:
         for arm in table.arms:
             values = chosen_values(table.condition, arm, RECIPE, results)
             assert all(Run(table.condition, arm, *values, seed) in results for seed in RECIPE.seeds)
-    text = "\n".join(tables(list(TABLES), RECIPE, results))
+    assert {(run.condition, run.arm) for run in results} == {row for table in chosen for row in table.rows.values()}
+    text = "\n".join(tables(chosen, RECIPE, results))
     assert "nothing to report" not in text
     assert text.count("(edge)") > 0
 
@@ -308,9 +312,18 @@ def test_the_plan_ends_with_everything_reported(place):
 def test_lost_states_are_trained_again_and_failed_runs_are_not(place):
     results = {run: {"accuracy": 1.0} for run in tuning_runs("healthy", BASELINE, RECIPE, {})}
     results |= {Run("healthy", BASELINE, *VALUES, seed): {"accuracy": 1.0} for seed in RECIPE.seeds}
-    runs = next_stack(["repair"], RECIPE, results, place, 12)
+    runs = next_stack([TABLES["repair"]], RECIPE, results, place, 12)
     assert {(run.condition, run.seed) for run in runs} == {("healthy", 100), ("healthy", 0), ("healthy", 1)}
-    assert next_stack(["repair"], RECIPE, results, place, 12, failed=runs) == []
+    assert next_stack([TABLES["repair"]], RECIPE, results, place, 12, failed=runs) == []
+
+
+def test_main_arms_are_some_of_all():
+    """Of every table, with what they are compared with; what was not trained leaves no row."""
+    for table, short in zip(ALL, MAIN, strict=True):
+        assert BASELINE in short.arms
+        assert set(short.arms) <= set(table.arms)
+        assert table.rival in short.rows or table.title == "Over-wide"
+    assert sum(len(short.arms) for short in MAIN) < 0.6 * sum(len(table.arms) for table in ALL)
 
 
 def test_differences_are_paired():
@@ -323,7 +336,7 @@ def test_differences_are_paired():
             result = {"accuracy": accuracy, "filters": 3, "inferior": 1, "parameters": 2000}
             results[Run("healthy", arm, *VALUES, seed)] = result
     recipe = replace(RECIPE, seeds=[0, 1, 2])
-    text = "\n".join(tables(["two"], recipe, results))
+    text = "\n".join(tables([TABLES["two"]], recipe, results))
     start = "| grafting | 0.1 (edge) | 0.001 (edge) | 16.50 +- 57.18 |"
     assert f"{start} +1.50 +- 6.35 (p 0.410) | -1.50 +- 6.35 (p 0.410) | 2 | 1 of 3 | 2x, 2k" in text
     assert "| plain averaging | - |" in text
@@ -338,7 +351,7 @@ def test_figure(place, tmp_path):
             values = chosen_values(condition, arm, RECIPE, results)
             for seed in RECIPE.seeds:
                 results[Run(condition, arm, *values, seed)] = {"accuracy": 50.0 + seed + len(row)}
-    plot(list(TABLES), RECIPE, results, tmp_path / "study.png")
+    plot(ALL, RECIPE, results, tmp_path / "study.png")
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
