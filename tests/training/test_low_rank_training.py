@@ -273,7 +273,7 @@ def test_train_then_compact(few_digits, digits, tmp_path, capsys):
     out.write_bytes(b"old")
     assert run("compact", "--device", "cpu", checkpoint, "-o", out, "--overwrite") == 0
     out.write_bytes(b"old")
-    assert run("compact", "--device", "cpu", checkpoint, "-o", out, "--force") == 0  # as it was called before
+    assert run("compact", "--device", "cpu", tmp_path / "runs", "-o", out, "--force") == 0  # as it was called before
     assert_same(dict(load_compact(out).state_dict()), dict(compact.state_dict()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "small.pt"]
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import we_kernels
 from we_kernels.info import format_info
 from weight_evolution import BackendUnavailableError, ExchangeError, NonFiniteWeightError, command
-from weight_evolution.inspection import InspectOptions, SelectionOptions, inspect
+from weight_evolution.inspection import InspectOptions, SelectionOptions, inspect, weights_file
 
 from .arguments import add_flag, add_options, fraction, non_negative_int, options_of, positive_float, positive_int
 from .compacting import compact_checkpoint
@@ -143,7 +143,7 @@ def _add_compact(parser: argparse.ArgumentParser) -> None:
         "weight_evolution.training.load_compact reads the file."
     )
     parser.set_defaults(run=_compact)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="a file, or the folder of a run")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     _add_alias(parser, "--force", of="overwrite", action="store_true")
@@ -323,7 +323,7 @@ def _compact(options: argparse.Namespace) -> None:
     device = _device(options)
     print(
         compact_checkpoint(
-            options.checkpoint,
+            weights_file(options.checkpoint),
             options.output,
             device,
             root=options.root,
