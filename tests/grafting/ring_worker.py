@@ -119,7 +119,7 @@ def hangs_in_exchange(rank, group):
     model = small(rank)
     grafting = FilterGrafting(model, process_group=group)
     if rank == dist.get_world_size() - 1:
-        grafting._ring.blend = lambda *_: time.sleep(TIME_OUT + 2)
+        grafting._exchange.blend = lambda *_: time.sleep(TIME_OUT + 2)
     return _unchanged_after(model, grafting.step)
 
 
@@ -131,7 +131,7 @@ def dies_in_exchange(rank, group):
     model = small(rank)
     grafting = FilterGrafting(model, process_group=group)
     if rank == dist.get_world_size() - 1:
-        grafting._ring.blend = lambda *_: os._exit(0)
+        grafting._exchange.blend = lambda *_: os._exit(0)
     return _unchanged_after(model, grafting.step)
 
 
@@ -140,9 +140,9 @@ def dies_before_agreement(rank, group):
     model = small(rank)
     grafting = FilterGrafting(model, process_group=group)
     if rank == dist.get_world_size() - 1:
-        agree = grafting._ring.agree
-        grafting._ring.agree = lambda compute, what: (
-            (compute(), os._exit(0)) if "received" in what else agree(compute, what)
+        agree = grafting._exchange.agree
+        grafting._exchange.agree = lambda compute, what: (
+            (compute(), os._exit(0)) if "blended" in what else agree(compute, what)
         )
     return _unchanged_after(model, grafting.step)
 

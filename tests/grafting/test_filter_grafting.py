@@ -348,7 +348,7 @@ def test_models_that_cannot_be_grafted():
         ({"bins": 2.5}, TypeError, "bins must be an integer, got float"),
         ({"bins": 1000}, ValueError, "bins must be at most"),
         ({"round_coefficient": 2}, TypeError, "round_coefficient must be True or False"),
-        ({"ranks_per_network": 2}, ValueError, "are for one model per rank"),
+        ({"ranks_per_network": 2}, ValueError, "is for one model per rank"),
         ({"example_inputs": [1]}, TypeError, "example_inputs must be a tensor or a tuple"),
         ({"level": "filter", "batch_norm_pairs": {"nowhere": None}}, ValueError, "'nowhere' is not a layer"),
     ],

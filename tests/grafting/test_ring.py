@@ -142,7 +142,7 @@ def test_a_lost_rank_leaves_the_others_unchanged(outcomes, case):
         assert "the weights of this rank are unchanged" in outcome["message"]
         assert outcome["unchanged"]
         assert outcome["seconds"] < 10
-    phase = {"time_out": "comparing networks", "dies_before_agreement": "agreeing that all have received"}[case]
+    phase = {"time_out": "comparing networks", "dies_before_agreement": "agreeing that all have blended"}[case]
     assert f"filter grafting, {phase}: rank 0 of 3" in first["message"]
 
 

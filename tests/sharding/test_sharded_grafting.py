@@ -1,25 +1,27 @@
-"""Networks that are each spread over gloo processes graft as in one process; NCCL needs GPUs and is not tested."""
+"""Networks that are spread over gloo processes graft as in one process; NCCL needs GPUs and is not tested."""
 
 import pytest
 
-from tests.sharding import grafting_worker
+from tests.sharding import grafting_worker, side_by_side_worker
 from tests.sharding.test_sharded_models import run
 
 
 @pytest.fixture(scope="module")
 def outcomes(request, tmp_path_factory):
     """Of each rank; one start for each number of ranks, slow cases or others."""
-    ranks, slow = request.param
-    names = grafting_worker.names(ranks, slow)
-    return run(ranks, tmp_path_factory.mktemp("ranks"), "tests.sharding.grafting_worker", *names)
+    worker, ranks, slow = request.param
+    names = grafting_worker.names(WORKERS[worker], ranks, slow)
+    return run(ranks, tmp_path_factory.mktemp("ranks"), f"tests.sharding.{worker}", *names)
 
 
 pytestmark = pytest.mark.xdist_group("sharded grafting")
 
+WORKERS = {"grafting_worker": grafting_worker.CASES, "side_by_side_worker": side_by_side_worker.CASES}
 CASES = [
-    pytest.param((ranks, slow), name, marks=[pytest.mark.slow] if slow else [])
-    for ranks, slow in [(4, False), (4, True), (8, True)]
-    for name in grafting_worker.names(ranks, slow)
+    pytest.param((worker, ranks, slow), name, marks=[pytest.mark.slow] if slow else [])
+    for worker, cases in WORKERS.items()
+    for ranks, slow in [(2, False), (2, True), (4, False), (4, True), (8, True)]
+    for name in grafting_worker.names(cases, ranks, slow)
 ]
 
 

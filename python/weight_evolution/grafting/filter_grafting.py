@@ -18,12 +18,14 @@ from ..arguments import check_count, check_inputs
 from ..measures.invalid_filters import PUBLISHED_THRESHOLDS
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state
+from .exchange import Exchange, check_group
 from .network import Choice, Information, Network
 from .parts import first_difference
 from .report import GraftingReport
-from .ring import Ring, check_group
+from .ring import Ring
 from .rule import Rule
-from .sharded_network import network_of
+from .sharded_network import ShardedNetwork, network_of
+from .side_by_side import SideBySide, group_of
 
 _STATE_FORMAT = 1
 _PUBLISHED = Rule()
@@ -42,9 +44,10 @@ class FilterGrafting:
     Source: Meng et al., "Filter Grafting for Deep Neural Networks", CVPR 2020 (arXiv 2001.05868).
 
     Args:
-        models: two networks or more, on any devices, each on one. Or one network, with ``process_group``: each process
-            then has its own, or its part of one whose parameters are DTensors (FSDP2; docs/scaling.md). Wrappers
-            (torch.compile, DistributedDataParallel, activation checkpointing, ...) are seen through.
+        models: two networks or more, on any devices, each on one; or all of DTensors (FSDP2; docs/scaling.md) spread
+            alike over one mesh, so that each of its ranks has a part of each. Or one network, with ``process_group``:
+            each process then has its own, or its part of one of DTensors. Wrappers (torch.compile,
+            DistributedDataParallel, activation checkpointing, ...) are seen through.
         strength: A, in [0, 1]; coefficients are within 0.5 +- A / 2. 0: plain averaging with the neighbour.
         sharpness: c, from 0.
         level: "layer", or "filter": filter j and the elements j of the BatchNorm behind it are blended with
@@ -55,7 +58,8 @@ class FilterGrafting:
         bins: of the entropy.
         round_coefficient: to two decimals, as the released program does (at level "layer").
         process_group: of torch.distributed, for one model; the default group when left out and initialized. All its
-            ranks make a FilterGrafting and call `step` together.
+            ranks make a FilterGrafting and call `step` together. For a list of sharded networks a group of just the
+            ranks of their mesh; left out: the mesh's own, or, if it has several dimensions (HSDP), the default group.
         ranks_per_network: a network is this many consecutive ranks of the group, which train it data-parallel and hold
             equal weights; 1 when left out, which a model in DistributedDataParallel refuses. The coefficients are those
             of the first of them. The ranks of a network of DTensors are those of its mesh.
@@ -91,21 +95,25 @@ class FilterGrafting:
         self._rule = Rule.of(locals())
         choice = Choice(level, ModuleChoice(include, exclude), batch_norm_pairs, check_inputs(example_inputs))
         self._steps = 0
-        self._ring: Ring | None = None
+        self._exchange: Exchange | None = None
+        """With other ranks."""
 
         if isinstance(models, nn.Module):
             if ranks_per_network is not None:
                 ranks_per_network = check_count(ranks_per_network, "ranks_per_network", 1)
-            self._ring = Ring(check_group(process_group))
-            self._networks = [self._make_with_others(models, choice, ranks_per_network, self._ring)]
+            self._exchange = Ring(check_group(process_group), ranks_per_network)
+            self._networks = self._make_with_others([models], choice, self._exchange)
+            return
+        if ranks_per_network is not None:
+            raise ValueError("ranks_per_network is for one model per rank; pass that model alone")
+        models = _check_list(models)
+        if (group := group_of(models, process_group)) is not None:
+            exchange = SideBySide(group, len(models))
+            self._networks = self._make_with_others(models, choice, exchange)
+            if isinstance(self._networks[0], ShardedNetwork):  # else only what takes no part is sharded
+                self._exchange = exchange
         else:
-            if process_group is not None or ranks_per_network is not None:
-                raise ValueError(
-                    "process_group and ranks_per_network are for one model per rank; pass that model alone"
-                )
-            self._networks = [Network(model, choice) for model in _check_list(models)]
-            for network in self._networks:
-                network.bank()  # to refuse what it refuses before the first epoch instead of after it
+            self._networks = _make(models, choice)
             _check_together(self._networks)
 
     strength = property(attrgetter("_rule.strength"), doc="Read-only, as all options are.")
@@ -137,10 +145,10 @@ class FilterGrafting:
             NonFiniteWeightError: a weight or buffer of some network is NaN or infinite; nothing was changed.
             ExchangeError: another rank failed, died or did not come within the group's time-out.
         """
-        if self._ring is None:
+        if self._exchange is None:
             before, after = self._step_in_process()
         else:
-            before, after = self._step_in_ring(self._ring)
+            before, after = self._step_with_others(self._exchange)
         network = self._networks[0]
         coefficients = _all_coefficients(network, before, self._rule)
         report = GraftingReport(
@@ -152,7 +160,7 @@ class FilterGrafting:
             invalid_before=[dict(zip(PUBLISHED_THRESHOLDS, one.invalid, strict=True)) for one in before],
             invalid_after=[dict(zip(PUBLISHED_THRESHOLDS, counts, strict=True)) for counts in after],
             filters=sum(network.filters_by_name().values()),
-            own=self._ring.network if self._ring is not None else None,
+            own=self._exchange.own[0] if isinstance(self._exchange, Ring) else None,
             whole_layer=network.pairs.unpaired if network.pairs is not None else {},
         )
         self._steps += 1
@@ -214,49 +222,63 @@ class FilterGrafting:
         for network, bank, other, vector in zip(self._networks, banks, received, vectors, strict=True):
             wk.blend_(bank, other, vector, per=network.per)
 
-    def _make_with_others(self, model: nn.Module, choice: Choice, ranks_per_network: int | None, ring: Ring) -> Network:
+    def _make_with_others(self, models: Sequence[nn.Module], choice: Choice, exchange: Exchange) -> list[Network]:
         made: list[Network] = []
 
         def make() -> tuple[dict[str, object], list[int]]:
-            network = network_of(model, choice)
-            network.bank()  # refuses what the blend would
-            made.append(network)
-            ranks = ring.ranks_of(network, model, ranks_per_network)
-            return asdict(self._rule) | {"ranks_per_network": len(ranks)}, ranks
+            made.extend(_make(models, choice))
+            ranks = exchange.ranks_of(made, models)
+            _check_together(made)
+            return asdict(self._rule) | {"ranks_per_network": len(ranks), "models": len(models)}, ranks
 
-        told = ring.agree(make, "comparing options")
+        told = exchange.agree(make, "comparing options")
         for rank, (rule, _) in enumerate(told):
             if rule != told[0][0]:
                 raise ValueError(f"rank {rank} has the options {rule}, rank 0 {told[0][0]}")
-        ring.arrange([ranks for _, ranks in told])
-        _require_alike(ring, made[0], ring.agree(made[0].digest, "comparing networks"))
-        return made[0]
+        exchange.arrange([ranks for _, ranks in told])
+        _require_alike(exchange, made[0], exchange.agree(made[0].digest, "comparing networks"))
+        return made
 
-    def _step_in_ring(self, ring: Ring) -> tuple[list[Information], list[tuple[int, ...]]]:
-        network = self._networks[0]
+    def _step_with_others(self, exchange: Exchange) -> tuple[list[Information], list[tuple[int, ...]]]:
+        networks = self._networks
+        first = networks[0]
 
-        def look() -> tuple[str, str | None]:
-            network.look()
-            network.bank()  # refuses what the blend would
-            return network.digest(), network.first_bad()
+        def look() -> tuple[str, list[str | None]]:
+            for network in networks:
+                network.look()
+                network.bank()  # refuses what the blend would
+            _check_together(networks)
+            return first.digest(), [network.first_bad() for network in networks]
 
-        ranks = ring.agree(look, "comparing networks")
-        _require_alike(ring, network, [digest for digest, _ in ranks])
-        for rank, (_, bad) in enumerate(ranks):
-            _require_finite(bad, f"rank {rank}")
-        before = network.of_all(ring, self._rule)
-        coefficients = _all_coefficients(network, before, self._rule)[ring.network]
-        blended: list[Tensor] = []
+        ranks = exchange.agree(look, "comparing networks")
+        _require_alike(exchange, first, [digest for digest, _ in ranks])
+        for rank, (_, found) in enumerate(ranks):
+            for i, bad in enumerate(found):
+                _require_finite(bad, f"rank {rank}" + (f", network {i}" if len(found) > 1 else ""))
+        before = first.of_all(networks, exchange, self._rule)
+        coefficients = _all_coefficients(first, before, self._rule)
+        blended: list[dict[str, Tensor]] = []
 
-        def blend() -> tuple[int, ...]:
-            blended.extend(ring.blend(network, lambda bank: network.vector(coefficients, bank)))
-            return network.invalid(dict(zip((part.name for part in network.parts.items), blended, strict=True)))
+        def blend() -> dict[int, tuple[int, ...]]:
+            for network, values in zip(networks, exchange.blend(networks, coefficients), strict=True):
+                blended.append(dict(zip((part.name for part in network.parts.items), values, strict=True)))
+            counts = [network.invalid(new) for network, new in zip(networks, blended, strict=True)]
+            return dict(zip(exchange.own, counts, strict=True))
 
-        # Nobody writes before everybody has received all.
-        counts = ring.agree(blend, "agreeing that all have received")
-        for part, values in zip(network.parts.items, blended, strict=True):
-            part.write_(values)
-        return before, network.total(ring, counts)
+        # Nobody writes before everybody has blended all.
+        counts = exchange.agree(blend, "agreeing that all have blended")
+        for network, new in zip(networks, blended, strict=True):
+            for part in network.parts.items:
+                part.write_(new[part.name])
+        return before, first.total(exchange, counts)
+
+
+def _make(models: Sequence[nn.Module], choice: Choice) -> list[Network]:
+    """Those of one process."""
+    networks = [network_of(model, choice) for model in models]
+    for network in networks:
+        network.bank()  # to refuse what it refuses before the first epoch instead of after it
+    return networks
 
 
 def _all_coefficients(network: Network, before: Sequence[Information], rule: Rule) -> list[dict[str, Tensor]]:
@@ -278,9 +300,9 @@ def _require_equal(descriptions: Sequence[Mapping[str, str]], what: str) -> None
             raise ValueError(f"{what.format(i)} differs from {what.format(0)}: {difference}")
 
 
-def _require_alike(ring: Ring, network: Network, digests: Sequence[str]) -> None:
+def _require_alike(exchange: Exchange, network: Network, digests: Sequence[str]) -> None:
     if len(set(digests)) > 1:
-        _require_equal(ring.agree(network.describe, "comparing networks"), "the network of rank {}")
+        _require_equal(exchange.agree(network.describe, "comparing networks"), "the network of rank {}")
 
 
 def _check_together(networks: Sequence[Network]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ from .parts import FilterPairs, Parts, find_norms, find_parts, pair_up
 from .rule import Rule
 
 if TYPE_CHECKING:
-    from .ring import Ring
+    from .exchange import Exchange
 
+N = TypeVar("N", bound="Network")
 _NOTHING = torch.empty(0, dtype=torch.float64, device="cpu")
 
 
@@ -158,14 +159,14 @@ class Network:
         scales = [scale.detach().double().cpu() for scale in self.scales().values()]
         return Information(layers, torch.cat([_NOTHING, *scales]), self.invalid())
 
-    def of_all(self, ring: Ring, rule: Rule) -> list[Information]:
-        """The information of every network of a ring, of which this is one; collective."""
-        ranks = ring.agree(lambda: self.information(rule), "exchanging entropies")
-        return [ranks[network[0]] for network in ring.members]
+    def of_all(self: N, here: Sequence[N], exchange: Exchange, rule: Rule) -> list[Information]:
+        """The information of every network of an exchange, of which those ``here`` are this rank's; collective."""
+        ranks = exchange.agree(lambda: self.information(rule), "exchanging entropies")
+        return [ranks[network[0]] for network in exchange.members]
 
-    def total(self, ring: Ring, counts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """What was counted of each network, of the counts of all ranks."""
-        return [counts[network[0]] for network in ring.members]
+    def total(self, exchange: Exchange, counts: Sequence[Mapping[int, tuple[int, ...]]]) -> list[tuple[int, ...]]:
+        """What was counted of each network, of what each rank has counted of its own, by their numbers."""
+        return [counts[ranks[0]][i] for i, ranks in enumerate(exchange.members)]
 
     def coefficients(self, own: Information, neighbour: Information, rule: Rule) -> dict[str, Tensor]:
         """Part name -> float32 CPU tensor: [] for all of it, or [N], one per filter."""
@@ -188,7 +189,7 @@ class Network:
             for part in self.parts.items
         }
 
-    def vector(self, coefficients: dict[str, Tensor], bank: wk.FilterBank) -> Tensor:
+    def vector(self, coefficients: Mapping[str, Tensor], bank: wk.FilterBank) -> Tensor:
         """The coefficients of the bank's parts as `we_kernels.blend_` takes them: [L], or [F] at level "filter"."""
         own = [coefficients[name] for name in bank.names]
         if self.pairs is None:
@@ -210,9 +211,8 @@ class Network:
         for name, tensor in self.named_tensors():
             if is_distributed(tensor):
                 raise TypeError(
-                    f"{name} is a DTensor, of which each rank holds a part; to graft sharded networks give each a mesh "
-                    "of its own ranks, shard it first and then make FilterGrafting(model) on all ranks "
-                    f"(docs/scaling.md), or {GATHER}"
+                    f"{name} is a DTensor, of which each rank holds a part; to graft sharded networks shard them first "
+                    f"and then make the FilterGrafting, on all ranks (docs/scaling.md), or {GATHER}"
                 )
 
 

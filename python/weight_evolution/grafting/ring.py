@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 import we_kernels as wk
 
 from ..model.wrappers import data_parallel_around
-from ..sharding.failures import ExchangeError
-from ..tables import first_line
+from .exchange import Exchange
 from .network import Network
 from .sharded_network import ShardedNetwork
 
@@ -24,32 +22,19 @@ CHUNK_BYTES = 1 << 20
 _ALIGNMENT = 16
 
 
-class Ring:
-    """Networks on the ranks of a group, each on as many; one rank sends to that of the same position in the next.
+class Ring(Exchange):
+    """Networks on the ranks of a group, each on as many; one rank sends to that of the same position in the next."""
 
-    All methods that exchange something are collective.
-    """
+    def __init__(self, group: dist.ProcessGroup, ranks_per_network: int | None) -> None:
+        super().__init__(group)
+        self._ranks_per_network = ranks_per_network
 
-    members: list[list[int]]
-    """Of each network its ranks in the group, by position; set by `arrange`."""
-
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self.group = group
-        self.rank = dist.get_rank(group)
-        self.size = dist.get_world_size(group)
-        if self.rank < 0:
-            raise ValueError("process_group does not contain this rank; make FilterGrafting on its ranks only")
-        self._on_cpu = dist.get_backend(group) in ("gloo", "mpi")
-
-    def ranks_of(self, network: Network, model: nn.Module, ranks_per_network: int | None) -> list[int]:
-        """The ranks of the group that have this rank's network: those of its mesh, or consecutive ones.
-
-        Raises:
-            ValueError: they are not in the group, or not those that a wrapper of the model has; says how to pass it.
-        """
+    def ranks_of(self, networks: Sequence[Network], models: Sequence[nn.Module]) -> list[int]:
+        """Those of the mesh of the one network here, or consecutive ones; see `Exchange.ranks_of`."""
+        (network,), (model,) = networks, models
         if isinstance(network, ShardedNetwork):
-            return self._ranks_of_mesh(network.mesh, ranks_per_network)
-        count = 1 if ranks_per_network is None else ranks_per_network
+            return self._ranks_of_mesh(network.mesh)
+        count = 1 if self._ranks_per_network is None else self._ranks_per_network
         first = self.rank // count * count
         members = list(range(first, first + count))
         own = [self._global(rank) for rank in members if rank < self.size]
@@ -63,14 +48,6 @@ class Ring:
         return members
 
     def arrange(self, members: Sequence[Sequence[int]]) -> None:
-        """Settle who is a network's rank and who its neighbours.
-
-        Args:
-            members: what `ranks_of` gave on each rank.
-
-        Raises:
-            ValueError: the networks do not make up the group; on all ranks.
-        """
         each = len(members[0])
         if self.size % each:
             raise ValueError(f"ranks_per_network={each} does not divide the {self.size} ranks of the process group")
@@ -85,80 +62,19 @@ class Ring:
                 f"grafting needs at least 2 networks, {self.size} ranks with {each} each make 1; start more processes "
                 "(torchrun --nproc-per-node)"
             )
-        self.network = next(i for i, ranks in enumerate(self.members) if self.rank in ranks)
-        position = self.members[self.network].index(self.rank)
-        self._previous = self._global(self.members[self.network - 1][position])
-        self._next = self._global(self.members[(self.network + 1) % len(self.members)][position])
+        network = next(i for i, ranks in enumerate(self.members) if self.rank in ranks)
+        self.own = [network]
+        position = self.members[network].index(self.rank)
+        self._previous = self._global(self.members[network - 1][position])
+        self._next = self._global(self.members[(network + 1) % len(self.members)][position])
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a FilterGrafting over a process group belongs to its ranks and cannot be copied; make a new one for the "
-            "copied model, on all ranks"
-        )
+    def blend(self, networks: Sequence[Network], coefficients: Sequence[Mapping[str, Tensor]]) -> list[list[Tensor]]:
+        """All chunks are on their way at once; while they travel, those that have arrived are blended.
 
-    def agree(self, compute: Callable[[], Any], what: str) -> list[Any]:
-        """What each rank computes, an object; where that fails on one, all raise: it its own error, others which.
-
-        Raises:
-            ExchangeError: another rank failed or did not come.
+        See `Exchange.blend`.
         """
-        own, error = _outcome(compute)
-        outcomes: list[tuple[Any, str | None]] = [(None, None)] * self.size
-        with self._failing_clearly(what):
-            told = None if error is None else f"{type(error).__name__}: {error}"
-            dist.all_gather_object(outcomes, (own, told), group=self.group)
-        if error is not None:
-            raise error
-        for rank, (_, message) in enumerate(outcomes):
-            if message is not None:
-                raise ExchangeError(f"filter grafting, {what}: rank {rank} failed with {message}; nothing was changed")
-        return [value for value, _ in outcomes]
-
-    def reduce(
-        self,
-        compute: Callable[[], Tensor],
-        count: int,
-        operation: dist.ReduceOp.RedOpType,
-        own: torch.device,
-        what: str,
-    ) -> Tensor:
-        """float64 [networks, count] on the CPU: for each network the sum or maximum over its ranks. One all-reduce.
-
-        A rank whose computation fails takes part all the same and tells the others.
-
-        Args:
-            compute: gives float64 [count] on the CPU.
-            operation: SUM or MAX.
-            own: the device of the network.
-
-        Raises:
-            ExchangeError: another rank failed or did not come.
-        """
-        values, error = _outcome(compute)
-        failed = torch.zeros(self.size, dtype=torch.float64, device="cpu")
-        numbers = failed.new_full((len(self.members), count), -torch.inf if operation == dist.ReduceOp.MAX else 0)
-        if values is None:
-            failed[self.rank] = 1
-        else:
-            numbers[self.network] = values
-        block = torch.cat([failed, numbers.flatten()]).to(self._device(own))
-        with self._failing_clearly(what):
-            dist.all_reduce(block, operation, group=self.group)
-        if error is not None:
-            raise error
-        block = block.cpu()
-        if (failed := block[: self.size]).any():
-            ranks = ", ".join(map(str, failed.nonzero().flatten().tolist()))
-            raise ExchangeError(
-                f"filter grafting, {what}: rank {ranks} failed, for a reason that it gives itself; nothing was changed"
-            )
-        return block[self.size :].view_as(numbers)
-
-    def blend(self, network: Network, coefficients: Callable[[wk.FilterBank], Tensor]) -> list[Tensor]:
-        """The parts blended with those of the rank before, contiguous copies; the network is only read.
-
-        All chunks are on their way at once; while they travel, those that have arrived are blended.
-        """
+        (network,) = networks
+        own_coefficients = coefficients[self.own[0]]
         device = self._device(network.device)
         what = "exchanging weights"
         blended: list[Tensor] = []
@@ -174,9 +90,9 @@ class Ring:
             mine = chunk.views(own)
             bank, other = (network.bank_of(views, chunk.first) for views in (mine, chunk.views(theirs)))
             if len(bank):
-                wk.blend_(bank, other, coefficients(bank), per=network.per)
+                wk.blend_(bank, other, network.vector(own_coefficients, bank), per=network.per)
             blended += mine
-        return blended
+        return [blended]
 
     def _start(self, sent: Tensor, received: Tensor) -> list[dist.Work]:
         # One group call: NCCL would wait for each other's send with two ranks that both send first.
@@ -188,15 +104,11 @@ class Ring:
         )
         return works
 
-    def _device(self, own: torch.device) -> torch.device:
-        """Where the buffers are that the group can send, of a network on this device."""
-        return torch.device("cpu") if self._on_cpu else own
-
-    def _ranks_of_mesh(self, mesh: Any, ranks_per_network: int | None) -> list[int]:
+    def _ranks_of_mesh(self, mesh: Any) -> list[int]:
         ranks, group = mesh.mesh.flatten().tolist(), dist.get_process_group_ranks(self.group)
-        if ranks_per_network not in (None, len(ranks)):
+        if self._ranks_per_network not in (None, len(ranks)):
             raise ValueError(
-                f"ranks_per_network={ranks_per_network}, but the model is sharded over {len(ranks)} ranks; leave "
+                f"ranks_per_network={self._ranks_per_network}, but the model is sharded over {len(ranks)} ranks; leave "
                 "ranks_per_network out"
             )
         if not set(ranks) <= set(group):
@@ -208,46 +120,6 @@ class Ring:
 
     def _global(self, rank: int) -> int:
         return dist.get_global_rank(self.group, rank)
-
-    @contextmanager
-    def _failing_clearly(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:  # which error a backend raises for a lost peer differs
-            raise ExchangeError(
-                f"filter grafting, {what}: rank {self.rank} of {self.size} lost another rank, or one did not come "
-                f"within the time-out of the process group ({first_line(error)}); the weights of this rank are "
-                "unchanged"
-            ) from error
-
-
-def _outcome(compute: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """What it gives, or the error to be told; a loss of others cannot be told to them."""
-    try:
-        return compute(), None
-    except ExchangeError:
-        raise
-    except Exception as error:
-        return None, error
-
-
-def check_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """The process group to graft over; the default group for None.
-
-    Raises:
-        TypeError: it is none. ValueError: there is no torch.distributed, or it is not initialized.
-    """
-    if not dist.is_available():
-        raise ValueError("one model alone needs torch.distributed, which this PyTorch lacks; pass a list of models")
-    if group is None and not dist.is_initialized():
-        raise ValueError(
-            "one model alone is grafted over torch.distributed: call torch.distributed.init_process_group first (under "
-            "torchrun), or pass a list of two models or more"
-        )
-    chosen = dist.group.WORLD if group is None else group
-    if not isinstance(chosen, dist.ProcessGroup):
-        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup of this rank, got {chosen!r}")
-    return chosen
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""A network of a ring that is spread over ranks: each blends its part, and all know what one process would."""
+"""A network that is spread over ranks: each blends its part, and all know what one process would."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,13 +22,15 @@ from .parts import find_parts
 from .rule import Rule
 
 if TYPE_CHECKING:
-    from .ring import Ring
+    from .exchange import Exchange
+
+N = TypeVar("N", bound="ShardedNetwork")
 
 
 class ShardedNetwork(Network):
     """A network whose parameters are DTensors on one mesh, of which the ranks hold all of it (docs/scaling.md).
 
-    All-reduces over the ring give every rank the information of every network. They add counts of bins, and numbers
+    All-reduces give every rank the information of every network. They add counts of bins, and numbers
     of filters or BatchNorm scales, which the first rank that holds one gives and all others leave 0, so they are exact.
     """
 
@@ -36,31 +38,47 @@ class ShardedNetwork(Network):
     """The DeviceMesh; as long as the network lives the same."""
 
     @property
+    def first_sharded(self) -> str:
+        """The name of a tensor that is a DTensor."""
+        return next(name for name, tensor in self.named_tensors() if is_distributed(tensor))
+
+    @property
     def own_convs(self) -> Mapping[str, _ConvNd]:
         """Convolutions of whose filters here this rank is the first."""
         return {name: conv for name, conv in self.parts.convs.items() if self._convs[name].first_copy}
 
-    def of_all(self, ring: Ring, rule: Rule) -> list[Information]:
-        """The information of every network of a ring, of which this is one; collective."""
-        ends = None
+    def of_all(self: N, here: Sequence[N], exchange: Exchange, rule: Rule) -> list[Information]:
+        """The information of every network of an exchange, of which those ``here`` are this rank's; collective."""
+        ends: Sequence[Tensor | None] = [None] * len(here)
         if rule.criterion == "entropy":
-            count = 2 * len(self.parts.convs)
-            every = ring.reduce(self._ends, count, dist.ReduceOp.MAX, self.device, "exchanging ranges")
-            ends = every[ring.network]
-        count = sum(self._sizes(rule))
-        numbers = ring.reduce(
-            lambda: self._numbers(rule, ends), count, dist.ReduceOp.SUM, self.device, "exchanging entropies"
+            every = exchange.reduce(
+                lambda: [network._ends() for network in here],
+                2 * len(self.parts.convs),
+                dist.ReduceOp.MAX,
+                self.device,
+                "exchanging ranges",
+            )
+            ends = list(every[exchange.own])
+        numbers = exchange.reduce(
+            lambda: [network._numbers(rule, own) for network, own in zip(here, ends, strict=True)],
+            sum(self._sizes(rule)),
+            dist.ReduceOp.SUM,
+            self.device,
+            "exchanging entropies",
         )
         return [self._information(rule, row) for row in numbers]
 
-    def total(self, ring: Ring, counts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """What was counted of each network, of the counts of all ranks."""
-        return [tuple(map(sum, zip(*(counts[rank] for rank in ranks), strict=True))) for ranks in ring.members]
+    def total(self, exchange: Exchange, counts: Sequence[Mapping[int, tuple[int, ...]]]) -> list[tuple[int, ...]]:
+        """What was counted of each network, of what each rank has counted of its own, by their numbers."""
+        return [
+            tuple(map(sum, zip(*(counts[rank][i] for rank in ranks), strict=True)))
+            for i, ranks in enumerate(exchange.members)
+        ]
 
-    def vector(self, coefficients: dict[str, Tensor], bank: wk.FilterBank) -> Tensor:
+    def vector(self, coefficients: Mapping[str, Tensor], bank: wk.FilterBank) -> Tensor:
         """The coefficients of the filters that this rank holds; see `Network.vector`."""
         held = {name: c[self._parts[name].range] for name, c in coefficients.items() if c.dim() and name in self._parts}
-        return super().vector(coefficients | held, bank)
+        return super().vector({**coefficients, **held}, bank)
 
     def _locate(self) -> None:
         self._check_mesh()
@@ -78,6 +96,11 @@ class ShardedNetwork(Network):
             raise TypeError("no parameter is a DTensor any more; make a new FilterGrafting for the model")
         if self.mesh is None:
             self.mesh = spread[0][1].device_mesh
+            if self.mesh.get_coordinate() is None:
+                raise ValueError(
+                    f"{spread[0][0]} is sharded over {self.mesh}, which is without this rank; make FilterGrafting on "
+                    "its ranks only"
+                )
         for name, tensor in spread:
             if tensor.device_mesh != self.mesh:
                 raise ValueError(
