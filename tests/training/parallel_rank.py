@@ -211,17 +211,11 @@ def replicas_with_batch_norm(ranks, folder):
 @case
 def shards_are_as_replicas(ranks, folder):
     """Bit for bit on two ranks, where a sum of gradients has one order only, and halves are exact."""
-    config = config_of("evolution+asynchronous", model="resnet8")
-    shards = train(Trainer(config, 3, digits(), CPU, ranks=Shards(CPU)))
-    replicas = train(Trainer(config, 3, digits(), CPU, ranks=ranks))
-    save_both(folder, shards, replicas)
+    config = config_of("evolution+asynchronous", model="resnet8", ema=0.5)
+    shards, replicas = (train(Trainer(config, 3, digits(), CPU, ranks=of)) for of in (Shards(CPU), ranks))
+    assert_same_checkpoints(ranks, folder, shards, replicas)
     if ranks.first:
-        one, other = (read_checkpoint(folder / name) for name in ("shards.pt", "replicas.pt"))
-        for state in (one, other):
-            state["history"] = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in state["history"]]
-        tolerance = {} if ranks.count == 2 else {"rtol": 1e-3, "atol": 1e-3}
-        assert_alike(one, other, **tolerance)
-        train(restored(config, one), EPOCHS)  # by one process
+        train(restored(config, read_checkpoint(folder / "shards.pt")), EPOCHS)  # by one process
 
 
 @case
@@ -234,10 +228,15 @@ def shards_in_bfloat16(ranks, folder):
         assert_alike(dict(state), dict(replicas.model.state_dict()))
 
 
-def save_both(folder, shards, replicas):
+def assert_same_checkpoints(ranks, folder, shards, replicas):
     folder.mkdir(exist_ok=True)
     shards.save(folder / "shards.pt")
     replicas.save(folder / "replicas.pt")
+    if ranks.first:
+        one, other = (read_checkpoint(folder / name) for name in ("shards.pt", "replicas.pt"))
+        for state in (one, other):
+            state["history"] = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in state["history"]]
+        assert_alike(one, other, **({} if ranks.count == 2 else {"rtol": 1e-3, "atol": 1e-3}))
 
 
 def restored(config, state, **options):
@@ -248,8 +247,8 @@ def restored(config, state, **options):
 
 @case
 def resuming_on_other_ranks(ranks, folder):
-    """From one process to replicas to shards; evolution, whose counters and momentum must come along."""
-    config = config_of("evolution+asynchronous", epochs=3, optimizer="adamw", lr=0.002)
+    """From one process to replicas to shards; counters, momentum and the average must come along."""
+    config = config_of("evolution+asynchronous", epochs=3, optimizer="adamw", lr=0.002, ema=0.5)
     path = folder.with_suffix(f".{ranks.rank}.pt")
     alone = train(Trainer(config, 3, digits(), CPU), 1)
     save_checkpoint(alone.state_dict(), path)
@@ -259,6 +258,43 @@ def resuming_on_other_ranks(ranks, folder):
     state = shards.state_dict()
     if ranks.first:
         assert_close(train(alone, 3), restored(config, state), rtol=1e-5, atol=1e-6)
+
+
+@case
+def grafting_of_sharded_networks(ranks, folder):
+    """With a teacher and learning rates of their own, and pairs of convolutions and BatchNorms."""
+    teacher = train(Trainer(config_of("baseline", model="resnet8"), 7, digits(), CPU), 1)
+    path = folder.with_suffix(f".{ranks.rank}.pt")
+    save_checkpoint(teacher.state_dict(), path)
+    config = config_of("grafting+evolution+distillation", model="resnet8", teachers=[str(path)])
+    config.method_options["grafting"].update(learning_rates=[0.02, 0.005], level="filter")
+    shards, replicas = (train(Networks(config, 3, digits(), CPU, ranks=of)) for of in (Shards(CPU), ranks))
+    for i, trainer in shards.trainers.items():
+        assert trainer.history[0]["grafting_kept_min"] < trainer.history[0]["grafting_kept_max"]
+        assert_same_checkpoints(ranks, folder.with_name(f"{folder.name}-{i}"), trainer, replicas.trainers[i])
+
+
+@case
+def sharded_networks_go_on_on_other_ranks(ranks, folder):
+    """From one process to shards to replicas to shards; grafted after every second epoch."""
+    config = config_of("grafting", epochs=5, ema=0.5)
+    config.method_options["grafting"].update(every=2)
+    alone = train(Networks(config, 3, digits(), CPU), 1)
+    folders = {i: folder.with_name(f"{folder.name}.{ranks.rank}.{i}") for i in alone.trainers}
+    for each in folders.values():
+        each.mkdir()
+    alone.save(folders)
+    for until, of in ((2, Shards(CPU)), (3, ranks), (5, Shards(CPU))):
+        resumed = Networks(config, 3, digits(), CPU, ranks=of)
+        resumed.load(folders)
+        assert resumed.epoch < until
+        train(resumed, until).save(folders)
+    if ranks.first:
+        last = Networks(config, 3, digits(), CPU)
+        last.load(folders)
+        for one, other in zip(train(alone, 5).trainers.values(), last.trainers.values(), strict=True):
+            assert ["grafting_kept_mean" in row for row in one.history] == [False, True, False, True, False]
+            assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @case
@@ -320,7 +356,6 @@ def what_ranks_cannot_train_is_refused(ranks, folder):
     for message, method, among, changes in (
         ("--batch-size 33 is split over the ranks and must be a multiple", "baseline", ranks, {"batch_size": 33}),
         ("2 training images are too few", "baseline", ranks, {"images": 2}),
-        ("--ema does not go with --parallel fsdp", "baseline", shards, {"ema": 0.5}),
         ("--compile does not go with --parallel fsdp", "baseline", shards, {"compile": True}),
         ("--channels-last does not go with --parallel fsdp", "baseline", shards, {"channels_last": True}),
         ("--amp fp16 does not go with --parallel fsdp", "baseline", shards, {"amp": "fp16"}),

@@ -74,10 +74,10 @@ class Trainer:
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         check_output(self.model, config.model, input_size, dataset.num_classes)
+        self.ema = None if config.ema is None else Ema(self.model, config.ema, ranks)
+        """The average of the network's weights, if there is to be one."""
         placed = ranks.place(self.model)
         self.optimizer = make_optimizer(config, self.model)
-        self.ema = None if config.ema is None else Ema(self.model, config.ema)
-        """The average of the network's weights, if there is to be one."""
         training = Training(placed, self.optimizer, input_size, seed, ranks)
         self.methods = make_methods(config.method, config.method_options, training)
         self._iteration_hooks = self._own("after_iteration")

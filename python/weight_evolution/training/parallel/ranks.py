@@ -42,6 +42,9 @@ class Ranks:
         """
         return model
 
+    def spread(self, model: nn.Module) -> None:
+        """Give each rank what it is to have of a network that is not trained, but read and written."""
+
     def part(self, count: int) -> slice:
         """Which of so many images of a batch are this rank's."""
         return slice(0, count)

@@ -55,7 +55,6 @@ class Shards(Replicas):
     def check(self, config: TrainingConfig, dataset: Dataset) -> None:
         super().check(config, dataset)
         refused = {
-            "--ema": (config.ema is not None, "the average cannot be sharded"),
             "--compile": (config.compile, "this was not tried"),
             "--amp fp16": (config.amp == "fp16", "this was not tried; --amp bf16 works"),
             "--channels-last": (config.channels_last, "FSDP2 shards contiguous weights only"),
@@ -73,12 +72,15 @@ class Shards(Replicas):
             raise UserError(f"--parallel fsdp: this PyTorch averages gradients of one of {dtypes} only; use one dtype")
         self._gradient = found.pop()
         whole = copy.deepcopy(model).cpu() if self.first else None
-        for block in _blocks(model):
-            fully_shard(block, mesh=self._mesh)
-        fully_shard(model, mesh=self._mesh)
+        self.spread(model)
         if whole is not None:
             self._copies[model] = whole
         return model
+
+    def spread(self, model: nn.Module) -> None:
+        for block in _blocks(model):
+            fully_shard(block, mesh=self._mesh)
+        fully_shard(model, mesh=self._mesh)
 
     def weight(self, count: int) -> float:
         return super().weight(count) / self._gradient
