@@ -287,7 +287,7 @@ def a_rank_that_hangs(place, networks):
 def a_rank_that_ends(networks):
     """When it has blended. The last case, for the rank is gone."""
     models = pair(networks, "convnext")[1]
-    grafting = FilterGrafting(models)
+    grafting = FilterGrafting(models, process_group=impatient_group())
     if dist.get_rank() == 1:
         grafting._networks[1].invalid = lambda *_: os._exit(0)
         grafting.step()

@@ -94,6 +94,22 @@ def test_one_rank_under_torchrun_has_the_bits_of_one_process(tmp_path, mode):
         assert_same_state(*(state[entry] for state in states))
 
 
+@pytest.mark.slow
+def test_sharded_networks_under_torchrun(tmp_path, capsys):
+    """They are grafted on two ranks; one process goes on."""
+    options = ["--batch-size", "512", "--epochs", "3", "--device", "cpu", "--threads", "1", "--output", tmp_path]
+    method = ["--model", "resnet8", "--method", "grafting", "--networks", "3", "--graft-every", "2", "--ema", "0.9"]
+    command = ["train", *method, "--graft-learning-rates", "0.1", "0.05", "0.02", *map(str, options)]
+    done = torchrun(2, "weight_evolution", *command, "--parallel", "fsdp", "--stop-after", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the best of 3, chosen on the test set") == 1
+    assert cli.main([*command, "--resume"]) == 0
+    assert "resumed after 2 of 3 epochs" in capsys.readouterr().out
+    for i in range(3):
+        with (tmp_path / "seed-0" / f"network-{i}" / "log.csv").open(newline="") as file:
+            assert [bool(row["grafting_kept_mean"]) for row in csv.DictReader(file)] == [False, True, False]
+
+
 def test_without_torchrun(tmp_path, capsys):
     assert cli.main([*SMALL, "--parallel", "fsdp", "--output", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
