@@ -202,13 +202,14 @@ def placed_by_hand(networks):
 
 @case(2, 2)
 def the_page(networks):
-    """The example of docs/grafting.md."""
+    """The examples of docs/grafting.md."""
     text = (ROOT / "docs" / "grafting.md").read_text(encoding="utf-8").split("## Sharded networks", 1)[1]
-    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    codes = text.split("\n## ", 1)[0].split("```python\n")[1:]
     names = {}
-    exec(code.replace('torch.distributed.init_process_group("gloo")', ""), names)
-    assert names["report"].networks == 2
-    assert names["report"].own == networks.number
+    for code, own in zip(codes, (networks.number, None), strict=True):
+        exec(code.split("```", 1)[0].replace('torch.distributed.init_process_group("gloo")', ""), names)
+        assert names["report"].networks == 2
+        assert names["report"].own == own
 
 
 @case(2, 2)
