@@ -25,7 +25,8 @@ def run_module(module, *arguments, timeout=None, **settings):
 
 def run_ranks(processes, module, *arguments):
     """The finished ``main(*arguments)`` of a module in several processes with one thread each; see `tests.ranks`."""
-    return run_module("tests.ranks", processes, module, *arguments, timeout=240, OMP_NUM_THREADS="1")
+    seconds = 120 + 60 * processes  # for all share the cores of one machine
+    return run_module("tests.ranks", processes, module, *arguments, timeout=seconds, OMP_NUM_THREADS="1")
 
 
 def torchrun(processes, module, *arguments):

@@ -140,6 +140,15 @@ def placed_by_hand(networks):
 
 
 @case(1, 2)
+def only_a_buffer_is_sharded(networks):
+    wholes = whole("resnet")
+    models = copy.deepcopy(wholes)
+    for model in models:
+        model[1].running_mean = distribute_tensor(model[1].running_mean, networks.own, [Shard(0)])
+    assert_same_steps(wholes, models)
+
+
+@case(1, 2)
 @case(1, 4, slow=True)
 def traffic(networks):
     """docs/scaling.md, "Grafting": no weights travel."""
@@ -236,8 +245,9 @@ def what_cannot_work_is_refused(networks):
         r"models\[1\].0.weight is sharded over .*, models\[0\].0.weight over .*shard all networks of a list over one",
         [models[0], shard(make("resnet"), replicas)],
     )
-    alone = [DeviceMesh("cpu", [i]) for i in range(2)][rank]
-    lonely = [shard(make("resnet", seed=i), alone) for i in range(2)]
+    ones = [DeviceMesh("cpu", [i]) for i in range(2)]
+    refused(ValueError, "0.weight is sharded over .*without this rank", [by_hand(one, Shard(0)) for one in ones])
+    lonely = [shard(make("resnet", seed=i), ones[rank]) for i in range(2)]
     refused(
         ValueError,
         rf"models\[0\].0.weight is sharded over the ranks \[{rank}\], the group has \[0, 1\]; pass process_group=",

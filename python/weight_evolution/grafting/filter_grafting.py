@@ -274,7 +274,7 @@ class FilterGrafting:
 
 
 def _make(models: Sequence[nn.Module], choice: Choice) -> list[Network]:
-    """Those of one process."""
+    """The networks of this process."""
     networks = [network_of(model, choice) for model in models]
     for network in networks:
         network.bank()  # to refuse what it refuses before the first epoch instead of after it

@@ -72,7 +72,7 @@ class SideBySide(Exchange):
 
 
 def group_of(models: Sequence[nn.Module], group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """The group over which models in one process are sharded; None if they are whole.
+    """The group over which models in one process are sharded; None if this rank has no part of a sharded one.
 
     Args:
         models: perhaps of other types.
@@ -82,17 +82,16 @@ def group_of(models: Sequence[nn.Module], group: dist.ProcessGroup | None) -> di
         TypeError, ValueError: the models are whole, and a group was given; or what `check_group` raises.
     """
     for model in models:
-        for parameter in _parameters(model):
-            if is_distributed(parameter):
-                mesh: Any = parameter.device_mesh
+        for tensor in _tensors(model):
+            if is_distributed(tensor) and (mesh := tensor.device_mesh).get_coordinate() is not None:
                 return mesh.get_group() if group is None and mesh.ndim == 1 else check_group(group)
     if group is not None:
         raise ValueError("process_group is for one model per rank, or sharded ones; pass that model alone")
     return None
 
 
-def _parameters(model: nn.Module) -> list[Any]:
+def _tensors(model: nn.Module) -> list[Any]:
     if not isinstance(model, nn.Module):
         return []
     reshard(model)
-    return list(model.parameters())
+    return [*model.parameters(), *model.buffers()]
