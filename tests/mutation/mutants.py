@@ -195,6 +195,10 @@ MUTANTS = [
     ),
     Mutant(_METHOD + "sharded_network.py", " if self._convs[name].first_copy}", "}", _SHARDED),
     Mutant(_METHOD + "sharded_network.py", "every[exchange.own]", "[one._ends() for one in here]", _SHARDED),
+    Mutant(
+        _METHOD + "side_by_side.py", "(networks, coefficients, banks", "(networks, coefficients[::-1], banks", _SHARDED
+    ),
+    Mutant(_METHOD + "side_by_side.py", "    reshard(model)\n", "", _SHARDED),
     Mutant(_WE + "sharding/rows.py", "first += before if kind.dim == dim else 0", "first += 0", _SHARDED),
     Mutant("python/weight_evolution/grafting/distillation.py", "-(temperature**2) * ", "-temperature * ", _GRAFTING),
     Mutant(_WE + "measures/invalid_filters.py", "(norms < threshold)", "(norms <= threshold)", "tests/measures"),
@@ -207,6 +211,7 @@ MUTANTS = [
     Mutant(_PARALLEL + "replicas.py", "len(range(count)[self.part(count)]) * self.count / count", "1.0", _RANKS),
     Mutant(_PARALLEL + "replicas.py", '("rank", self.rank) if self.rank else ()', "()", _RANKS),
     Mutant(_PARALLEL + "started.py", "any(mark in text for mark in _OF_GLOO)", "False", _RANKS),
+    Mutant("python/weight_evolution/training/ema.py", "    reshard(model)\n", "", _RANKS),
     Mutant(
         "python/weight_evolution/training/data/dataset.py",
         "dataset.augmentation(batch, draws, len(whole), part)",
