@@ -327,7 +327,7 @@ def what_cannot_work_is_refused_on_all_ranks(networks):
     late = make("resnet")
     grafting = FilterGrafting(late, ranks_per_network=2)
     shard(late, own)
-    with_error(TypeError, "weight is a DTensor.*shard it first", grafting.step)
+    with_error(TypeError, "weight is a DTensor.*shard them first", grafting.step)
 
 
 @case(2, 2, arguments=("_ends",), slow=True)
