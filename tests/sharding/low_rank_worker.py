@@ -34,6 +34,7 @@ TOLERANCE = 1e-5
 """Of the largest element of a tensor, or one rounding of its dtype."""
 
 CASES = {}
+STARTS = (2, 4, 8)
 
 
 case = partial(worker.case, cases=CASES)
@@ -42,7 +43,7 @@ case = partial(worker.case, cases=CASES)
 def main(folder, *only):
     warnings.filterwarnings("ignore", "torch.distributed has .* other ranks")  # of the references
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-    worker.run(CASES, folder, *only, most=4)
+    worker.run(CASES, folder, *only, starts=STARTS, most=4)
 
 
 def with_statistics(model, seed):

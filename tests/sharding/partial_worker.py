@@ -33,10 +33,11 @@ from tests.sharding.worker import (
 from weight_evolution import AsynchronousSGD, AsynchronousUpdate, ExchangeError, WeightEvolution
 
 CASES = {}
+STARTS = (2, 4)
 STEPS = 2
 
 case = partial(worker.case, cases=CASES)
-main = partial(worker.run, CASES, most=4)
+main = partial(worker.run, CASES, starts=STARTS, most=4)
 
 
 class Perceptron(nn.Module):

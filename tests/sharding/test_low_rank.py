@@ -7,6 +7,7 @@ from tests.sharding import low_rank_worker
 from tests.sharding.low_rank_faults_worker import TIMEOUT
 from tests.sharding.test_faults import check_that_others_say_so
 from tests.sharding.test_sharded_models import check, run
+from tests.sharding.worker import names
 
 pytestmark = pytest.mark.xdist_group("low-rank shards")
 
@@ -26,11 +27,7 @@ def outcomes(tmp_path_factory):
 
 def on(ranks):
     """Names of the cases that so many ranks run."""
-    return [
-        name
-        for name, (_, mesh, _, slow) in low_rank_worker.CASES.items()
-        if (mesh == "hsdp" or mesh <= ranks) and (ranks >= 4 or not slow)
-    ]
+    return names(low_rank_worker.CASES, ranks, low_rank_worker.STARTS, 4)
 
 
 @pytest.mark.parametrize("name", on(2))

@@ -4,6 +4,7 @@ import pytest
 
 from tests.sharding import partial_worker
 from tests.sharding.test_sharded_models import check, run
+from tests.sharding.worker import names
 
 WORKER = "tests.sharding.partial_worker"
 
@@ -18,12 +19,12 @@ def four_ranks(tmp_path_factory):
     return run(4, tmp_path_factory.mktemp("ranks"), WORKER)
 
 
-@pytest.mark.parametrize("name", [name for name, case in partial_worker.CASES.items() if not case[3]])
+@pytest.mark.parametrize("name", names(partial_worker.CASES, 2, partial_worker.STARTS, 4))
 def test_it_is_as_in_one_process(name, two_ranks):
     check(two_ranks, name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", partial_worker.CASES)
+@pytest.mark.parametrize("name", names(partial_worker.CASES, 4, partial_worker.STARTS, 4))
 def test_it_is_as_in_one_process_on_four_ranks(name, four_ranks):
     check(four_ranks, name)

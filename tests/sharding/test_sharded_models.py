@@ -30,12 +30,12 @@ def check(outcomes, name):
     assert set(done) <= {"done", None}, "\n".join(filter(None, done))
 
 
-@pytest.mark.parametrize("name", [name for name, case in worker.CASES.items() if not case[3]])
+@pytest.mark.parametrize("name", worker.names(worker.CASES, 4, worker.STARTS, 8))
 def test_it_is_as_in_one_process(name, four_ranks):
     check(four_ranks, name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", worker.CASES)
+@pytest.mark.parametrize("name", worker.names(worker.CASES, 8, worker.STARTS, 8))
 def test_it_is_as_in_one_process_on_eight_ranks(name, eight_ranks):
     check(eight_ranks, name)

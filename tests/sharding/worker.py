@@ -45,12 +45,31 @@ MESHES = {}
 """Of the first so many ranks, made by all of them together."""
 
 
-def main(folder):
-    run(CASES, folder, most=8)
+STARTS = (4, 8)
 
 
-def run(cases, folder, *only, most):
-    """Every case that these ranks can run; slow ones only where there are as many ranks as the most.
+def main(folder, *only):
+    run(CASES, folder, *only, starts=STARTS, most=8)
+
+
+def names(cases, ranks, starts, most):
+    """Of the cases that are to run where there are so many ranks.
+
+    Args:
+        starts: the numbers of ranks that tests start. A case of a mesh runs on as few of these as will do.
+        most: slow cases run on so many, or more.
+    """
+    found = []
+    for name, (_, mesh, _, slow) in cases.items():
+        least = max(most if slow else 0, 0 if mesh == "hsdp" else mesh)
+        again = mesh != "hsdp" and any(least <= fewer < ranks for fewer in starts)
+        if least <= ranks and not again:
+            found.append(name)
+    return found
+
+
+def run(cases, folder, *only, most, starts=()):
+    """Every case of `names`, on the ranks of its mesh.
 
     Args:
         only: beginnings of names, of all cases when left out.
@@ -63,9 +82,10 @@ def run(cases, folder, *only, most):
         MESHES["hsdp"] = DeviceMesh("cpu", torch.arange(ranks).view(2, -1), mesh_dim_names=("replicate", "shard"))
     FOLDER.append(Path(folder))
     outcomes = {}
-    for name, (function, mesh, arguments, slow) in cases.items():
+    for name in names(cases, ranks, starts, most):
+        function, mesh, arguments, _ = cases[name]
         outcomes[name] = None
-        if (slow and ranks < most) or mesh not in MESHES or not is_in(MESHES[mesh]) or not name.startswith(only or ""):
+        if mesh not in MESHES or not is_in(MESHES[mesh]) or not name.startswith(only or ""):
             continue
         try:
             function(MESHES[mesh], *arguments)
