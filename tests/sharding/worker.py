@@ -25,7 +25,6 @@ from weight_evolution import (
     AsynchronousSGD,
     AsynchronousUpdate,
     ExchangeError,
-    FilterGrafting,
     UnitActivity,
     UnitAdamW,
     WeightEvolution,
@@ -459,7 +458,6 @@ def what_cannot_work_is_refused_when_made(mesh):
         with_error(TypeError, "0.weight is a DTensor.*gather the model", partial(call, model))
     with torch.no_grad():
         model(images)  # leaves a gathered copy in the root, which a method must not take for the weights
-    with_error(TypeError, "weight is a DTensor.*gather the model", partial(FilterGrafting, [model, model]))
     late = make("resnet")
     evolution = WeightEvolution(late, **MUCH)
     shard(late, mesh)

@@ -214,6 +214,7 @@ def shards_are_as_replicas(ranks, folder):
     config = config_of("evolution+asynchronous", model="resnet8", ema=0.5)
     shards, replicas = (train(Trainer(config, 3, digits(), CPU, ranks=of)) for of in (Shards(CPU), ranks))
     assert_same_checkpoints(ranks, folder, shards, replicas)
+    assert (shards.state_dict()["ema"]["model"]["conv1.weight"] is not None) == ranks.first  # who gathers
     if ranks.first:
         train(restored(config, read_checkpoint(folder / "shards.pt")), EPOCHS)  # by one process
 
@@ -269,6 +270,7 @@ def grafting_of_sharded_networks(ranks, folder):
     config = config_of("grafting+evolution+distillation", model="resnet8", teachers=[str(path)])
     config.method_options["grafting"].update(learning_rates=[0.02, 0.005], level="filter")
     shards, replicas = (train(Networks(config, 3, digits(), CPU, ranks=of)) for of in (Shards(CPU), ranks))
+    assert [trainer.history[0]["lr"] for trainer in shards.trainers.values()] == [0.02, 0.005]
     for i, trainer in shards.trainers.items():
         assert trainer.history[0]["grafting_kept_min"] < trainer.history[0]["grafting_kept_max"]
         assert_same_checkpoints(ranks, folder.with_name(f"{folder.name}-{i}"), trainer, replicas.trainers[i])
