@@ -127,12 +127,13 @@ def after_validation(networks):
 @case(1, 4, slow=True)
 def placed_by_hand(networks):
     """DTensors along other dimensions, some of them without an element on a rank."""
-    placements = [Shard(1)], [Shard(0)], [Replicate()], [Shard(1)], [Shard(0)]
+    placements = [Shard(1)], [Shard(0)], [Shard(0)], [Replicate()], [Shard(1)], [Shard(0)]
     wholes, models = [], []
     for seed in range(2):
         torch.manual_seed(seed)
-        layers = nn.ConvTranspose2d(3, 5, 2), nn.Conv2d(5, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 3), nn.Linear(3, 1)
-        wholes.append(random_statistics(nn.Sequential(*layers)))
+        layers = [nn.ConvTranspose2d(3, 5, 2), nn.BatchNorm2d(5), nn.Conv2d(5, 6, 3), nn.BatchNorm2d(6)]
+        wholes.append(random_statistics(nn.Sequential(*layers, nn.Linear(6, 3), nn.Linear(3, 1))))
+        nn.init.normal_(wholes[-1][1].weight)
         models.append(copy.deepcopy(wholes[-1]))
         for layer, placement in zip(models[-1], placements, strict=True):
             layer.weight = nn.Parameter(distribute_tensor(layer.weight, networks.own, placement))
