@@ -50,7 +50,6 @@ class Ema:
 
     def state_dict(self) -> dict[str, Any]:
         """``model``, a state of such a network, and the number of ``steps`` in it."""
-        reshard(self.model)
         return {"model": self.model.state_dict(), "steps": self._steps}
 
     def check(self, state: Mapping[str, Any]) -> None:
