@@ -17,11 +17,16 @@ def outcomes(request, tmp_path_factory):
 pytestmark = pytest.mark.xdist_group("sharded grafting")
 
 WORKERS = {"grafting_worker": grafting_worker.CASES, "side_by_side_worker": side_by_side_worker.CASES}
-CASES = [
-    pytest.param((worker, ranks, slow), name, marks=[pytest.mark.slow] if slow else [])
-    for worker, cases in WORKERS.items()
+STARTS = [
+    (worker, ranks, slow)
+    for worker in WORKERS
     for ranks, slow in [(2, False), (2, True), (4, False), (4, True), (8, True)]
-    for name in grafting_worker.names(cases, ranks, slow)
+]
+"""pytest makes a fixture anew unless its parameter is the same object."""
+CASES = [
+    pytest.param(start, name, marks=[pytest.mark.slow] if start[2] else [])
+    for start in STARTS
+    for name in grafting_worker.names(WORKERS[start[0]], *start[1:])
 ]
 
 
