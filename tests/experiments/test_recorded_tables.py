@@ -29,6 +29,15 @@ RESULTS = ROOT / "experiments" / "results"
             ],
             9,
         ),
+        (
+            "evidence.md",
+            study,
+            [
+                *("--data", "npz:cifar10-16.npz", "--tuning-seeds", "100", "--main", "--tables", "healthy"),
+                *("--output", RESULTS / "study_cifar10_cpu_2026-11-28.jsonl"),
+            ],
+            1,
+        ),
     ],
 )
 def test_tables(page, experiment, arguments, tables, capsys):
