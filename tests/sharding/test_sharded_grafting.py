@@ -1,5 +1,7 @@
 """Networks that are spread over gloo processes graft as in one process; NCCL needs GPUs and is not tested."""
 
+from functools import cache
+
 import pytest
 
 from tests.sharding import grafting_worker, side_by_side_worker
@@ -7,11 +9,16 @@ from tests.sharding.test_sharded_models import run
 
 
 @pytest.fixture(scope="module")
-def outcomes(request, tmp_path_factory):
-    """Of each rank; one start for each number of ranks, slow cases or others."""
-    worker, ranks, slow = request.param
-    names = grafting_worker.names(WORKERS[worker], ranks, slow)
-    return run(ranks, tmp_path_factory.mktemp("ranks"), f"tests.sharding.{worker}", *names)
+def outcomes(tmp_path_factory):
+    """A start -> what each rank found; a parametrized fixture would be made anew for every test."""
+
+    @cache
+    def of(start):
+        worker, ranks, slow = start
+        names = grafting_worker.names(WORKERS[worker], ranks, slow)
+        return run(ranks, tmp_path_factory.mktemp("ranks"), f"tests.sharding.{worker}", *names)
+
+    return of
 
 
 pytestmark = pytest.mark.xdist_group("sharded grafting")
@@ -22,7 +29,7 @@ STARTS = [
     for worker in WORKERS
     for ranks, slow in [(2, False), (2, True), (4, False), (4, True), (8, True)]
 ]
-"""pytest makes a fixture anew unless its parameter is the same object."""
+"""Of so many ranks each, with the slow cases or the others."""
 CASES = [
     pytest.param(start, name, marks=[pytest.mark.slow] if start[2] else [])
     for start in STARTS
@@ -30,8 +37,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("outcomes", "name"), CASES, indirect=["outcomes"])
-def test_it_is_as_in_one_process(outcomes, name):
-    done = [outcome[name] for outcome in outcomes]
+@pytest.mark.parametrize(("start", "name"), CASES)
+def test_it_is_as_in_one_process(start, name, outcomes):
+    done = [outcome[name] for outcome in outcomes(start)]
     lost = {"ended"} if "that_ends" in name else set()
     assert set(done) == {"done"} | lost, "\n".join(done)
