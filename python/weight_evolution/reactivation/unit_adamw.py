@@ -14,7 +14,8 @@ import we_kernels as wk
 from we_kernels.checks import check_integer, check_vector
 
 from ..model.checked_optimizer import CheckedOptimizer, loss_of
-from ..sharding.local_part import is_distributed
+from ..sharding.local_part import is_distributed, local_part, spread_alike
+from .reset_vectors import by_row, held_rows, row_vector, spread_rows
 
 _RESETS = ("row_reset", "column_reset")
 
@@ -26,7 +27,7 @@ class UnitResets(NamedTuple):
     """
 
     rows: Tensor
-    """float32 [D0] on the parameter's device."""
+    """float32 [D0] on the parameter's device; of a DTensor those of the rows that this rank holds."""
     columns: Tensor
     """float32 [groups * D1], there, too; column ``(r // (D0 / groups)) * D1 + c`` is that of element (r, c)."""
     step: Tensor
@@ -46,6 +47,10 @@ class UnitAdamW(CheckedOptimizer, Adam):
 
     ``state_dict()`` is AdamW's; parameters of which something was reset have two more vectors, "row_reset" and
     "column_reset". It loads those of torch.optim.Adam and AdamW, with their options, and those load its own.
+
+    Parameters may be DTensors that are spread by their rows (FSDP2, HSDP, ``Shard(0)``). Each rank then moves its own
+    rows, without communication, and the vectors are there from the first step on: "row_reset" a DTensor that is spread
+    like the parameter, "column_reset" the same on all ranks.
 
     Sources: Kingma and Ba, "Adam" (arXiv 1412.6980); Loshchilov and Hutter (arXiv 1711.05101) for the decay.
 
@@ -85,6 +90,8 @@ class UnitAdamW(CheckedOptimizer, Adam):
             capturable=capturable,
             decoupled_weight_decay=decoupled_weight_decay,
         )
+        self._kept: dict[Tensor, int] = {}
+        """The groups of parameters that `keep_resets` was called for."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -92,7 +99,7 @@ class UnitAdamW(CheckedOptimizer, Adam):
 
         Raises:
             RuntimeError: a gradient is sparse, or a graph is being captured without ``capturable``.
-            ValueError: a gradient or a moment is not of its parameter's dtype or on its device.
+            ValueError: a gradient or a moment is not of its parameter's dtype, on its device and spread as it is.
                 Nothing is changed.
         """
         loss = loss_of(closure)
@@ -120,7 +127,8 @@ class UnitAdamW(CheckedOptimizer, Adam):
 
         Args:
             parameter: one of the optimizer's, seen as [D0, D1, ...]; one of a single dimension as [D0, 1].
-            rows: bool [D0] on the parameter's device: the outputs that are new.
+            rows: bool [D0] on the parameter's device: the outputs that are new. Of a DTensor those of all ranks, the
+                same on each.
             columns: bool [groups * D1], likewise: the inputs. Element (r, c) belongs to column
                 ``(r // (D0 / groups)) * D1 + c``: of a convolution of so many groups, all of its input channels.
             groups: divides D0; always the same for a parameter.
@@ -135,17 +143,18 @@ class UnitAdamW(CheckedOptimizer, Adam):
         state = self.state.get(parameter)
         if not state:
             return
-        fresh = torch.zeros((groups, d0 // groups, d1), dtype=torch.bool, device=parameter.device)
+        held = held_rows(parameter)
+        fresh = torch.zeros((held.number, d1), dtype=torch.bool, device=parameter.device)
         if rows is not None:
-            self._resets(state, "row_reset", d0, parameter).masked_fill_(rows, _scalar(state["step"]))
-            fresh |= rows.view(groups, -1, 1)
+            self._row_reset(parameter).masked_fill_(rows[held.range], _scalar(state["step"]))
+            fresh |= rows[held.range].view(-1, 1)
         if columns is not None:
-            self._resets(state, "column_reset", groups * d1, parameter).masked_fill_(columns, _scalar(state["step"]))
-            fresh |= columns.view(groups, 1, d1)
-        shape = (d0, d1, *[1] * (parameter.dim() - 2))[: parameter.dim()]
+            self._column_reset(parameter, groups).masked_fill_(columns, _scalar(state["step"]))
+            fresh |= by_row(columns, groups, parameter)
+        shape = (held.number, d1, *[1] * (parameter.dim() - 2))[: parameter.dim()]
         for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
             if key in state:
-                state[key].masked_fill_(fresh.view(shape), 0)
+                local_part(state[key]).masked_fill_(fresh.view(shape), 0)
 
     @torch.no_grad()
     def unit_resets(self, parameter: Tensor, groups: int = 1) -> UnitResets | None:
@@ -157,13 +166,26 @@ class UnitAdamW(CheckedOptimizer, Adam):
         Raises:
             TypeError, ValueError: as in `reset_units_`.
         """
-        d0, d1 = self._geometry(parameter, groups)
+        self._geometry(parameter, groups)
         state = self.state.get(parameter)
         if not state:
             return None
-        rows = self._resets(state, "row_reset", d0, parameter)
-        columns = self._resets(state, "column_reset", groups * d1, parameter)
-        return UnitResets(rows, columns, state["step"])
+        return UnitResets(self._row_reset(parameter), self._column_reset(parameter, groups), state["step"])
+
+    @torch.no_grad()
+    def keep_resets(self, parameter: Tensor, groups: int = 1) -> None:
+        """Have the vectors of a parameter's resets from its first step on, as DTensors have them anyway.
+
+        torch.distributed.checkpoint loads only what a fresh optimizer has, too; so call it where a checkpoint is
+        written and where it is loaded, before. Of a convolution of several groups that is a DTensor, call it before the
+        first step: its "column_reset" has the entries of one group else.
+
+        Raises:
+            TypeError, ValueError: as in `reset_units_`.
+        """
+        self._geometry(parameter, groups)
+        self._kept[parameter] = groups
+        self.unit_resets(parameter, groups)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where `state_dict` of this, of torch.optim.AdamW or Adam was taken."""
@@ -181,7 +203,12 @@ class UnitAdamW(CheckedOptimizer, Adam):
             for key in _RESETS:
                 value = final["state"].get(number, {}).get(key)
                 if value is not None:
-                    self.state[param][key] = value.to(device=param.device, dtype=torch.float32)
+                    spread = spread_rows if key == "row_reset" else _like
+                    self.state[param][key] = spread(value, param)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_kept": self._kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         defaults = state.get("defaults") or self.defaults
@@ -194,11 +221,7 @@ class UnitAdamW(CheckedOptimizer, Adam):
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         for i, param in enumerate(group["params"]):
-            if is_distributed(param):
-                raise TypeError(
-                    f"params[{i}] is a DTensor (FSDP2 or tensor parallelism), whose rows' ages UnitAdamW cannot keep "
-                    "on each rank; use torch.optim.AdamW, or keep the parameter whole (ignored_params= of fully_shard)"
-                )
+            held_rows(param, f"params[{i}]")
         if any(isinstance(beta, Tensor) for beta in group["betas"]):
             raise TypeError("betas must be numbers, not tensors")
 
@@ -216,6 +239,17 @@ class UnitAdamW(CheckedOptimizer, Adam):
                     "(torch.optim.SparseAdam)"
                 )
             own = param.dtype, param.device
+            if not _spread_alike(grad, param):
+                raise ValueError(
+                    f"the gradient of a parameter of shape {tuple(param.shape)} is not spread over the ranks as the "
+                    "parameter is; redistribute it"
+                )
+            if state and not _spread_alike(state["exp_avg"], param):
+                raise ValueError(
+                    f"the state of a parameter of shape {tuple(param.shape)} is not spread over the ranks as the "
+                    "parameter is: make the optimizer after fully_shard, and load its state with set_state_dict of "
+                    "torch.distributed.checkpoint.state_dict"
+                )
             if (grad.dtype, grad.device) != own:
                 raise ValueError(
                     f"the gradient of a parameter of shape {tuple(param.shape)} is {grad.dtype} on {grad.device}, the "
@@ -240,6 +274,10 @@ class UnitAdamW(CheckedOptimizer, Adam):
             state["max_exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         if group["capturable"] and (state["step"].device, state["step"].dtype) != (param.device, torch.float32):
             state["step"] = state["step"].to(param.device, torch.float32)
+        if is_distributed(param) or param in self._kept:
+            self._row_reset(param)
+            if "column_reset" not in state:
+                self._column_reset(param, self._kept.get(param, 1))
         return state
 
     def _update(self, group: dict[str, Any], params: list[Tensor], on_host: bool) -> None:
@@ -248,16 +286,16 @@ class UnitAdamW(CheckedOptimizer, Adam):
         steps = [counter.item() + 1 for counter in counters] if on_host else counters
         if not on_host:
             torch._foreach_add_(counters, 1)
-        columns = [state.get("column_reset") for state in states]
+        resets = [_own_resets(param, state) for param, state in zip(params, states, strict=True)]
         wk.unit_adamw_(
-            params,
-            [param.grad for param in params if param.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else None,
-            [state.get("row_reset") for state in states],
-            columns,
-            list(map(_groups_of, params, columns)),
+            list(map(local_part, params)),
+            [local_part(param.grad) for param in params if param.grad is not None],
+            [local_part(state["exp_avg"]) for state in states],
+            [local_part(state["exp_avg_sq"]) for state in states],
+            [local_part(state["max_exp_avg_sq"]) for state in states] if group["amsgrad"] else None,
+            [rows for rows, _, _ in resets],
+            [columns for _, columns, _ in resets],
+            [groups for _, _, groups in resets],
             steps,
             lr=group["lr"],
             betas=group["betas"],
@@ -286,11 +324,19 @@ class UnitAdamW(CheckedOptimizer, Adam):
             )
         return d0, d1
 
-    @staticmethod
-    def _resets(state: dict[str, Any], key: str, size: int, parameter: Tensor) -> Tensor:
-        if key not in state:
-            state[key] = torch.zeros(size, dtype=torch.float32, device=parameter.device)
-        found: Tensor = state[key]
+    def _row_reset(self, parameter: Tensor) -> Tensor:
+        """This rank's part of the vector, made if need be."""
+        state = self.state[parameter]
+        if "row_reset" not in state:
+            state["row_reset"] = row_vector(parameter)
+        return local_part(state["row_reset"])
+
+    def _column_reset(self, parameter: Tensor, groups: int) -> Tensor:
+        state = self.state[parameter]
+        if "column_reset" not in state:
+            size = groups * (*parameter.shape, 1, 1)[1]
+            state["column_reset"] = torch.zeros(size, dtype=torch.float32, device=parameter.device)
+        found: Tensor = state["column_reset"]
         return found
 
 
@@ -301,3 +347,23 @@ def _scalar(step: Tensor) -> Tensor:
 def _groups_of(param: Tensor, column_reset: Tensor | None) -> int:
     d1 = param.shape[1] if param.dim() > 1 else 1
     return column_reset.numel() // d1 if column_reset is not None and d1 else 1
+
+
+def _own_resets(param: Tensor, state: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, int]:
+    """Of the rows that this rank holds: when they and their columns were reset, and the groups of these columns."""
+    rows, columns = state.get("row_reset"), state.get("column_reset")
+    groups = _groups_of(param, columns)
+    if rows is None or columns is None or not is_distributed(param):
+        return rows, columns, groups
+    if groups > 1:  # the rows here may begin within a group, so each gets columns of its own
+        columns = by_row(columns, groups, param)
+        groups = max(len(columns), 1)
+    return local_part(rows), columns.flatten(), groups
+
+
+def _spread_alike(tensor: Tensor, param: Tensor) -> bool:
+    return spread_alike(tensor, param) if is_distributed(param) else not is_distributed(tensor)
+
+
+def _like(columns: Tensor, param: Tensor) -> Tensor:
+    return columns.to(device=param.device, dtype=torch.float32)

@@ -23,7 +23,7 @@ class Rows(NamedTuple):
         return slice(self.first, self.first + self.number)
 
 
-def rows_held(name: str, tensor: Tensor, dim: int, *, whole: bool = False) -> Rows:
+def rows_held(name: str, tensor: Tensor, dim: int, *, whole: bool = False, instead: str = "") -> Rows:
     """Which entries of dimension ``dim`` of a tensor this rank holds, by torch.chunk's rule.
 
     Args:
@@ -31,6 +31,7 @@ def rows_held(name: str, tensor: Tensor, dim: int, *, whole: bool = False) -> Ro
         tensor: any; a DTensor may be sharded along every dimension of its mesh.
         dim: along which its rows lie.
         whole: refuse it where a rank has only parts of rows.
+        instead: what to do with a tensor that is refused, for messages; to exclude it when left out.
 
     Raises:
         TypeError: the tensor is placed in a way that cannot be worked with; says how to go on.
@@ -38,6 +39,7 @@ def rows_held(name: str, tensor: Tensor, dim: int, *, whole: bool = False) -> Ro
     """
     if not is_distributed(tensor):
         return Rows(0, tensor.shape[dim], True)
+    instead = instead or f"leave it out with exclude=[{name!r}]"
     distributed: Any = tensor
     mesh, local = distributed.device_mesh, local_part(tensor.detach())
     shape, first, first_copy = list(tensor.shape), 0, True
@@ -50,7 +52,7 @@ def rows_held(name: str, tensor: Tensor, dim: int, *, whole: bool = False) -> Ro
                 f"{name} is a DTensor placed as {kind}"
                 + (", of which no rank has whole filters" if whole else "")
                 + f"; place it as Shard({dim}) or Replicate() (shard_placement_fn= and ignored_params= of "
-                f"fully_shard), leave it out with exclude=[{name!r}], or {GATHER}"
+                f"fully_shard), {instead}, or {GATHER}"
             )
         chunk = -(-shape[kind.dim] // ranks)
         before = min(own * chunk, shape[kind.dim])
@@ -64,6 +66,6 @@ def rows_held(name: str, tensor: Tensor, dim: int, *, whole: bool = False) -> Ro
     if local.device.type not in (mesh.device_type, "meta"):
         raise TypeError(
             f"{name} is offloaded to the CPU (CPUOffloadPolicy), where its group on {mesh.device_type} cannot exchange "
-            f"it; leave offload_policy= out, or leave the parameter out with exclude=[{name!r}]"
+            f"it; leave offload_policy= out, or {instead}"
         )
     return Rows(first, shape[dim], first_copy)
