@@ -172,7 +172,7 @@ def test_norms_are_sums_over_the_parts(name):
             .item()
             for unit in range(layer.units)
         ]
-        assert layer.outgoing_magnitudes().tolist() == pytest.approx(outgoing)
+        assert (layer.outgoing_norms() / layer.outgoing_elements).tolist() == pytest.approx(outgoing)
 
 
 def test_where_the_places_are():

@@ -9,13 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..runtime.philox import LOW, philox
+from .draw import drawn_values, scales
 from .rule import DRAW, GIVEN, KEEP, MEAN, ONE, ZERO, DrawRule, UnitTensors
-
-STREAM = 1 << 31
-"""Set in the number of a drawn tensor, so that no other operator draws the same numbers from a seed."""
-
-_HALF = 1 << 23
 
 
 def dormant_units(activity: Tensor, sizes: Sequence[int], parents: Tensor, threshold: float) -> Tensor:
@@ -104,12 +99,9 @@ def _draw(x: Tensor, axis: _Axis, revived: Tensor, number: int, rule: DrawRule) 
     """float32, like the tensor, for its units that are revived."""
     bound = 1 / math.sqrt(x.numel() // x.shape[0])
     element = torch.arange(x.numel(), device=x.device).view(x.shape)
-    stream, step = torch.full_like(element, number | STREAM), rule.step.expand(x.shape)
-    bits = philox(element, stream, step & LOW, step >> 32 & LOW, rule.seed) >> 8
-    fresh = (bits.double() * 2.0**-23 - 1).float() * torch.tensor(bound, dtype=torch.float32, device="cpu")
-
+    fresh, magnitudes = drawn_values(element, number, bound, rule.seed, rule.step)
     # Integers, so that their sums do not depend on the order.
-    drawn = torch.zeros_like(axis.units).scatter_add_(0, axis.place.flatten(), (bits - _HALF).abs().flatten())
+    drawn = torch.zeros_like(axis.units).scatter_add_(0, axis.place.flatten(), magnitudes.flatten())
     if rule.targets is not None:
         target = rule.targets[axis.start : axis.start + len(drawn)].double()
     elif rule.scaled:
@@ -118,7 +110,4 @@ def _draw(x: Tensor, axis: _Axis, revived: Tensor, number: int, rule: DrawRule) 
         target = (total / alive.sum()).expand_as(drawn)  # NaN where none is alive
     else:
         return fresh
-    scale = torch.where(
-        (target > 0) & target.isfinite() & (drawn > 0), target / (drawn.double() * (bound * 2.0**-23)), 1.0
-    )
-    return fresh * scale.float()[axis.place]
+    return fresh * scales(target, drawn, bound)[axis.place]

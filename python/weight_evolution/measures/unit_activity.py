@@ -17,8 +17,10 @@ from ..arguments import check_count, check_flag, check_inputs
 from ..model.links import Links
 from ..model.module_filters import ModuleChoice, ModuleFilter
 from ..model.unit_graph import UnitLayer, find_units
+from ..model.unit_shards import UnitShards
 from ..model.weights import reason_without_layers
-from ..sharding.local_part import refuse_distributed
+from ..sharding.failures import communication
+from ..sharding.local_part import reshard
 from .dormancy_report import DormancyReport
 from .unit_sums import UnitSums, fits
 
@@ -36,7 +38,8 @@ class UnitActivity:
         print(activity.report())
 
     Args:
-        model: the network, only read. Wrappers (DistributedDataParallel, torch.compile) are seen through.
+        model: the network, only read. Wrappers (DistributedDataParallel, torch.compile) are seen through. Parameters
+            may be DTensors that are spread by their rows (FSDP2, HSDP).
         batches: only the last so many forward passes count; all since `start` when None.
         include: only layers of these names (with all inside them), name patterns (``*``) or types.
         exclude: no layers of these names, patterns or types.
@@ -46,6 +49,7 @@ class UnitActivity:
 
     Raises:
         TypeError, ValueError: name the argument and say what to do; ValueError, too, if no layer can be measured.
+            TypeError: a parameter is a DTensor that is spread in another way than by its rows.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class UnitActivity:
         with_gradients: bool = False,
     ) -> None:
         ModuleChoice(include, exclude).modules_of(model)
-        refuse_distributed(model, "what measures or replaces its units")
+        reshard(model)
         self._batches = None if batches is None else check_count(batches, "batches", 1)
         self._with_gradients = check_flag(with_gradients, "with_gradients")
         self.graph = find_units(model, include=include, exclude=exclude, example_inputs=check_inputs(example_inputs))
@@ -68,7 +72,10 @@ class UnitActivity:
             raise ValueError(
                 f"model has no layer whose units can be measured: {'; '.join(reasons) or reason_without_layers(model)}"
             )
+        self.shards = UnitShards.of(self.graph.layers)
+        """Which weights this rank has; None where it has all."""
         self.layer_sizes = tuple(layer.units for layer in self.graph.layers.values())
+        self._model = model
         self._links = Links(model, [module for layer in self.graph.layers.values() for module in _modules_of(layer)])
         self._sums: dict[str, list[UnitSums]] = {}
         self._handles: list[RemovableHandle] = []
@@ -168,18 +175,19 @@ class UnitActivity:
         Args:
             all_ranks: True for the mean over the activations of all ranks of torch.distributed, where it is
                 initialized: a collective that every rank must call, one all-reduce. A rank that has seen no forward
-                pass waits for it.
+                pass waits for it. False: of this rank alone, or, with DTensors, of the ranks that hold their shards.
 
         Raises:
             RuntimeError: a layer was not measured, on this rank or with ``all_ranks`` on any.
+                ExchangeError: another rank did not take part.
         """
         check_flag(all_ranks, "all_ranks")
         self._check_started()
-        together = all_ranks and _has_ranks()
+        group = self._group(all_ranks)
         seen = self._elements()
-        if not together:
+        if group is None:
             self._check_seen(seen)
-        totals, elements, _ = self._summed(together)
+        totals, elements, _ = self._summed(group)
         if not all(seen):
             self._check_seen(elements.tolist())
         return (totals / elements[self._layers_of_units(totals.device)]).float()
@@ -192,24 +200,37 @@ class UnitActivity:
         the mean over the activations of all.
 
         Args:
-            all_ranks: False for those of this rank alone, without communication.
+            all_ranks: False for those of this rank alone, without communication; with DTensors, of the ranks that hold
+                their shards.
 
         Raises:
-            RuntimeError: no forward pass was measured.
+            RuntimeError: no forward pass was measured. ExchangeError: another rank did not take part.
         """
         check_flag(all_ranks, "all_ranks")
         self._check_started()
-        totals, elements, calls = (part.double().cpu() for part in self._summed(all_ranks and _has_ranks()))
+        totals, elements, calls = (part.double().cpu() for part in self._summed(self._group(all_ranks)))
         self._check_seen(elements.tolist())
-        layers = self.graph.layers
+        layers, (incoming, outgoing) = self.graph.layers, self._norms()
         means = [total / count for total, count in zip(totals.split(self.layer_sizes), elements, strict=True)]
         return DormancyReport(
             activation=dict(zip(layers, means, strict=True)),
-            outgoing={name: layer.outgoing_magnitudes().double().cpu() for name, layer in layers.items()},
-            incoming={name: layer.incoming_norms().double().cpu() for name, layer in layers.items()},
+            outgoing={
+                name: (norms / layer.outgoing_elements).double().cpu()
+                for (name, layer), norms in zip(layers.items(), outgoing, strict=True)
+            },
+            incoming={name: norms.double().cpu() for name, norms in zip(layers, incoming, strict=True)},
             batches={name: int(count) for name, count in zip(layers, calls, strict=True)},
             skipped=dict(self.graph.skipped),
         )
+
+    def _norms(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """L1 norms of each layer's units' incoming and outgoing weights, float32 or float64 [units]."""
+        reshard(self._model)
+        if self.shards is None:
+            layers = self.graph.layers.values()
+            return [layer.incoming_norms() for layer in layers], [layer.outgoing_norms() for layer in layers]
+        norms = self.shards.norms("a report on units", incoming=True, outgoing=True)
+        return norms.incoming_norms().split(self.layer_sizes), norms.outgoing_norms().split(self.layer_sizes)
 
     def _check_links(self) -> None:
         if not self._links.hold():
@@ -233,7 +254,15 @@ class UnitActivity:
         """Of each layer, over how many activations of each unit the sums go."""
         return [sum(sums.elements for sums in own) for own in self._sums.values()]
 
-    def _summed(self, all_ranks: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _group(self, all_ranks: bool) -> dist.ProcessGroup | None:
+        """Of the ranks over which activations are averaged; None for this one alone."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return None
+        if all_ranks:
+            return dist.group.WORLD
+        return None if self.shards is None else self.shards.group.group
+
+    def _summed(self, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
         """Sums [U], over how many activations of each unit [L], in how many passes [L]: float64, on the first device.
 
         float32 where a device has no float64.
@@ -247,8 +276,9 @@ class UnitActivity:
         calls = [max(sums.kept_calls for sums in own) for own in self._sums.values()]
         counts = to_device((*self._elements(), *calls), totals[0].dtype, device)
         flat = torch.cat([*(total.to(device, counts.dtype) for total in totals), counts])
-        if all_ranks:
-            dist.all_reduce(flat)
+        if group is not None:
+            with communication():
+                dist.all_reduce(flat, group=group)
         layers = len(totals)
         summed, elements, passes = flat.split([len(flat) - 2 * layers, layers, layers])
         return summed, elements, passes
@@ -259,10 +289,6 @@ class UnitActivity:
             layers = tuple(i for i, size in enumerate(self.layer_sizes) for _ in range(size))
             self._layer_of_unit = to_device(layers, torch.int64, device)
         return self._layer_of_unit
-
-
-def _has_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _added(places: Sequence[Tensor]) -> Tensor:

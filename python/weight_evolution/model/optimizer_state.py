@@ -97,7 +97,12 @@ class Entry(NamedTuple):
     @property
     def is_known(self) -> bool:
         """Whether torch.optim uses the name, so that it is no copy of the weight."""
-        return self.key in _MOMENTS or self.is_magnitude or self.is_average
+        return self.is_moment or self.is_average
+
+    @property
+    def is_moment(self) -> bool:
+        """Whether it is a first or second moment by name, which `moments_of` finds."""
+        return self.key in _MOMENTS | _MAGNITUDES
 
     @property
     def is_magnitude(self) -> bool:
@@ -111,10 +116,12 @@ class Entry(NamedTuple):
 
 
 class StateTensor(NamedTuple):
-    """Moments of a parameter, like it, and what those of overwritten elements become."""
+    """Moments of a parameter, and what those of overwritten elements become."""
 
     parameter: Tensor
+    """The optimizer's, which may be a DTensor."""
     value: Tensor
+    """Like it; of a DTensor this rank's part."""
     initial: float | None
     """None: the mean of the tensor's other elements."""
 
@@ -124,9 +131,9 @@ def moments_of(state: OptimizerState, parameters: Sequence[Tensor]) -> list[Stat
     wanted = set(map(id, parameters)) if state.choice != "keep" else set()
     found = []
     for entry in entries_of(state.optimizer):
-        if id(entry.owner) in wanted and entry.key in _MOMENTS | _MAGNITUDES:
+        if id(entry.owner) in wanted and entry.is_moment:
             initial = 0.0 if entry.key in _MOMENTS else float(_initial(entry)) if state.choice == "reset" else None
-            found.append(StateTensor(entry.parameter, entry.value, initial))
+            found.append(StateTensor(entry.owner, entry.value, initial))
     return found
 
 
@@ -149,13 +156,12 @@ class StateUpdate:
         state.check_trains(parameters)
         self._choice = state.choice
         wanted = set(map(id, parameters))
-        left_out = set() if moments else _MOMENTS | _MAGNITUDES
         self._entries = [
             entry
             for entry in entries_of(state.optimizer)
             if id(entry.owner) in wanted
             and (state.choice != "keep" or not entry.is_known)
-            and entry.key not in left_out
+            and (moments or not entry.is_moment)
         ]
         self._before = {entry.parameter: entry.parameter.detach().clone() for entry in self._entries}
 

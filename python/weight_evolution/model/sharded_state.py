@@ -22,15 +22,18 @@ class ShardedState:
     Args:
         state: the optimizer, and what is to become of its state.
         parameters: those that the step may change.
+        moments: False: all but what `moments_of` finds.
     """
 
-    def __init__(self, state: OptimizerState, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, state: OptimizerState, parameters: Sequence[Tensor], *, moments: bool = True) -> None:
         wanted = set(map(id, parameters))
         self._choice = state.choice
         self._entries = [
             entry
             for entry in entries_of(state.optimizer)
-            if id(entry.owner) in wanted and (state.choice != "keep" or not entry.is_known)
+            if id(entry.owner) in wanted
+            and (state.choice != "keep" or not entry.is_known)
+            and (moments or not entry.is_moment)
         ]
         self.size = 2 * _SUMS * len(self._entries)
         """float32 numbers that `sums` gives, on every rank."""

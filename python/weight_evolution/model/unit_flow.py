@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.padding import _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
+from ..sharding.local_part import plain_class
 from . import node_kinds as kinds
 from .tracing import Trace
 from .unit_span import NEEDS_SHAPES, NotUnderstoodError, UnitSpan
@@ -148,7 +149,7 @@ class UnitFlows:
 
     def _through_module(self, node: fx.Node, module: nn.Module, span: UnitSpan) -> tuple[UnitSpan, bool]:
         """Where the units are behind a module, and whether it is a nonlinearity."""
-        name, kind = self.names[node], type(module)
+        name, kind = self.names[node], plain_class(module)
         if isinstance(module, _ConvNd):
             if (reason := reason_without_weight(name, module)) is not None:
                 raise NotUnderstoodError(f"it goes to {name}: {reason}")
@@ -267,7 +268,7 @@ class UnitFlows:
                 known = [size for size in sizes if size is not None]
                 return sum(known) if len(known) == len(sizes) else None
             kept = isinstance(module, (_BatchNorm, *kinds.NONLINEAR_MODULES, *kinds.UNCHANGED_MODULES))
-            kept = kept or type(module) in kinds.POOL_MODULES
+            kept = kept or plain_class(module) in kinds.POOL_MODULES
             if not (kept or name in kinds.NONLINEARITIES | kinds.UNCHANGED or name in kinds.POOLS):
                 return None
             node = _first_argument(node)
@@ -275,7 +276,7 @@ class UnitFlows:
 
     def _describe(self, node: fx.Node) -> str:
         name = self.names.get(node)
-        return node.name if name is None else f"{name} ({type(self.modules[name]).__name__})"
+        return node.name if name is None else f"{name} ({plain_class(self.modules[name]).__name__})"
 
 
 def _first_argument(node: fx.Node) -> object:

@@ -77,9 +77,10 @@ class UnitLayer:
         """L1 norm of each unit's outgoing weights: float32 or float64 [units]."""
         return torch.stack([reader.norms(self.units) for reader in self.outgoing]).sum(0)
 
-    def outgoing_magnitudes(self) -> Tensor:
-        """Mean magnitude of each unit's outgoing weights: float32 or float64 [units]."""
-        return self.outgoing_norms() / sum(reader.elements for reader in self.outgoing)
+    @property
+    def outgoing_elements(self) -> int:
+        """How many outgoing weights each unit has."""
+        return sum(reader.elements for reader in self.outgoing)
 
 
 @dataclass

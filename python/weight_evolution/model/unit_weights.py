@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from ..sharding.local_part import is_distributed, local_part
 from .weights import check_weight
 
 Layer = _ConvNd | nn.Linear
@@ -35,7 +36,7 @@ def is_depthwise(layer: Layer) -> bool:
 
 
 def incoming_norms(layer: Layer) -> Tensor:
-    """L1 norm of each unit's weights, without the bias, float32 or float64 [units]."""
+    """L1 norm of each unit's weights, without the bias, float32 or float64 [units]; of a DTensor this rank's rows."""
     magnitudes = _magnitudes(layer)
     if not (isinstance(layer, _ConvNd) and layer.transposed):
         return magnitudes.flatten(1).sum(1)
@@ -65,6 +66,22 @@ class OutgoingWeights:
             inputs = _by_column(magnitudes, layer)
         else:
             inputs = magnitudes.sum(0)
+        return self._of_units(inputs, units)
+
+    def norms_of_rows(self, units: int, first: int) -> Tensor:
+        """L1 norm of what each unit's part has in this rank's rows of a DTensor: float64 [units].
+
+        ``first``: how many rows come before them. Of convolutions that are not transposed, and Linears.
+        """
+        layer, magnitudes = self.module, _magnitudes(self.module)
+        groups = layer.groups if isinstance(layer, _ConvNd) else 1
+        kernel = list(range(2, magnitudes.dim()))
+        rows = magnitudes.double().sum(kernel) if kernel else magnitudes.double()
+        group = torch.arange(first, first + len(rows), device=rows.device) // (unit_count(layer) // groups)
+        inputs = rows.new_zeros(groups, rows.shape[1]).index_add_(0, group, rows)
+        return self._of_units(inputs.flatten(), units)
+
+    def _of_units(self, inputs: Tensor, units: int) -> Tensor:
         own = inputs[self.offset : self.offset + units * self.block]
         return torch.unflatten(own, 0, (units, self.block)).sum(1)
 
@@ -81,7 +98,7 @@ def reason_without_weight(name: str, module: Layer) -> str | None:
         return f"the weight of {name} is computed (parametrized, weight_norm, pruned)"
     if is_lazy(weight):
         return f"the weight of {name} is not initialized yet; run one forward pass first"
-    if type(weight.data) is not Tensor:
+    if type(weight.data) is not Tensor and not is_distributed(weight):
         return f"the weight of {name} is a {type(weight.data).__name__}, not a whole tensor"
     if "forward" in vars(module):
         return f"{name} has a forward of its own, set on the module"
@@ -98,7 +115,7 @@ def reason_without_weight(name: str, module: Layer) -> str | None:
 
 
 def _magnitudes(layer: Layer) -> Tensor:
-    weight: Tensor = layer.weight.detach()
+    weight = local_part(layer.weight.detach())
     return (weight if weight.dtype.itemsize > 2 else weight.float()).abs()
 
 

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import we_kernels as wk
-
 from ..arguments import check_optimizer
 from ..measures import UnitActivity
 from ..model.module_filters import ModuleFilter
-from ..model.optimizer_state import StateUpdate, check_optimizer_state
+from ..model.optimizer_state import check_optimizer_state
 from ..model.state import UNLESS_LENIENT, check_same_model, check_same_options, check_state
+from ..sharding.local_part import reshard
 from ..tables import in_short
-from .initialisation import Init, donor_norms, draw_
+from .initialisation import Init
 from .network_units import NetworkUnits
 from .options import ReactivationOptions
 from .report import ReactivationReport
-from .selection import DormantUnits, LeastUseful
+from .sharded_step import ShardedUnitStep
+from .step import UnitStep
 
 _STATE_FORMAT = 1
 _DEFAULTS = ReactivationOptions()
@@ -89,7 +89,7 @@ class UnitReactivation:
         exclude: no layers of these names, patterns or types.
         example_inputs: arguments of forward, a tensor or a tuple, for models that torch.fx cannot trace.
         all_ranks: average activations over all ranks of torch.distributed where it is initialized; False for networks
-            that are trained independently.
+            that are trained independently: over no others, or, of DTensors, the ranks that hold their shards.
         seed: of the random weights.
 
     Raises:
@@ -124,7 +124,7 @@ class UnitReactivation:
         assert state is not None
         if init is not None and not callable(init):
             raise TypeError(f"init must be a callable (tensor) -> None, got {type(init).__name__}")
-        self._state, self._init = state, init
+        self._model, self._state = model, state
         self._activity = UnitActivity(
             model, include=include, exclude=exclude, example_inputs=example_inputs, with_gradients=True
         )
@@ -132,9 +132,10 @@ class UnitReactivation:
         state.check_trains(self._units.parameters)
         if len(self._frozen) == len(self._units.layers):
             raise ValueError(f"no layer of the model can take part: {in_short(self.skipped)}")
-        self._selection: DormantUnits | LeastUseful = (
-            DormantUnits(self._units, options) if replacement_rate is None else LeastUseful(self._units, options)
-        )
+        parts = self._units, state, options, init
+        shards = self._activity.shards
+        self._acting = UnitStep(*parts) if shards is None else ShardedUnitStep(*parts, shards=shards)
+        self._units.keep_resets(optimizer)
         self._iteration = self._steps = 0
         self._watch()
 
@@ -218,6 +219,7 @@ class UnitReactivation:
 
     @property
     def _frozen(self) -> dict[str, str]:
+        reshard(self._model)
         return self._units.reasons_against(self._state.optimizer)
 
     @torch.no_grad()
@@ -231,8 +233,9 @@ class UnitReactivation:
                 iterations that were to be measured.
             TypeError, ValueError: a tensor of the model was resized, freed, moved away from the others or converted.
         """
+        acts = (self._iteration + 1) % self.every == 0
+        report = self._act() if acts else None
         self._iteration += 1
-        report = self._act() if self._iteration % self.every == 0 else None
         self._watch()
         return report
 
@@ -251,7 +254,7 @@ class UnitReactivation:
             "steps": self._steps,
             "units": dict(zip(self._units.layers, self._units.sizes, strict=True)),
             "options": self._options.to_dict(),
-            "selection": self._selection.state_dict(),
+            "selection": self._acting.selection.state_dict(),
             "activity": self._activity.state_dict() if self._activity.measuring else {},
         }
 
@@ -274,7 +277,7 @@ class UnitReactivation:
             check_same_options(state["options"], self._options.to_dict(), "UnitReactivation", UNLESS_LENIENT)
         if state["activity"]:
             self._activity.check_state(state["activity"])
-        self._selection.load_state_dict(state["selection"])
+        self._acting.selection.load_state_dict(state["selection"])
         self._iteration, self._steps = state["iteration"], state["steps"]
         self._resume(state["activity"])
 
@@ -310,26 +313,12 @@ class UnitReactivation:
         activations = None
         if self.importance == "activity":
             activations = self._activity.activations(all_ranks=self._options.all_ranks)
-            self._activity.clear()
         frozen = self._frozen
-        plan, given = self._units.plan(self._state)
-        free = self._units.mask_without(frozen, plan.device) if frozen else None
-        revived = self._selection.select(activations, free).to(plan.device)
-        others = StateUpdate(self._state, self._units.parameters, moments=False)
-        scale: str | Tensor = self.scale
-        if scale == "donor":
-            scores = self._units.incoming_norms() if activations is None else activations
-            scale = donor_norms(self._units, plan, revived, scores)
-        wk.reactivate_(plan, revived, seed=self.seed, step=self._steps, scale=scale, given=given)
-        if self._init is not None:
-            layers = zip(self._units.layers.values(), revived.split(self._units.sizes), strict=True)
-            first = self.seed + self._steps * len(self._units.sizes)
-            for seed, (layer, mask) in enumerate(layers, first):
-                draw_(layer, mask, self._init, seed, self.scale != "initial")
-        others.apply_()
+        revived = self._acting.run(activations, self._steps, frozen)
+        self._activity.clear()
         self._steps += 1
         return ReactivationReport(
-            self._iteration,
+            self._iteration + 1,
             list(self._units.layers),
             self._units.sizes,
             revived,

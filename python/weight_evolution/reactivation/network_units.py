@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from ..model.optimizer_state import OptimizerState, moments_of
 from ..model.unit_graph import UnitGraph, UnitLayer
 from ..model.unit_weights import Layer, OutgoingWeights, input_count, unit_count
 from ..model.wrapped_optimizers import parameters_of, wrapped_optimizers
+from ..sharding.local_part import is_distributed, local_part
+from ..sharding.rows import Rows, rows_held
 from .unit_adamw import UnitAdamW
 
 
@@ -37,15 +40,39 @@ class _Place:
 
     @property
     def tensor(self) -> Tensor:
-        """As it is now."""
+        """As it is now; perhaps a DTensor."""
         found: Tensor = getattr(self.module, self.attribute)
         return found
 
-    def item(self) -> wk.UnitTensor:
-        """For a plan."""
-        return wk.UnitTensor(
-            self.tensor, self.rows, self.columns, self.groups, self.row_value, self.column_value, self.name
+    @property
+    def held(self) -> Rows:
+        """Which of its rows this rank has."""
+        return rows_held(self.name, self.tensor, 0)
+
+    def item(self) -> Item:
+        """What is written to it."""
+        tensor = wk.UnitTensor(
+            local_part(self.tensor), self.rows, self.columns, self.groups, self.row_value, self.column_value, self.name
         )
+        return Item(tensor, self.tensor.shape, self.held)
+
+
+class Item(NamedTuple):
+    """A tensor that a step writes to, with the tables of all its rows and columns."""
+
+    own: wk.UnitTensor
+    """With the part of the tensor that this rank has."""
+    shape: torch.Size
+    """Of the tensor on all ranks together."""
+    held: Rows
+    """Which of its rows this rank has."""
+    given: float | Tensor | None = None
+    """The number for the value "given"."""
+
+    @property
+    def values(self) -> tuple[str, str]:
+        """What the rows and columns of units become."""
+        return self.own.row_value, self.own.column_value
 
 
 class NetworkUnits:
@@ -95,8 +122,10 @@ class NetworkUnits:
                     break
         return found
 
-    def mask_without(self, names: Container[str], device: torch.device) -> Tensor:
-        """bool [U] on ``device``: units of the other layers. Sent there again only when it changes."""
+    def mask_without(self, names: Collection[str], device: torch.device) -> Tensor | None:
+        """bool [U] on ``device``: units of the other layers; None for all. Sent there again only when it changes."""
+        if not names:
+            return None
         key = tuple(name not in names for name in self.layers), device
         if self._mask is None or self._mask[0] != key:
             mask = torch.tensor(key[0]).repeat_interleave(torch.tensor(self.sizes))
@@ -105,11 +134,9 @@ class NetworkUnits:
 
     def plan(self, state: OptimizerState) -> tuple[wk.UnitPlan, Sequence[float] | Tensor]:
         """The plan for the tensors as they are now, and the numbers for what is given."""
-        items = [place.item() for place in self._places.values()]
-        given: list[float | Tensor] = []
-        for item, number in self._state(state):
-            items.append(item)
-            given += [] if number is None else [number]
+        found = self.items(state)
+        items = [item.own for item in found]
+        given = [item.given for item in found if item.given is not None]
         identities = [id(item.tensor) for item in items]
         if self._plan is None or identities != self._planned:
             self._plan, self._planned = wk.UnitPlan(items, sum(self.sizes)), identities
@@ -120,6 +147,19 @@ class NetworkUnits:
         device = self._plan.device
         parts = [n.to(device) if isinstance(n, Tensor) else torch.full((), n, device=device) for n in given]
         return self._plan, torch.stack([part.float().reshape(()) for part in parts])
+
+    @torch.no_grad()
+    def items(self, state: OptimizerState) -> list[Item]:
+        """All tensors that a step writes to, as they are now: the network's, then the optimizer's."""
+        return [*(place.item() for place in self._places.values()), *self._state(state)]
+
+    def keep_resets(self, optimizer: Optimizer) -> None:
+        """Have a UnitAdamW hold the ages of DTensors from their first step on, so that checkpoints have them."""
+        for one in (optimizer, *wrapped_optimizers(optimizer)):
+            trained = set(map(id, parameters_of(one))) if isinstance(one, UnitAdamW) else set()
+            for place in self._places.values():
+                if isinstance(one, UnitAdamW) and id(place.tensor) in trained and is_distributed(place.tensor):
+                    one.keep_resets(place.tensor, place.groups)
 
     def incoming_norms(self) -> Tensor:
         """float32 [U]: the L1 norm of each unit's incoming weights."""
@@ -140,9 +180,14 @@ class NetworkUnits:
         return [(keys.index((name, "weight")), _incoming_axis(layer.module)) for name, layer in self.layers.items()]
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """Those of the network that a step writes to, the first ones of `items`; perhaps DTensors."""
+        return [place.tensor for place in self._places.values()]
+
+    @property
     def parameters(self) -> list[Tensor]:
         """All that a step may change, without running statistics."""
-        return [place.tensor for place in self._places.values() if isinstance(place.tensor, nn.Parameter)]
+        return [tensor for tensor in self.tensors if isinstance(tensor, nn.Parameter)]
 
     def _numbers(self) -> list[Tensor]:
         return list(torch.arange(sum(self.sizes)).split(self.sizes))
@@ -181,8 +226,8 @@ class NetworkUnits:
         else:
             place.columns, place.column_value = _merged(place.columns, channels), "zero"
 
-    def _state(self, state: OptimizerState) -> Iterator[tuple[wk.UnitTensor, float | Tensor | None]]:
-        """Of the optimizer: each tensor, and the number that it is given."""
+    def _state(self, state: OptimizerState) -> Iterator[Item]:
+        """Of the optimizer."""
         places = {id(place.tensor): place for place in self._places.values()}
         within = (state.optimizer, *wrapped_optimizers(state.optimizer))
         ageing = [one for one in within if isinstance(one, UnitAdamW) and state.choice != "keep"]
@@ -190,7 +235,7 @@ class NetworkUnits:
             place = places[id(moment.parameter)]
             initial = 0.0 if ageing else moment.initial
             value = "mean" if initial is None else "zero" if initial == 0 else "given"
-            yield _like(place, moment.value, value), initial if value == "given" else None
+            yield _like(place, moment.value, value, initial if value == "given" else None)
         for optimizer in ageing:
             for place in places.values():
                 yield from _ages(place, optimizer)
@@ -207,24 +252,27 @@ def _parameters_of(layer: UnitLayer) -> Iterator[tuple[str, Tensor]]:
         yield f"{reader.name}.weight", reader.module.weight
 
 
-def _ages(place: _Place, optimizer: UnitAdamW) -> Iterator[tuple[wk.UnitTensor, float | Tensor]]:
+def _ages(place: _Place, optimizer: UnitAdamW) -> Iterator[Item]:
     """What counts when the rows and columns of a parameter were last reset."""
     resets = optimizer.unit_resets(place.tensor, place.groups) if place.tensor in optimizer.state else None
     if resets is None:
         return
     step = float(resets.step) if resets.step.device.type == "cpu" else resets.step
-    vectors = (resets.rows, place.rows, place.row_value), (resets.columns, place.columns, place.column_value)
-    for vector, units, value in vectors:
-        if units is not None and value != "keep":
-            yield wk.UnitTensor(vector, units, row_value="given", name=f"age of {place.name}"), step
+    name, every_column = f"age of {place.name}", Rows(0, len(resets.columns), True)
+    if place.rows is not None and place.row_value != "keep":
+        rows = wk.UnitTensor(resets.rows, place.rows, row_value="given", name=name)
+        yield Item(rows, place.tensor.shape[:1], place.held, step)
+    if place.columns is not None and place.column_value != "keep":
+        columns = wk.UnitTensor(resets.columns, place.columns, row_value="given", name=name)
+        yield Item(columns, resets.columns.shape, every_column, step)
 
 
-def _like(place: _Place, tensor: Tensor, value: str) -> wk.UnitTensor:
+def _like(place: _Place, tensor: Tensor, value: str, given: float | None) -> Item:
     """Another tensor of a place's shape, with one value for all that is written."""
     row, column = ("keep" if own == "keep" else value for own in (place.row_value, place.column_value))
-    return wk.UnitTensor(
-        tensor, place.rows, place.columns, place.groups, row, column, f"optimizer state of {place.name}"
-    )
+    name = f"optimizer state of {place.name}"
+    own = wk.UnitTensor(tensor, place.rows, place.columns, place.groups, row, column, name)
+    return Item(own, place.tensor.shape, place.held, given)
 
 
 def _incoming_axis(layer: Layer) -> str:

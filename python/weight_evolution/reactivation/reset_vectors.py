@@ -46,9 +46,9 @@ def by_row(columns: Tensor, groups: int, parameter: Tensor) -> Tensor:
         groups: equal parts of all rows.
         parameter: [D0, D1, ...].
     """
-    size = (*parameter.shape, 1)[0] // groups
-    of_rows = columns.view(groups, -1).repeat_interleave(size, 0)
-    return of_rows[held_rows(parameter).range]
+    held, of_groups = held_rows(parameter), columns.view(groups, -1)
+    rows = torch.arange(held.first, held.first + held.number, device=columns.device)
+    return of_groups[rows // ((*parameter.shape, 1)[0] // groups)]
 
 
 def _spread(own: Tensor, parameter: Tensor) -> Tensor:
@@ -60,6 +60,5 @@ def _spread(own: Tensor, parameter: Tensor) -> Tensor:
     distributed: Any = parameter
     # Along a dimension of one rank the parameter may be sharded in any way.
     placements = [kind if kind.is_shard(0) else Replicate() for kind in distributed.placements]
-    return DTensor.from_local(
-        own, distributed.device_mesh, placements, run_check=False, shape=(*parameter.shape, 1)[:1], stride=(1,)
-    )
+    rows = torch.Size((*parameter.shape, 1)[:1])
+    return DTensor.from_local(own, distributed.device_mesh, placements, run_check=False, shape=rows, stride=(1,))

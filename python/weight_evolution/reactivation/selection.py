@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from copy import copy
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ from .network_units import NetworkUnits
 from .options import ReactivationOptions
 
 
+class Norms(Protocol):
+    """L1 norms of the weights of all units."""
+
+    def incoming_norms(self) -> Tensor:
+        """float32 [U]: of each unit's incoming weights."""
+
+    def outgoing_norms(self) -> Tensor:
+        """float32 [U]: of each unit's outgoing weights."""
+
+
 class DormantUnits:
     """Those of which the score is at most a threshold.
 
@@ -22,19 +33,25 @@ class DormantUnits:
     """
 
     def __init__(self, units: NetworkUnits, options: ReactivationOptions) -> None:
-        self._units, self._threshold, self._by_norm = units, options.threshold, options.importance == "l1"
+        self._sizes, self._threshold, self._by_norm = units.sizes, options.threshold, options.importance == "l1"
         self._parents = units.parents
+        self.needs_incoming, self.needs_outgoing = self._by_norm, False
+        """Which norms `select` asks for."""
 
-    def select(self, activations: Tensor | None, free: Tensor | None) -> Tensor:
+    def select(self, activations: Tensor | None, free: Tensor | None, norms: Norms) -> Tensor:
         """bool [U] on the device of the activations, or of the weights for scores by norm.
 
         ``free``: bool [U], units that can start anew; all when None.
         """
-        scored = self._units.incoming_norms() if self._by_norm or activations is None else activations
+        scored = norms.incoming_norms() if self._by_norm or activations is None else activations
         if self._parents is not None:
             self._parents = self._parents.to(scored.device)
-        dormant = wk.dormant_units(scored, self._units.sizes, self._threshold, parents=self._parents)
+        dormant = wk.dormant_units(scored, self._sizes, self._threshold, parents=self._parents)
         return dormant if free is None else dormant & free.to(dormant.device)
+
+    def clone(self) -> DormantUnits:
+        """Nothing is remembered."""
+        return self
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing is remembered."""
@@ -52,7 +69,9 @@ class LeastUseful:
 
     def __init__(self, units: NetworkUnits, options: ReactivationOptions) -> None:
         assert options.replacement_rate is not None
-        self._units, self._options, self._rate = units, options, options.replacement_rate
+        self._options, self._rate = options, options.replacement_rate
+        self.needs_incoming, self.needs_outgoing = options.utility == "adaptation", True
+        """Which norms `select` asks for."""
         self._ancestors = _ancestors(units.parents)
         count, layers = sum(units.sizes), len(units.sizes)
         self._utility, self._age = torch.zeros(count), torch.zeros(count)
@@ -60,7 +79,7 @@ class LeastUseful:
         self._layer = torch.arange(layers).repeat_interleave(torch.tensor(units.sizes))
         self._start = torch.tensor(units.starts)[self._layer]
 
-    def select(self, activations: Tensor | None, free: Tensor | None) -> Tensor:
+    def select(self, activations: Tensor | None, free: Tensor | None, norms: Norms) -> Tensor:
         """bool [U]; counts as a step of every unit's age.
 
         ``free``: bool [U], units that can start anew, all when None; none of the others is due.
@@ -69,9 +88,9 @@ class LeastUseful:
         if activations.device != self._utility.device:
             self._move(activations.device)
         self._age += 1
-        useful = activations * self._units.outgoing_norms()
+        useful = activations * norms.outgoing_norms()
         if self._options.utility == "adaptation":
-            useful = useful / self._units.incoming_norms()
+            useful = useful / norms.incoming_norms()
         decay = self._options.decay
         self._utility.lerp_(useful, 1 - decay)
         corrected = self._utility / (1 - decay**self._age)
@@ -92,6 +111,13 @@ class LeastUseful:
         self._utility.masked_fill_(revived, 0)
         self._age.masked_fill_(revived, 0)
         return revived
+
+    def clone(self) -> LeastUseful:
+        """Another one that goes on from here."""
+        other = copy(self)
+        for name in ("_utility", "_age", "_pending"):
+            setattr(other, name, getattr(self, name).clone())
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         """Utilities, ages, and what is still due; waits for the device."""

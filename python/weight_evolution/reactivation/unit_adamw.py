@@ -207,7 +207,7 @@ class UnitAdamW(CheckedOptimizer, Adam):
                     self.state[param][key] = spread(value, param)
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        state: dict[str, Any] = super().__getstate__()
         return {**state, "_kept": self._kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -216,6 +216,7 @@ class UnitAdamW(CheckedOptimizer, Adam):
             # Of before PyTorch 2.6, when a group did not say which of the two it was.
             group.setdefault("decoupled_weight_decay", defaults["decoupled_weight_decay"])
             group.update(foreach=None, fused=None, differentiable=False)
+        self.__dict__.setdefault("_kept", {})
         super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -317,11 +318,15 @@ class UnitAdamW(CheckedOptimizer, Adam):
         d0, d1 = (*parameter.shape, 1, 1)[:2]
         if check_integer(groups, "groups") < 1 or d0 % groups != 0:
             raise ValueError(f"groups must be a positive divisor of {d0}, the parameter's rows, got {groups}")
-        known = self.state[parameter].get("column_reset") if parameter in self.state else None
+        state = self.state.get(parameter, {})
+        known = state.get("column_reset")
         if known is not None and known.numel() != groups * d1:
-            raise ValueError(
-                f"groups must be {_groups_of(parameter, known)}, as in earlier resets of the parameter, got {groups}"
-            )
+            if not is_distributed(parameter) or bool(known.any()):
+                raise ValueError(
+                    f"groups must be {_groups_of(parameter, known)}, as in earlier resets of the parameter, got "
+                    f"{groups}"
+                )
+            del state["column_reset"]  # made at the first step, and nothing was reset
         return d0, d1
 
     def _row_reset(self, parameter: Tensor) -> Tensor:

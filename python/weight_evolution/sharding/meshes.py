@@ -23,6 +23,8 @@ class Spread(NamedTuple):
     """Whether a rank must have the filters that it has as a whole, or parts of them will do."""
     channel_dim: int | None = None
     """The dimension of the input channels, if a rank may have some of those of all filters instead."""
+    instead: str = ""
+    """What to do with a parameter that is refused, for messages; to exclude its module when left out."""
 
 
 def placement_of(spreads: Sequence[Spread]) -> Placement | None:
@@ -44,8 +46,9 @@ def placement_of(spreads: Sequence[Spread]) -> Placement | None:
             first, group = spread, own_group
         elif own_group != group:
             raise ValueError(
-                f"{spread.name} is sharded over other ranks than {first.name}, and a threshold needs all filters on "
-                "the same; give fully_shard one mesh for all, or make one WeightEvolution with include= for each"
+                f"{spread.name} is sharded over other ranks than {first.name}, and all that is compared must be on the "
+                "same; give fully_shard one mesh for all, or make one WeightEvolution (UnitReactivation) with include= "
+                "for each"
             )
     if group is None:
         return None
@@ -89,7 +92,7 @@ def _shard_of(spread: Spread) -> _Shard | None:
     if len(found) > 1:
         raise TypeError(
             f"{spread.name} is a DTensor sharded along {len(found)} dimensions of its mesh, where one can be worked "
-            f"with; replicate it along the others (HSDP), or {_left_out(spread.name)}"
+            f"with; replicate it along the others (HSDP), or {_left_out(spread)}"
         )
     dims = [spread.filter_dim] + ([] if spread.channel_dim is None else [spread.channel_dim])
     for _, kind in found:
@@ -99,18 +102,18 @@ def _shard_of(spread: Spread) -> _Shard | None:
                 f"{spread.name} is a DTensor placed as {kind!r}, of which no rank has whole "
                 f"{'filters' if spread.channel_dim is None else 'filters or kernels'}; they can be worked with as "
                 f"{possible} or Replicate() (shard_placement_fn= and ignored_params= of fully_shard, "
-                f"ColwiseParallel), else {_left_out(spread.name)}"
+                f"ColwiseParallel), else {_left_out(spread)}"
             )
     if local_part(spread.parameter).device.type not in (mesh.device_type, "meta"):
         raise TypeError(
             f"{spread.name} is offloaded to the CPU (CPUOffloadPolicy), where its group on {mesh.device_type} cannot "
-            f"exchange it; leave offload_policy= out, or {_left_out(spread.name)}"
+            f"exchange it; leave offload_policy= out, or {_left_out(spread)}"
         )
     return _Shard(found[0][0], found[0][1].dim) if found else None
 
 
-def _left_out(name: str) -> str:
-    return f"leave it out with exclude=[{name.rpartition('.')[0]!r}]"
+def _left_out(spread: Spread) -> str:
+    return spread.instead or f"leave it out with exclude=[{spread.name.rpartition('.')[0]!r}]"
 
 
 def _mesh(spread: Spread) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...runtime.layout import DTYPES, Layer, Layout
 from ...runtime.transfer import Place, refuse_capture, table_to_device, to_device
-from ..reference import STREAM
+from ..draw import STREAM
 from ..rule import DRAW, GIVEN, KEEP, MEAN, MEAN_OR_ONE
 from . import sums, write
 from .elements import ENTRIES, PLAN_FIELDS
