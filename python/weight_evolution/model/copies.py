@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 from ..sharding.failures import communication
 from ..sharding.local_part import fully_sharded, is_distributed, plain_class, reshard, whole
 from .wrappers import inside, joined, named_modules, unwrap
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
 KEPT_ELEMENTS = 4096
 """Buffers and other tensors of at most so many elements keep their values in a copy without: forward may branch on a
@@ -99,6 +102,14 @@ def on_meta(tensor: Tensor) -> Tensor:
     if tensor.layout != torch.strided:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def as_fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    """A fake tensor of that mode in place of a tensor; of a DTensor a whole one."""
+    if not is_distributed(tensor):
+        return mode.from_tensor(tensor)
+    with mode:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def _leave_behind(module: nn.Module, memo: dict[int, Any]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
-from .copies import copy_without_values
+from .copies import as_fake, copy_without_values
 from .example_inputs import inputs_beside
 from .tracing import Trace, has_global_hooks, restored
 
@@ -30,7 +31,7 @@ def shapes_of(model: nn.Module, traced: Trace, example_inputs: tuple[Tensor, ...
         raise RuntimeError("not tried, as it would call the global hooks of nn.Module")
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with restored(), torch.no_grad():
-        copied = copy_without_values(model, fake.from_tensor).eval()
+        copied = copy_without_values(model, partial(as_fake, fake)).eval()
         inputs = tree_map_only(Tensor, fake.from_tensor, inputs_beside(model, example_inputs))
         interpreter = _Shapes(copied, traced.graph)
         with fake:

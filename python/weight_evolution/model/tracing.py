@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
 from ..tables import first_line
-from .copies import CannotCopyError, copy_without_values
+from .copies import CannotCopyError, as_fake, copy_without_values
 from .example_inputs import inputs_beside
 from .regions import without_regions
 
@@ -122,7 +123,7 @@ def _by_export(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Trace:
     # Fake tensors keep their device, so constants that forward makes there go with them.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     # In training mode the graph is full of statistics.
-    exported = copy_without_values(model, fake.from_tensor).eval()
+    exported = copy_without_values(model, partial(as_fake, fake)).eval()
     inputs = tree_map_only(Tensor, fake.from_tensor, inputs_beside(model, example_inputs))
     program = torch.export.export(exported, inputs)
     owners = {

@@ -268,7 +268,7 @@ class UnitFlows:
                 known = [size for size in sizes if size is not None]
                 return sum(known) if len(known) == len(sizes) else None
             kept = isinstance(module, (_BatchNorm, *kinds.NONLINEAR_MODULES, *kinds.UNCHANGED_MODULES))
-            kept = kept or plain_class(module) in kinds.POOL_MODULES
+            kept = kept or (module is not None and plain_class(module) in kinds.POOL_MODULES)
             if not (kept or name in kinds.NONLINEARITIES | kinds.UNCHANGED or name in kinds.POOLS):
                 return None
             node = _first_argument(node)

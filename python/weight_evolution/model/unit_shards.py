@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..sharding.gather import gather
+from ..sharding.gather import as_float32, as_float64, gather
 from ..sharding.local_part import is_distributed
 from ..sharding.meshes import Spread, placement_of
 from ..sharding.placement import Placement
@@ -112,8 +112,7 @@ class UnitShards:
             parts = [own, own.new_zeros(self.units.most - len(own))]
         if outgoing:
             sums = torch.cat([self._outgoing_here(layer) for layer in self._layers.values()])
-            high = sums.float()
-            parts = [*(part.to(high.device) for part in parts), high, (sums - high).float()]
+            parts = [*(part.to(sums.device) for part in parts), as_float32(sums)]
         return torch.cat(parts)
 
     def norms_of(self, rows: Tensor, *, incoming: bool, outgoing: bool) -> UnitNorms:
@@ -122,9 +121,11 @@ class UnitShards:
         Incoming norms are those of one process. Outgoing ones are sums of parts: they differ from those of one process
         in the last bits.
         """
-        own, *parts = rows.split([self.units.most if incoming else 0, *[sum(self.units.sizes)] * 2 * outgoing], dim=1)
-        summed = sum((part.double() for part in parts), torch.zeros((), device=rows.device, dtype=torch.float64))
-        return UnitNorms(self.units.by_filter(own) if incoming else None, summed.sum(0).float() if outgoing else None)
+        most = self.units.most if incoming else 0
+        return UnitNorms(
+            self.units.by_filter(rows[:, :most]) if incoming else None,
+            as_float64(rows[:, most:]).sum(0).float() if outgoing else None,
+        )
 
     def _outgoing_here(self, layer: UnitLayer) -> Tensor:
         """float64 [units]; of a weight that every rank has the first one's."""

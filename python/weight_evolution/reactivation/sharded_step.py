@@ -14,7 +14,7 @@ from ..model.sharded_state import ShardedState
 from ..model.targets import by_output
 from ..model.unit_shards import UnitNorms, UnitShards
 from ..sharding.attempts import Attempts
-from ..sharding.gather import gather
+from ..sharding.gather import as_float32, as_float64, gather
 from .initialisation import by_module, donor_norms, fresh_weight, in_place_of
 from .network_units import Item
 from .selection import DormantUnits, LeastUseful
@@ -92,11 +92,11 @@ class ShardedUnitStep(UnitStep):
         prepared: list[_Prepared] = []
 
         def prepare() -> Tensor:
-            """float32: sums of this rank's rows, each as two numbers."""
+            """float32: sums of this rank's rows."""
             prepared.append(self._prepare(seen, activations, norms, step, frozen))
             parts = prepared[0].parts
             sums = [parts[i].sums(scaled=self._scaled) for i in seen.summed]
-            return _as_two(torch.stack(sums)) if sums else torch.empty(0, dtype=torch.float32, device="cpu")
+            return as_float32(torch.stack(sums)) if sums else torch.empty(0, dtype=torch.float32, device="cpu")
 
         numbers = gather(group, prepare, 2 * SUMS * len(seen.summed), agreed, device)
         self._write(seen, prepared[0], numbers, agreed)
@@ -146,7 +146,7 @@ class ShardedUnitStep(UnitStep):
 
     def _write(self, seen: _Seen, prepared: _Prepared, numbers: Tensor, agreed: str) -> None:
         totals = numbers.new_zeros(len(seen.items), SUMS, dtype=torch.float64)
-        for i, of_ranks in zip(seen.summed, _as_one(numbers, len(seen.summed)).unbind(1), strict=True):
+        for i, of_ranks in zip(seen.summed, as_float64(numbers).split(SUMS, dim=1), strict=False):
             # Of a tensor that every rank has, the first one speaks.
             spread = seen.items[i].held.number != seen.items[i].shape[0]
             totals[i] = of_ranks.sum(0) if spread else of_ranks[0]
@@ -187,14 +187,3 @@ class ShardedUnitStep(UnitStep):
 def _outputs(item: Item, axis: str) -> slice:
     """Which of a layer's outputs this rank has; all where they are columns of the weight."""
     return item.held.range if axis == "rows" else slice(None)
-
-
-def _as_two(numbers: Tensor) -> Tensor:
-    """Of float64 numbers, float32 ones that add up to them."""
-    high = numbers.float()
-    return torch.stack([high, (numbers - high).float()], dim=-1).flatten()
-
-
-def _as_one(numbers: Tensor, count: int) -> Tensor:
-    """float64 [ranks, count, SUMS] of what `_as_two` gave on all ranks."""
-    return numbers.view(len(numbers), count, SUMS, 2).double().sum(-1)

@@ -57,3 +57,13 @@ def gather(placement: Placement, compute: Callable[[], Tensor], size: int, agree
             "epoch, options and loaded state; nothing was changed on any rank"
         )
     return rows[:, HEADER:]
+
+
+def as_float32(numbers: Tensor) -> Tensor:
+    """float32, two for each float64 number, with its bits: for `gather`, which only copies them."""
+    return numbers.flatten().view(torch.float32)
+
+
+def as_float64(rows: Tensor) -> Tensor:
+    """float64 [ranks, numbers] of what `as_float32` gave on all ranks."""
+    return rows.clone(memory_format=torch.contiguous_format).view(torch.float64)  # aligned to 8 bytes
