@@ -300,6 +300,58 @@ def sharded_networks_go_on_on_other_ranks(ranks, folder):
 
 
 @case
+def reactivation_of_shards(ranks, folder):
+    """As of replicas, to the bits on two ranks; with BatchNorm."""
+    options = asdict(reactivation.Options(every=2, batches=1, threshold=0.96))
+    config = config_of("reactivation", model="resnet8", optimizer="unit-adamw", lr=0.002)
+    config = replace(config, method_options={"reactivation": options})
+    shards = train(Trainer(config, 3, digits(), CPU, ranks=Shards(CPU)))
+    replicas = train(Trainer(config, 3, digits(), CPU, ranks=ranks))
+    assert sum(row["reactivation_revived"] for row in shards.history) > 0
+    states = [shards.state_dict(), replicas.state_dict()]
+    if ranks.count == 2 and ranks.first:
+        without_zeros(states[0])
+        without_zeros(states[1])
+        assert_alike(*({name: dict(state[name]) for name in ("model", "optimizer", "methods")} for state in states))
+
+
+def without_zeros(state):
+    """UnitAdamW has vectors of all DTensors, of other parameters only after a reset."""
+    for entries in state["optimizer"]["state"].values():
+        for name in ("row_reset", "column_reset"):
+            if name in entries and not entries[name].any():
+                del entries[name]
+
+
+@case
+def measurements_resume_on_other_ranks(ranks, folder):
+    """From one process to replicas to shards, in the middle of measurements; ages must come along, too."""
+    options = asdict(reactivation.Options(every=4, batches=3, threshold=0.9))
+    config = config_of("reactivation", epochs=4, optimizer="unit-adamw", lr=0.002)
+    config = replace(config, method_options={"reactivation": options})
+    path = folder.with_suffix(f".{ranks.rank}.pt")
+    alone = train(Trainer(config, 3, digits(), CPU), 1)
+    save_checkpoint(alone.state_dict(), path)
+    replicas = train(restored(config, read_checkpoint(path), ranks=ranks), 2)
+    save_checkpoint(replicas.state_dict(), path)
+    dist.broadcast_object_list(saved := [path.read_bytes()], 0)
+    path.write_bytes(saved[0])
+    shards = train(restored(config, read_checkpoint(path), ranks=Shards(CPU)), 3)
+    state = shards.state_dict()
+    assert all(state["methods"]["reactivation"]["activity"].values())
+    save_checkpoint(state, path)
+    dist.broadcast_object_list(saved := [path.read_bytes()], 0)
+    path.write_bytes(saved[0])
+    replicas = train(restored(config, read_checkpoint(path), ranks=ranks), 4)
+    assert replicas.history[2]["reactivation_revived"] > 0
+    states = [replicas.state_dict(), train(alone, 4).state_dict()]
+    for state in states:
+        without_zeros(state)
+        state["history"] = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in state["history"]]
+    assert_alike(*states, rtol=1e-5, atol=1e-6)
+
+
+@case
 def one_rank_reads_and_writes(ranks, folder):
     """Of a folder that is there on its machine alone; its errors are those of all."""
     own = OutputOptions(folder if ranks.first else folder.with_name("elsewhere"), stop_after=1)
@@ -361,8 +413,6 @@ def what_ranks_cannot_train_is_refused(ranks, folder):
         ("--compile does not go with --parallel fsdp", "baseline", shards, {"compile": True}),
         ("--channels-last does not go with --parallel fsdp", "baseline", shards, {"channels_last": True}),
         ("--amp fp16 does not go with --parallel fsdp", "baseline", shards, {"amp": "fp16"}),
-        ("--optimizer unit-adamw: .* is a DTensor", "baseline", shards, {"optimizer": "unit-adamw"}),
-        ("--method reactivation: .* is a DTensor", "reactivation", shards, {}),
     ):
         data = digits(changes.pop("images", 90))
         with pytest.raises(UserError, match=message):

@@ -22,7 +22,7 @@ from ..model.weights import reason_without_layers
 from ..sharding.failures import communication
 from ..sharding.local_part import reshard
 from .dormancy_report import DormancyReport
-from .unit_sums import UnitSums, fits
+from .unit_sums import UnitSums, emptied, fits, sum_dtype
 
 
 class UnitActivity:
@@ -108,12 +108,25 @@ class UnitActivity:
         """Whether forward passes are measured now."""
         return bool(self._handles)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, group: dist.ProcessGroup | None = None) -> dict[str, Any]:
         """What was measured since `start` or `clear`: layer name -> one dict of plain numbers for each place.
 
         Waits for the device.
+
+        Args:
+            group: with the sums of all its ranks, which have seen as many passes: one all-reduce. To go on from there,
+                one of them loads it, and the others `without_sums` of it.
+
+        Raises:
+            ExchangeError: another rank did not take part.
         """
-        return {name: [sums.state_dict() for sums in own] for name, own in self._sums.items()}
+        state = {name: [sums.state_dict() for sums in own] for name, own in self._sums.items()}
+        return state if group is None else self._added_up(state, group)
+
+    @staticmethod
+    def without_sums(state: Mapping[str, Any]) -> dict[str, Any]:
+        """The same state of a measurement that has seen as many passes, and nothing in them."""
+        return {name: [emptied(saved) for saved in own] for name, own in state.items()}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Whether `start` and `load_state_dict` can go on from there; changes nothing.
@@ -183,7 +196,7 @@ class UnitActivity:
         """
         check_flag(all_ranks, "all_ranks")
         self._check_started()
-        group = self._group(all_ranks)
+        group = self.averaged_over(all_ranks)
         seen = self._elements()
         if group is None:
             self._check_seen(seen)
@@ -208,7 +221,7 @@ class UnitActivity:
         """
         check_flag(all_ranks, "all_ranks")
         self._check_started()
-        totals, elements, calls = (part.double().cpu() for part in self._summed(self._group(all_ranks)))
+        totals, elements, calls = (part.double().cpu() for part in self._summed(self.averaged_over(all_ranks)))
         self._check_seen(elements.tolist())
         layers, (incoming, outgoing) = self.graph.layers, self._norms()
         means = [total / count for total, count in zip(totals.split(self.layer_sizes), elements, strict=True)]
@@ -222,6 +235,23 @@ class UnitActivity:
             batches={name: int(count) for name, count in zip(layers, calls, strict=True)},
             skipped=dict(self.graph.skipped),
         )
+
+    def _added_up(self, state: Mapping[str, Any], group: dist.ProcessGroup) -> dict[str, Any]:
+        """A state with the sums of all ranks of a group."""
+        places = [saved for own in state.values() for saved in own]
+        rows = [[*row, count] for saved in places for row, count in zip(saved["sums"], saved["counts"], strict=True)]
+        device = next(iter(self.graph.layers.values())).module.weight.device
+        numbers = torch.tensor([number for row in rows for number in row], dtype=sum_dtype(device)).to(device)
+        with communication():
+            dist.all_reduce(numbers, group=group)
+        totals = iter(numbers.split([len(row) for row in rows])) if rows else iter(())
+        added = []
+        for saved in places:
+            summed = [next(totals).tolist() for _ in saved["sums"]]
+            counts = [int(row[-1]) for row in summed]
+            added.append({**saved, "sums": [row[:-1] for row in summed], "counts": counts})
+        found = iter(added)
+        return {name: [next(found) for _ in own] for name, own in state.items()}
 
     def _norms(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """L1 norms of each layer's units' incoming and outgoing weights, float32 or float64 [units]."""
@@ -254,8 +284,8 @@ class UnitActivity:
         """Of each layer, over how many activations of each unit the sums go."""
         return [sum(sums.elements for sums in own) for own in self._sums.values()]
 
-    def _group(self, all_ranks: bool) -> dist.ProcessGroup | None:
-        """Of the ranks over which activations are averaged; None for this one alone."""
+    def averaged_over(self, all_ranks: bool) -> dist.ProcessGroup | None:
+        """The ranks over which `activations` averages; None for this one alone."""
         if not (dist.is_available() and dist.is_initialized()):
             return None
         if all_ranks:

@@ -79,7 +79,7 @@ class UnitSums:
             self.clear()
             return
         rows = 1 if self._batches is None else self._batches
-        self._sums = torch.zeros(rows, self._units, dtype=_sum_dtype(device), device=device)
+        self._sums = torch.zeros(rows, self._units, dtype=sum_dtype(device), device=device)
         self._sums[: len(state["sums"])] = torch.tensor(state["sums"], dtype=self._sums.dtype)
         self._counts = [*state["counts"], *[0] * (rows - len(state["counts"]))]
         self.calls = state["calls"]
@@ -87,7 +87,7 @@ class UnitSums:
     def total(self, device: torch.device) -> Tensor:
         """[units], where the activations were; zeros on ``device`` where nothing was ever seen."""
         if self._sums is None:
-            return torch.zeros(self._units, dtype=_sum_dtype(device), device=device)
+            return torch.zeros(self._units, dtype=sum_dtype(device), device=device)
         return self._sums[: self.kept_calls].sum(0)
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class UnitSums:
         """Where this call's sums go, and whether they are the first ones there."""
         rows = 1 if self._batches is None else self._batches
         if self._sums is None:
-            self._sums = torch.empty(rows, self._units, dtype=_sum_dtype(device), device=device)
+            self._sums = torch.empty(rows, self._units, dtype=sum_dtype(device), device=device)
             self._counts = [0] * rows
         elif self._sums.device != device:  # the model was moved
             self._sums = self._sums.to(device)
@@ -140,7 +140,12 @@ def fits(state: Any, units: int, batches: int | None) -> bool:
     )
 
 
-def _sum_dtype(device: torch.device) -> torch.dtype:
+def emptied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A `UnitSums.state_dict` of as many calls in which nothing was seen."""
+    return {**state, "sums": [[0.0] * len(row) for row in state["sums"]], "counts": [0] * len(state["counts"])}
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
     """float64 is exact enough for any number of batches; not every device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 

@@ -7,10 +7,11 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..arguments import check_optimizer
+from ..arguments import check_flag, check_optimizer
 from ..measures import UnitActivity
 from ..model.module_filters import ModuleFilter
 from ..model.optimizer_state import check_optimizer_state
@@ -243,11 +244,21 @@ class UnitReactivation:
         """Remove the hooks that measure; the next `step` puts them back where they are needed."""
         self._activity.stop()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, all_ranks: bool = False) -> dict[str, Any]:
         """Iterations, steps, what the selection and a measurement that has begun remember; waits for the device.
 
         Plain numbers, strings, lists and dicts.
+
+        Args:
+            all_ranks: True for a measurement that has begun with what all ranks have seen that are averaged over, the
+                same on each: a collective that all must call. Where several ranks load it the first one goes on with
+                it. With False it is what this rank has seen.
+
+        Raises:
+            ExchangeError: another rank did not take part.
         """
+        group = self._activity.averaged_over(self._options.all_ranks)
+        together = group if check_flag(all_ranks, "all_ranks") else None
         return {
             "format": _STATE_FORMAT,
             "iteration": self._iteration,
@@ -255,7 +266,8 @@ class UnitReactivation:
             "units": dict(zip(self._units.layers, self._units.sizes, strict=True)),
             "options": self._options.to_dict(),
             "selection": self._acting.selection.state_dict(),
-            "activity": self._activity.state_dict() if self._activity.measuring else {},
+            "activity": self._activity.state_dict(group=together) if self._activity.measuring else {},
+            "of_all_ranks": together is group,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -279,7 +291,9 @@ class UnitReactivation:
             self._activity.check_state(state["activity"])
         self._acting.selection.load_state_dict(state["selection"])
         self._iteration, self._steps = state["iteration"], state["steps"]
-        self._resume(state["activity"])
+        group = self._activity.averaged_over(self._options.all_ranks)
+        others = bool(state.get("of_all_ranks")) and group is not None and dist.get_rank(group) > 0
+        self._resume(self._activity.without_sums(state["activity"]) if others else state["activity"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "measured": self._activity.state_dict()}

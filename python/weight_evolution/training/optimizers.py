@@ -25,7 +25,7 @@ def make_optimizer(config: TrainingConfig, model: nn.Module) -> Optimizer:
     """Of all parameters, with the configuration's options.
 
     Raises:
-        UserError: unit-adamw of parameters that are spread over ranks.
+        UserError: unit-adamw of parameters that it does not take.
     """
     if config.optimizer == "sgd":
         return torch.optim.SGD(

@@ -111,7 +111,7 @@ class ReactivationMethod(Method):
         return columns
 
     def state_dict(self) -> dict[str, Any]:
-        return self.reactivation.state_dict()
+        return self.reactivation.state_dict(all_ranks=True)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.reactivation.load_state_dict(state)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from ..data import Dataset
 
 
+_VECTORS = {"row_reset", "column_reset"}
+"""State of UnitAdamW, which spreads it itself, that a parameter of one dimension may have the shape of."""
+
+
 class Shards(Replicas):
     """The ranks of the default group, over which ``fully_shard`` spreads the network.
 
@@ -107,7 +111,7 @@ class Shards(Replicas):
         spread = {
             index: {
                 name: _spread_like(parameters[index], value)
-                if isinstance(value, Tensor) and value.shape == parameters[index].shape
+                if isinstance(value, Tensor) and value.shape == parameters[index].shape and name not in _VECTORS
                 else value
                 for name, value in entries.items()
             }
