@@ -113,7 +113,7 @@ class Pair:
                 self.check(rtol)
             one, other = (report.to_dict() for report in reports)
             assert one == other
-            states = [reactivation.state_dict() for reactivation in self.reactivations]
+            states = [reactivation.state_dict(all_ranks=True) for reactivation in self.reactivations]
             assert not exact_state or states[0] == states[1]
             revived += reports[0].total
         assert revived > acts

@@ -361,8 +361,8 @@ def _own_resets(param: Tensor, state: dict[str, Any]) -> tuple[Tensor | None, Te
     if rows is None or columns is None or not is_distributed(param):
         return rows, columns, groups
     if groups > 1:  # the rows here may begin within a group, so each gets columns of its own
-        columns = by_row(columns, groups, param)
-        groups = max(len(columns), 1)
+        of_rows = by_row(columns, groups, param)
+        columns, groups = (of_rows, len(of_rows)) if len(of_rows) else (columns[: param.shape[1]], 1)
     return local_part(rows), columns.flatten(), groups
 
 
