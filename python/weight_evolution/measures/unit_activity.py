@@ -241,10 +241,12 @@ class UnitActivity:
         places = [saved for own in state.values() for saved in own]
         rows = [[*row, count] for saved in places for row, count in zip(saved["sums"], saved["counts"], strict=True)]
         device = next(iter(self.graph.layers.values())).module.weight.device
+        if not rows:  # no pass yet, on any rank
+            return dict(state)
         numbers = torch.tensor([number for row in rows for number in row], dtype=sum_dtype(device)).to(device)
         with communication():
             dist.all_reduce(numbers, group=group)
-        totals = iter(numbers.split([len(row) for row in rows])) if rows else iter(())
+        totals = iter(numbers.split([len(row) for row in rows]))
         added = []
         for saved in places:
             summed = [next(totals).tolist() for _ in saved["sums"]]

@@ -77,6 +77,8 @@ class OutgoingWeights:
         groups = layer.groups if isinstance(layer, _ConvNd) else 1
         kernel = list(range(2, magnitudes.dim()))
         rows = magnitudes.double().sum(kernel) if kernel else magnitudes.double()
+        if groups == 1:
+            return self._of_units(rows.sum(0), units)
         group = torch.arange(first, first + len(rows), device=rows.device) // (unit_count(layer) // groups)
         inputs = rows.new_zeros(groups, rows.shape[1]).index_add_(0, group, rows)
         return self._of_units(inputs.flatten(), units)
