@@ -52,6 +52,7 @@ _ADAMW = "tests/kernels/test_adamw.py -k 'not native and not triton'"
 _ADAMW_NATIVE = "tests/kernels/test_adamw.py -k native"
 _ADAMW_TRITON = "tests/triton/test_adamw_interpreted.py -k 'rounds or vector'"
 _UNIT_ADAMW = "tests/reactivation/test_unit_adamw.py"
+_SHARDED_REACTIVATION = "tests/sharding/test_sharded_reactivation.py"
 _REVIVED_TRITON = "tests/kernels/test_reactivation.py -k 'triton and (loops and float32 or step_on)'"
 _REVIVED_MEANS_TRITON = "tests/kernels/test_reactivation.py -k 'triton and means'"
 _DORMANT_TRITON = "tests/kernels/test_reactivation.py -k 'triton and (dormant_units or parents)'"
@@ -90,8 +91,8 @@ MUTANTS = [
     Mutant(_WE + "measures/unit_sums.py", "or self.calls == 0", "", "tests/measures/test_unit_activity.py -k clear"),
     Mutant(
         _WE + "measures/unit_activity.py",
-        "            dist.all_reduce(flat)",
-        "            pass",
+        "                dist.all_reduce(flat, group=group)",
+        "                pass",
         "tests/measures/test_unit_activity.py -k ranks",
     ),
     Mutant(_REFERENCE + "importance.py", ", layer.channels)", ", 1)", _KERNELS),
@@ -240,19 +241,35 @@ MUTANTS = [
     Mutant(_ASYNCHRONOUS + "targets.py", "math.floor(rate * size)", "round(rate * size)", _UPDATE),
     Mutant(_ASYNCHRONOUS + "sgd.py", "else lr / share", "else lr * share", _ASYNCHRONOUS_SGD),
     Mutant(_ASYNCHRONOUS + "sgd.py", "self._subsets.check_state(subsets)", "pass", _ASYNCHRONOUS_SGD),
-    Mutant(_WE + "reactivation/unit_adamw.py", "state[key].masked_fill_(fresh.view(shape), 0)", "pass", _UNIT_ADAMW),
     Mutant(
         _WE + "reactivation/unit_adamw.py",
-        "dtype=torch.float32)\n\n    def __setstate__",
-        "dtype=param.dtype)\n\n    def __setstate__",
+        "local_part(state[key]).masked_fill_(fresh.view(shape), 0)",
+        "pass",
         _UNIT_ADAMW,
     ),
     Mutant(
         _WE + "reactivation/unit_adamw.py",
-        "fresh |= columns.view(groups, 1, d1)",
-        "fresh |= columns.view(groups, 1, d1)[:1]",
+        "return columns.to(device=param.device, dtype=torch.float32)",
+        "return columns.to(device=param.device, dtype=param.dtype)",
         _UNIT_ADAMW,
     ),
+    Mutant(_WE + "reactivation/reset_vectors.py", "of_groups[rows // ", "of_groups[0 * rows // ", _UNIT_ADAMW),
+    Mutant(
+        _WE + "reactivation/unit_part.py", "(self._item.held.first + rows) * d1", "rows * d1", _SHARDED_REACTIVATION
+    ),
+    Mutant(
+        _WE + "reactivation/unit_part.py",
+        'torch.arange(d0, device="cpu")[item.held.range]',
+        'torch.arange(item.held.number, device="cpu")',
+        _SHARDED_REACTIVATION,
+    ),
+    Mutant(
+        _WE + "reactivation/sharded_step.py",
+        "of_ranks.sum(0) if spread else of_ranks[0]",
+        "of_ranks[0]",
+        _SHARDED_REACTIVATION,
+    ),
+    Mutant(_WE + "reactivation/sharded_step.py", "self.selection.clone()", "self.selection", _SHARDED_REACTIVATION),
     Mutant(_WE + "model/optimizer_state.py", '{"step", "row_reset", "column_reset"}', '{"step"}', _UNIT_ADAMW),
     Mutant(_WK + "adamw/reference.py", "max(step - reset, 1.0)", "step - reset + 1", _ADAMW),
     Mutant(
