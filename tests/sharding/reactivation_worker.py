@@ -434,6 +434,24 @@ def a_checkpoint_resumes_on_other_ranks(everyone, ranks, others):
     dist.barrier(everyone.get_group())
 
 
+@case(2)
+def a_measurement_resumes(mesh):
+    """Of batches of their own on all ranks: one state for all, in which each counts once."""
+    without_stop, resumed = Run(mesh), Run(mesh)
+    own = images(10 + mesh.get_local_rank())
+    without_stop.model(own)
+    state = without_stop.reactivation.state_dict(all_ranks=True)
+    first = [state]
+    dist.broadcast_object_list(first, 0, group=mesh.get_group())
+    assert state == first[0]
+    assert state["activity"]
+    resumed.reactivation.load_state_dict(state)
+    for run in (without_stop, resumed):
+        run.model(own + 1)
+    one, other = (run.reactivation._activity.activations() for run in (without_stop, resumed))
+    torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
 @case(2, slow=True)
 def ages_are_not_lost_in_silence(mesh):
     """Where the groups of a convolution are not known yet, as no UnitReactivation was made before loading."""
