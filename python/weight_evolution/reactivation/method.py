@@ -58,6 +58,9 @@ class UnitReactivation:
     Neither measuring nor acting waits for the device (with several ranks, the all-reduce may). Random numbers depend on
     ``seed``, the step and the element only: ranks stay equal.
 
+    Parameters may be DTensors that are spread by their rows (FSDP2, HSDP): make this after ``fully_shard``. Acting is
+    then collective over the ranks that hold the shards, and waits for the device; the result is that of one process.
+
     Source: Sokar et al., "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", ICML 2023 (arXiv 2302.12902)
     for scores and recycling; Dohare et al., Nature 632 (2024) for ``replacement_rate``. Scale and optimizer state are
     this package's own.
@@ -95,6 +98,7 @@ class UnitReactivation:
 
     Raises:
         TypeError, ValueError: name the argument and say what to do; ValueError, too, if no layer can take part.
+            TypeError: a parameter is a DTensor that is spread in another way than by its rows.
     """
 
     def __init__(
@@ -233,6 +237,8 @@ class UnitReactivation:
             RuntimeError: a layer was replaced since this was made, or no forward pass with gradients was seen in the
                 iterations that were to be measured.
             TypeError, ValueError: a tensor of the model was resized, freed, moved away from the others or converted.
+            ExchangeError: of DTensors, another rank failed, or did not come; nothing was changed. The next call acts in
+                place of one that has raised.
         """
         acts = (self._iteration + 1) % self.every == 0
         report = self._act() if acts else None
