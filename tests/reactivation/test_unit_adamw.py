@@ -535,3 +535,20 @@ def test_a_graph_needs_capturable(monkeypatch):
     with pytest.raises(RuntimeError, match="needs capturable=True"):
         optimizer.step()
     assert not optimizer.state
+
+
+def test_vectors_of_resets_are_kept_from_the_first_step_on():
+    """So that a fresh optimizer has what a checkpoint holds; a copy does, too."""
+    parameter = nn.Parameter(torch.ones(4, 3))
+    optimizer = UnitAdamW([parameter])
+    optimizer.keep_resets(parameter, groups=2)
+    assert not optimizer.state
+    copied = copy.deepcopy(optimizer)
+    for one in (optimizer, copied):
+        parameter = one.param_groups[0]["params"][0]
+        gradients([parameter], 1)
+        one.step()
+        assert one.state[parameter]["row_reset"].tolist() == [0] * 4
+        assert one.state[parameter]["column_reset"].tolist() == [0] * 6
+    with pytest.raises(ValueError, match="groups must be 2, as in earlier resets"):
+        optimizer.keep_resets(optimizer.param_groups[0]["params"][0])
