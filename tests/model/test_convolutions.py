@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils import parametrizations, prune
 
-from weight_evolution import FilterGrafting, count_invalid_filters
+from weight_evolution import count_invalid_filters
 from weight_evolution.measures.overlap import filter_overlap
 from weight_evolution.model.copies import copy_model
 
@@ -90,13 +90,9 @@ def mesh():
     dist.destroy_process_group()
 
 
-def graft(model):
-    FilterGrafting([model, copy.deepcopy(model)])
-
-
-@pytest.mark.parametrize("method", [*MEASURES, graft])
-def test_distributed_tensors_are_refused_at_once(method, mesh):
+@pytest.mark.parametrize("measure", MEASURES)
+def test_distributed_tensors_are_refused_at_once(measure, mesh):
     model = nn.Sequential(nn.Conv2d(3, 5, 3))
     model[0].weight = nn.Parameter(distribute_tensor(model[0].weight.detach(), mesh, [Shard(0)]))
     with pytest.raises(TypeError, match=r"0.weight is a DTensor, of which (this|each) rank holds a part"):
-        method(model)
+        measure(model)

@@ -240,17 +240,8 @@ class UnitAdamW(CheckedOptimizer, Adam):
                     "(torch.optim.SparseAdam)"
                 )
             own = param.dtype, param.device
-            if not _spread_alike(grad, param):
-                raise ValueError(
-                    f"the gradient of a parameter of shape {tuple(param.shape)} is not spread over the ranks as the "
-                    "parameter is; redistribute it"
-                )
-            if state and not _spread_alike(state["exp_avg"], param):
-                raise ValueError(
-                    f"the state of a parameter of shape {tuple(param.shape)} is not spread over the ranks as the "
-                    "parameter is: make the optimizer after fully_shard, and load its state with set_state_dict of "
-                    "torch.distributed.checkpoint.state_dict"
-                )
+            if is_distributed(param):
+                _check_spread(param, grad, state or {})
             if (grad.dtype, grad.device) != own:
                 raise ValueError(
                     f"the gradient of a parameter of shape {tuple(param.shape)} is {grad.dtype} on {grad.device}, the "
@@ -275,10 +266,9 @@ class UnitAdamW(CheckedOptimizer, Adam):
             state["max_exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         if group["capturable"] and (state["step"].device, state["step"].dtype) != (param.device, torch.float32):
             state["step"] = state["step"].to(param.device, torch.float32)
-        if is_distributed(param) or param in self._kept:
+        if "row_reset" not in state and (is_distributed(param) or param in self._kept):
             self._row_reset(param)
-            if "column_reset" not in state:
-                self._column_reset(param, self._kept.get(param, 1))
+            self._column_reset(param, self._kept.get(param, 1))
         return state
 
     def _update(self, group: dict[str, Any], params: list[Tensor], on_host: bool) -> None:
@@ -287,13 +277,19 @@ class UnitAdamW(CheckedOptimizer, Adam):
         steps = [counter.item() + 1 for counter in counters] if on_host else counters
         if not on_host:
             torch._foreach_add_(counters, 1)
-        resets = [_own_resets(param, state) for param, state in zip(params, states, strict=True)]
+        spread = any(map(is_distributed, params))
+        own_resets = _own_resets if spread else _resets
+        resets = [own_resets(param, state) for param, state in zip(params, states, strict=True)]
+
+        def own(tensors: list[Tensor]) -> list[Tensor]:
+            return list(map(local_part, tensors)) if spread else tensors
+
         wk.unit_adamw_(
-            list(map(local_part, params)),
-            [local_part(param.grad) for param in params if param.grad is not None],
-            [local_part(state["exp_avg"]) for state in states],
-            [local_part(state["exp_avg_sq"]) for state in states],
-            [local_part(state["max_exp_avg_sq"]) for state in states] if group["amsgrad"] else None,
+            own(params),
+            own([param.grad for param in params if param.grad is not None]),
+            own([state["exp_avg"] for state in states]),
+            own([state["exp_avg_sq"] for state in states]),
+            own([state["max_exp_avg_sq"] for state in states]) if group["amsgrad"] else None,
             [rows for rows, _, _ in resets],
             [columns for _, columns, _ in resets],
             [groups for _, _, groups in resets],
@@ -354,10 +350,15 @@ def _groups_of(param: Tensor, column_reset: Tensor | None) -> int:
     return column_reset.numel() // d1 if column_reset is not None and d1 else 1
 
 
+def _resets(param: Tensor, state: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, int]:
+    """When rows and columns were reset, and the groups of columns."""
+    columns = state.get("column_reset")
+    return state.get("row_reset"), columns, _groups_of(param, columns)
+
+
 def _own_resets(param: Tensor, state: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, int]:
-    """Of the rows that this rank holds: when they and their columns were reset, and the groups of these columns."""
-    rows, columns = state.get("row_reset"), state.get("column_reset")
-    groups = _groups_of(param, columns)
+    """`_resets` of the rows that this rank holds of a parameter."""
+    rows, columns, groups = _resets(param, state)
     if rows is None or columns is None or not is_distributed(param):
         return rows, columns, groups
     if groups > 1:  # the rows here may begin within a group, so each gets columns of its own
@@ -366,8 +367,19 @@ def _own_resets(param: Tensor, state: dict[str, Any]) -> tuple[Tensor | None, Te
     return local_part(rows), columns.flatten(), groups
 
 
-def _spread_alike(tensor: Tensor, param: Tensor) -> bool:
-    return spread_alike(tensor, param) if is_distributed(param) else not is_distributed(tensor)
+def _check_spread(param: Tensor, grad: Tensor, state: Mapping[str, Any]) -> None:
+    """Whether the gradient and state of a DTensor have the rows that this rank has of it."""
+    if not spread_alike(grad, param):
+        raise ValueError(
+            f"the gradient of a parameter of shape {tuple(param.shape)} is not spread over the ranks as the parameter "
+            "is; redistribute it"
+        )
+    if state and not spread_alike(state["exp_avg"], param):
+        raise ValueError(
+            f"the state of a parameter of shape {tuple(param.shape)} is not spread over the ranks as the parameter is: "
+            "make the optimizer after fully_shard, and load its state with set_state_dict of "
+            "torch.distributed.checkpoint.state_dict"
+        )
 
 
 def _like(columns: Tensor, param: Tensor) -> Tensor:

@@ -12,10 +12,14 @@ GATHER = (
     "StateDictOptions(full_state_dict=True)), work on that and load it back"
 )
 
+_USUAL = Tensor, nn.Parameter
+"""Told first: optimizers ask this of every tensor in every step."""
+
 
 def is_distributed(tensor: Tensor | None) -> bool:
     """Whether it is a DTensor, told without importing what defines it, which takes seconds."""
-    return type(tensor).__module__.startswith("torch.distributed")
+    kind = type(tensor)
+    return kind not in _USUAL and kind.__module__.startswith("torch.distributed")
 
 
 def local_part(tensor: Tensor) -> Tensor:
