@@ -44,17 +44,13 @@ class _Place:
         found: Tensor = getattr(self.module, self.attribute)
         return found
 
-    @property
-    def held(self) -> Rows:
-        """Which of its rows this rank has."""
-        return rows_held(self.name, self.tensor, 0)
-
     def item(self) -> Item:
         """What is written to it."""
-        tensor = wk.UnitTensor(
-            local_part(self.tensor), self.rows, self.columns, self.groups, self.row_value, self.column_value, self.name
+        tensor = self.tensor
+        own = wk.UnitTensor(
+            local_part(tensor), self.rows, self.columns, self.groups, self.row_value, self.column_value, self.name
         )
-        return Item(tensor, self.tensor.shape, self.held)
+        return Item(own, tensor)
 
 
 class Item(NamedTuple):
@@ -62,12 +58,20 @@ class Item(NamedTuple):
 
     own: wk.UnitTensor
     """With the part of the tensor that this rank has."""
-    shape: torch.Size
-    """Of the tensor on all ranks together."""
-    held: Rows
-    """Which of its rows this rank has."""
+    spread: Tensor
+    """Spread over the ranks as the tensor is, and of its shape, perhaps with further dimensions."""
     given: float | Tensor | None = None
     """The number for the value "given"."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor on all ranks together."""
+        return self.spread.shape[: self.own.tensor.dim()]
+
+    @property
+    def held(self) -> Rows:
+        """Which of its rows this rank has."""
+        return rows_held(self.own.name, self.spread, 0)
 
     @property
     def values(self) -> tuple[str, str]:
@@ -258,13 +262,12 @@ def _ages(place: _Place, optimizer: UnitAdamW) -> Iterator[Item]:
     if resets is None:
         return
     step = float(resets.step) if resets.step.device.type == "cpu" else resets.step
-    name, every_column = f"age of {place.name}", Rows(0, len(resets.columns), True)
+    name = f"age of {place.name}"
     if place.rows is not None and place.row_value != "keep":
-        rows = wk.UnitTensor(resets.rows, place.rows, row_value="given", name=name)
-        yield Item(rows, place.tensor.shape[:1], place.held, step)
+        yield Item(wk.UnitTensor(resets.rows, place.rows, row_value="given", name=name), place.tensor, step)
     if place.columns is not None and place.column_value != "keep":
         columns = wk.UnitTensor(resets.columns, place.columns, row_value="given", name=name)
-        yield Item(columns, resets.columns.shape, every_column, step)
+        yield Item(columns, resets.columns, step)
 
 
 def _like(place: _Place, tensor: Tensor, value: str, given: float | None) -> Item:
@@ -272,7 +275,7 @@ def _like(place: _Place, tensor: Tensor, value: str, given: float | None) -> Ite
     row, column = ("keep" if own == "keep" else value for own in (place.row_value, place.column_value))
     name = f"optimizer state of {place.name}"
     own = wk.UnitTensor(tensor, place.rows, place.columns, place.groups, row, column, name)
-    return Item(own, place.tensor.shape, place.held, given)
+    return Item(own, place.tensor, given)
 
 
 def _incoming_axis(layer: Layer) -> str:
