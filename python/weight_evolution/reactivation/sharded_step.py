@@ -19,7 +19,7 @@ from .initialisation import by_module, donor_norms, fresh_weight, in_place_of
 from .network_units import Item
 from .selection import DormantUnits, LeastUseful
 from .step import UnitStep, first_of
-from .unit_part import SUMS, UnitPart, needs_sums
+from .unit_part import SUMS, UnitPart, has_any, needs_sums
 
 
 class _Seen(NamedTuple):
@@ -37,7 +37,8 @@ class _Prepared(NamedTuple):
 
     selection: DormantUnits | LeastUseful
     revived: Tensor
-    parts: list[UnitPart]
+    parts: dict[int, UnitPart]
+    """Position of each item that has a revived unit -> this rank's part."""
     norms: Tensor | None
     """float32 [U], of donors."""
     own: dict[int, Tensor]
@@ -94,8 +95,8 @@ class ShardedUnitStep(UnitStep):
         def prepare() -> Tensor:
             """float32: sums of this rank's rows."""
             prepared.append(self._prepare(seen, activations, norms, step, frozen))
-            parts = prepared[0].parts
-            sums = [parts[i].sums(scaled=self._scaled) for i in seen.summed]
+            parts, none = prepared[0].parts, torch.zeros(SUMS, dtype=torch.float64, device=device)
+            sums = [parts[i].sums(scaled=self._scaled) if i in parts else none for i in seen.summed]
             return as_float32(torch.stack(sums)) if sums else torch.empty(0, dtype=torch.float32, device="cpu")
 
         numbers = gather(group, prepare, 2 * SUMS * len(seen.summed), agreed, device)
@@ -122,10 +123,12 @@ class ShardedUnitStep(UnitStep):
     ) -> _Prepared:
         selection, device = self.selection.clone(), seen.items[0].own.tensor.device
         revived = selection.select(activations, self._units.mask_without(frozen, device), norms).to(device)
-        parts = [UnitPart(item, revived) for item in seen.items]
+        on_host = revived.cpu()
+        parts = {i: UnitPart(item, revived) for i, item in enumerate(seen.items) if has_any(item, on_host)}
         drawn = [i for i, item in enumerate(seen.items) if "draw" in item.values]
         for number, i in enumerate(drawn):
-            parts[i].draw(number, self._options.seed, step)
+            if i in parts:
+                parts[i].draw(number, self._options.seed, step)
         targets = None
         if self._options.scale == "donor":
             incoming = norms.incoming_norms()
@@ -160,11 +163,12 @@ class ShardedUnitStep(UnitStep):
             seen.others.write_(gather(self._shards.group, make_copies, seen.others.size, agreed, numbers.device))
         elif prepared.own:
             after = self._after(seen, prepared, totals)
-        for i, (item, part) in enumerate(zip(seen.items, prepared.parts, strict=True)):
+        for i, part in prepared.parts.items():
+            own = seen.items[i].own.tensor
             if i in after:
-                item.own.tensor.copy_(after[i])
+                own.copy_(after[i])
             else:
-                part.write_(item.own.tensor, totals[i], prepared.norms)
+                part.write_(own, totals[i], prepared.norms)
         increment_version(self._units.parameters)
 
     def _after(self, seen: _Seen, prepared: _Prepared, totals: Tensor) -> dict[int, Tensor]:
@@ -172,7 +176,8 @@ class ShardedUnitStep(UnitStep):
         found = {}
         for i in range(len(self._units.tensors)):
             found[i] = seen.items[i].own.tensor.clone()
-            prepared.parts[i].write_(found[i], totals[i], prepared.norms)
+            if i in prepared.parts:
+                prepared.parts[i].write_(found[i], totals[i], prepared.norms)
         layers = zip(
             self._units.layers.values(), self._units.drawn, prepared.revived.split(self._units.sizes), strict=True
         )

@@ -151,6 +151,19 @@ class UnitPart:
         return torch.where(others > 0, sum_of_others / others.clamp(min=1), float(value == "mean or one"))
 
 
+def has_any(item: Item, revived: Tensor) -> bool:
+    """Whether a step writes to the tensor, on any rank.
+
+    Args:
+        revived: bool [U], of all units, on the CPU.
+    """
+    tables = zip(item.values, (item.own.rows, item.own.columns), strict=True)
+    return any(
+        value != "keep" and units is not None and bool(((units >= 0) & revived[units.clamp(min=0)]).any())
+        for value, units in tables
+    )
+
+
 def needs_sums(item: Item, *, scaled: bool) -> bool:
     """Whether what is written depends on `UnitPart.sums`."""
     return any(value in _MEANS or (scaled and value == "draw") for value in item.values)
