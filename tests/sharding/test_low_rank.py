@@ -1,4 +1,4 @@
-"""Low-rank projection of models that are spread over gloo processes on loopback; NCCL needs GPUs and is not tested."""
+"""Low-rank projection of models that are spread over gloo processes on loopback; test_gpu.py has one rank over NCCL."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Networks that are spread over gloo processes graft as in one process; NCCL needs GPUs and is not tested."""
+"""Networks that are spread over gloo processes graft as in one process; test_gpu.py has one rank over NCCL."""
 
 from functools import cache
 

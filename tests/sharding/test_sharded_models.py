@@ -1,4 +1,4 @@
-"""Models that are spread over gloo processes on loopback; NCCL needs GPUs and is not tested."""
+"""Models that are spread over gloo processes on loopback; test_gpu.py has one rank over NCCL."""
 
 import pytest
 import torch
