@@ -104,16 +104,17 @@ class UnitAdamW(CheckedOptimizer, Adam):
         """
         loss = loss_of(closure)
         groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        spread = any(is_distributed(param) for _, params in groups for param in params)
         # All are looked at before the first parameter moves.
         for group, params in groups:
-            self._check_ready(group, params)
+            self._check_ready(group, params, spread)
         for group, params in groups:
             by_place: dict[tuple[torch.device, bool], list[Tensor]] = {}
             for param in params:
-                on_host = self._start(param, group)["step"].device.type == "cpu" and not group["capturable"]
+                on_host = self._start(param, group, spread)["step"].device.type == "cpu" and not group["capturable"]
                 by_place.setdefault((param.device, on_host), []).append(param)
             for (_, on_host), part in by_place.items():
-                self._update(group, part, on_host)
+                self._update(group, part, on_host, spread)
         return loss
 
     @torch.no_grad()
@@ -226,8 +227,11 @@ class UnitAdamW(CheckedOptimizer, Adam):
         if any(isinstance(beta, Tensor) for beta in group["betas"]):
             raise TypeError("betas must be numbers, not tensors")
 
-    def _check_ready(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """What would stop a step half way."""
+    def _check_ready(self, group: dict[str, Any], params: list[Tensor], spread: bool) -> None:
+        """What would stop a step half way.
+
+        ``spread``, here and below: whether any parameter of the optimizer is a DTensor; else none is looked at again.
+        """
         capturable = group["capturable"] or torch.compiler.is_compiling()
         if not capturable and any(map(wk.is_capturing, {param.device for param in params})):
             raise RuntimeError("a graph that holds the step of UnitAdamW needs capturable=True")
@@ -240,7 +244,7 @@ class UnitAdamW(CheckedOptimizer, Adam):
                     "(torch.optim.SparseAdam)"
                 )
             own = param.dtype, param.device
-            if is_distributed(param):
+            if spread and is_distributed(param):
                 _check_spread(param, grad, state or {})
             if (grad.dtype, grad.device) != own:
                 raise ValueError(
@@ -254,7 +258,7 @@ class UnitAdamW(CheckedOptimizer, Adam):
                     "casting the model call optimizer.load_state_dict(optimizer.state_dict())"
                 )
 
-    def _start(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+    def _start(self, param: Tensor, group: dict[str, Any], spread: bool) -> dict[str, Any]:
         """The state of a parameter, as AdamW makes it at the first step."""
         state: dict[str, Any] = self.state[param]
         if not state:
@@ -266,20 +270,23 @@ class UnitAdamW(CheckedOptimizer, Adam):
             state["max_exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
         if group["capturable"] and (state["step"].device, state["step"].dtype) != (param.device, torch.float32):
             state["step"] = state["step"].to(param.device, torch.float32)
-        if "row_reset" not in state and (is_distributed(param) or param in self._kept):
+        if (spread or self._kept) and "row_reset" not in state and (is_distributed(param) or param in self._kept):
             self._row_reset(param)
             self._column_reset(param, self._kept.get(param, 1))
         return state
 
-    def _update(self, group: dict[str, Any], params: list[Tensor], on_host: bool) -> None:
+    def _update(self, group: dict[str, Any], params: list[Tensor], on_host: bool, spread: bool) -> None:
         states = [self.state[param] for param in params]
         counters = [state["step"] for state in states]
         steps = [counter.item() + 1 for counter in counters] if on_host else counters
         if not on_host:
             torch._foreach_add_(counters, 1)
-        spread = any(map(is_distributed, params))
-        own_resets = _own_resets if spread else _resets
-        resets = [own_resets(param, state) for param, state in zip(params, states, strict=True)]
+        rows: list[Any] = [state.get("row_reset") for state in states]
+        columns: list[Any] = [state.get("column_reset") for state in states]
+        groups: list[Any] = list(map(_groups_of, params, columns))
+        if spread:
+            own_resets = map(_own_resets, params, rows, columns, groups)
+            rows, columns, groups = map(list, zip(*own_resets, strict=True))
 
         def own(tensors: list[Tensor]) -> list[Tensor]:
             return list(map(local_part, tensors)) if spread else tensors
@@ -290,9 +297,9 @@ class UnitAdamW(CheckedOptimizer, Adam):
             own([state["exp_avg"] for state in states]),
             own([state["exp_avg_sq"] for state in states]),
             own([state["max_exp_avg_sq"] for state in states]) if group["amsgrad"] else None,
-            [rows for rows, _, _ in resets],
-            [columns for _, columns, _ in resets],
-            [groups for _, _, groups in resets],
+            rows,
+            columns,
+            groups,
             steps,
             lr=group["lr"],
             betas=group["betas"],
@@ -350,15 +357,10 @@ def _groups_of(param: Tensor, column_reset: Tensor | None) -> int:
     return column_reset.numel() // d1 if column_reset is not None and d1 else 1
 
 
-def _resets(param: Tensor, state: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, int]:
-    """When rows and columns were reset, and the groups of columns."""
-    columns = state.get("column_reset")
-    return state.get("row_reset"), columns, _groups_of(param, columns)
-
-
-def _own_resets(param: Tensor, state: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, int]:
-    """`_resets` of the rows that this rank holds of a parameter."""
-    rows, columns, groups = _resets(param, state)
+def _own_resets(
+    param: Tensor, rows: Tensor | None, columns: Tensor | None, groups: int
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """The same of the rows that this rank holds: when they and their columns were reset, and these columns' groups."""
     if rows is None or columns is None or not is_distributed(param):
         return rows, columns, groups
     if groups > 1:  # the rows here may begin within a group, so each gets columns of its own
