@@ -44,14 +44,14 @@ class Table:
     arms: tuple[str, ...]
     rival: str
     """What one would do without the method."""
-    main: tuple[str, ...]
-    """The arms that are trained where there is time for few: what the advice rests on."""
+    main: tuple[str, ...] = ()
+    """The arms that are trained where there is time for few: what the advice rests on; all when left out."""
     remedy: bool = False
     """Whether the healthy baseline of the same seeds is a row, too: what is wrong here put right."""
 
     def shortened(self) -> Table:
         """With the main arms only."""
-        return replace(self, arms=self.main)
+        return replace(self, arms=self.main or self.arms)
 
     @property
     def rows(self) -> dict[str, tuple[str, str]]:
@@ -67,6 +67,8 @@ _EVOLUTION = (
 )
 _REACTIVATION = ("reactivation by activity", "reactivation by L1")
 _USUAL = (BASELINE, NORMS_UNDECAYED, "average of weights", *_EVOLUTION, *_REACTIVATION)
+_TOO_LARGE = _USUAL, NORMS_UNDECAYED, (BASELINE, NORMS_UNDECAYED, _EVOLUTION[2])
+"""Arms, rival and main arms where a setting is."""
 TABLES = {
     "repair": Table(
         "Half of the filters dead",
@@ -82,14 +84,7 @@ TABLES = {
             "not pruned",
         ),
     ),
-    "large-lr": Table(
-        "Learning rate too large",
-        "large-lr",
-        _USUAL,
-        NORMS_UNDECAYED,
-        (BASELINE, NORMS_UNDECAYED, _EVOLUTION[2]),
-        remedy=True,
-    ),
+    "large-lr": Table("Learning rate too large", "large-lr", *_TOO_LARGE, remedy=True),
     "healthy": Table(
         "Healthy and tuned",
         "healthy",
@@ -109,7 +104,6 @@ TABLES = {
         "healthy",
         (BASELINE, "asynchronous, rate 0.5", "half the rate"),
         "half the rate",
-        (BASELINE, "asynchronous, rate 0.5", "half the rate"),
     ),
     "low-rank": Table(
         "A compact network",
@@ -128,14 +122,7 @@ TABLES = {
         "average of weights",
         (BASELINE, "average of weights", _EVOLUTION[0]),
     ),
-    "large-decay": Table(
-        "Weight decay too large",
-        "large-decay",
-        _USUAL,
-        NORMS_UNDECAYED,
-        (BASELINE, NORMS_UNDECAYED, _EVOLUTION[2]),
-        remedy=True,
-    ),
+    "large-decay": Table("Weight decay too large", "large-decay", *_TOO_LARGE, remedy=True),
     "wide": Table(
         "Over-wide",
         "wide",
