@@ -15,11 +15,12 @@ from ..model.sharded_state import ShardedState
 from ..model.writing import overwrite_
 from ..sharding.attempts import Attempts
 from ..sharding.exchange import exchange
+from ..sharding.gather import as_float32, as_float64
 from ..sharding.local_part import local_part
 from .layers import Layer, Layers, changed
 from .report import Projected
 from .sharded_layer import ShardedLayer
-from .shards import Shards, as_float32, from_float32
+from .shards import Shards
 
 _NUMBERS = 4
 """float64 numbers of each layer that all ranks get: energy before and kept, whether it was skipped, and whether the
@@ -85,7 +86,7 @@ class ShardedStep:
 
         rows = self._shards.agree(tell, 2 * numbers.numel() + sums, agreed)
         of_layers, of_state = rows.split([2 * numbers.numel(), sums], dim=1)
-        result, finite = _result(layers, from_float32(of_layers).view(-1, *numbers.shape))
+        result, finite = _result(layers, as_float64(of_layers).view(-1, *numbers.shape))
         if result.energy_before.isfinite().all():
             if state is not None:
                 state.write_(of_state)

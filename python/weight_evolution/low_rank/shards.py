@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..model.wrappers import joined
 from ..sharding.failures import communication
-from ..sharding.gather import gather
+from ..sharding.gather import as_float32, as_float64, gather
 from ..sharding.local_part import is_distributed, local_part
 from ..sharding.meshes import Spread, placement_of
 from ..sharding.placement import Placement
@@ -79,7 +79,7 @@ class Shards:
         sizes = [size for size, part in zip(self._of_vectors.sizes, split, strict=True) if part]
         placement = Placement(self.placement.group, sizes, [True] * len(sizes))
         rows = self.agree(sharded_vectors, 2 * placement.most, agreed)
-        gathered = iter(placement.by_filter(from_float32(rows)).split(sizes))
+        gathered = iter(placement.by_filter(as_float64(rows)).split(sizes))
         if not own:
             return {}
         values = torch.cat([next(gathered) if part else vector for vector, part in zip(own, split, strict=True)])
@@ -140,17 +140,6 @@ class Shards:
                 raise changed(name, f"this rank holds {len(held)} elements of it, held {rows}")
             own.append(held.to(self.device, torch.float64))
         return own
-
-
-def as_float32(numbers: Tensor) -> Tensor:
-    """The bits of float64 [...] as float32, one dimension, for `Shards.agree`."""
-    return numbers.contiguous().flatten().view(torch.float32)
-
-
-def from_float32(rows: Tensor) -> Tensor:
-    """float64 [ranks, size / 2] of float32 [ranks, size]."""
-    numbers = rows.reshape(-1).clone().view(torch.float64)  # a copy, since the rows may be at an odd address
-    return numbers.view(len(rows), rows.shape[1] // 2)
 
 
 def _take_(first_of: Sequence[Replicas], tensors: Sequence[Tensor]) -> None:

@@ -61,7 +61,7 @@ def gather(placement: Placement, compute: Callable[[], Tensor], size: int, agree
 
 def as_float32(numbers: Tensor) -> Tensor:
     """float32, two for each float64 number, with its bits: for `gather`, which only copies them."""
-    return numbers.flatten().view(torch.float32)
+    return numbers.contiguous().flatten().view(torch.float32)
 
 
 def as_float64(rows: Tensor) -> Tensor:
