@@ -254,18 +254,16 @@ MUTANTS = [
         _UNIT_ADAMW,
     ),
     Mutant(_WE + "reactivation/reset_vectors.py", "of_groups[rows // ", "of_groups[0 * rows // ", _UNIT_ADAMW),
-    Mutant(
-        _WE + "reactivation/unit_part.py", "(self._item.held.first + rows) * d1", "rows * d1", _SHARDED_REACTIVATION
-    ),
+    Mutant(_WE + "reactivation/unit_part.py", "(self._held.first + rows) * d1", "rows * d1", _SHARDED_REACTIVATION),
     Mutant(
         _WE + "reactivation/unit_part.py",
-        'torch.arange(d0, device="cpu")[item.held.range]',
-        'torch.arange(item.held.number, device="cpu")',
+        'torch.arange(d0, device="cpu")[self._held.range]',
+        'torch.arange(self._held.number, device="cpu")',
         _SHARDED_REACTIVATION,
     ),
     Mutant(
         _WE + "reactivation/sharded_step.py",
-        "of_ranks.sum(0) if spread else of_ranks[0]",
+        "of_ranks[0] if prepared.parts[i].is_whole else of_ranks.sum(0)",
         "of_ranks[0]",
         _SHARDED_REACTIVATION,
     ),

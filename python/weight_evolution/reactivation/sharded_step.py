@@ -150,9 +150,9 @@ class ShardedUnitStep(UnitStep):
     def _write(self, seen: _Seen, prepared: _Prepared, numbers: Tensor, agreed: str) -> None:
         totals = numbers.new_zeros(len(seen.items), SUMS, dtype=torch.float64)
         for i, of_ranks in zip(seen.summed, as_float64(numbers).split(SUMS, dim=1), strict=False):
-            # Of a tensor that every rank has, the first one speaks.
-            spread = seen.items[i].held.number != seen.items[i].shape[0]
-            totals[i] = of_ranks.sum(0) if spread else of_ranks[0]
+            if i in prepared.parts:
+                # Of a tensor that every rank has, the first one speaks.
+                totals[i] = of_ranks[0] if prepared.parts[i].is_whole else of_ranks.sum(0)
         after: dict[int, Tensor] = {}
 
         def make_copies() -> Tensor:

@@ -28,18 +28,23 @@ class UnitPart:
     """
 
     def __init__(self, item: Item, revived: Tensor) -> None:
-        self._item, self._revived = item, revived
+        self._item, self._held, self._revived = item, item.held, revived
         d0, d1, *kernel = (*item.shape, 1)[: max(2, len(item.shape))]
         self._size, self._kernel = (d0, d1), kernel
         self._rows = self._columns = None
         own, device = item.own, revived.device
         if own.rows is not None:
-            self._rows = own.rows[item.held.range].to(device).view(-1, 1).expand(-1, d1)
+            self._rows = own.rows[self._held.range].to(device).view(-1, 1).expand(-1, d1)
         if own.columns is not None:
-            group = torch.arange(d0, device="cpu")[item.held.range] // (d0 // own.groups)
+            group = torch.arange(d0, device="cpu")[self._held.range] // (d0 // own.groups)
             of_groups = own.columns.view(own.groups, d1).to(device)
             self._columns = of_groups[group.to(device)] if own.groups > 1 else of_groups.expand(len(group), d1)
         self._drawn: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this rank has all rows, so that all ranks have."""
+        return self._held.number == self._item.shape[0]
 
     def sums(self, *, scaled: bool) -> Tensor:
         """float64 [4], of this rank's rows.
@@ -63,7 +68,7 @@ class UnitPart:
         units = self._drawn_units
         rows, columns = self._hit(units).nonzero(as_tuple=True)
         d1, kernel = self._size[1], math.prod(self._kernel)
-        first = ((self._item.held.first + rows) * d1 + columns) * kernel
+        first = ((self._held.first + rows) * d1 + columns) * kernel
         element = first.view(-1, 1) + torch.arange(kernel, device=first.device)
         at = torch.full((1,), step, dtype=torch.int64, device=first.device)
         fresh, magnitudes = drawn_values(element, number, self._bound, seed, at)
