@@ -342,7 +342,7 @@ def a_rank_that_hangs(place, networks):
         with pytest.raises(Exception, match=r"time|NoneType|lost"):
             grafting.step()
     else:
-        loses_another_rank(model, grafting)
+        loses_another_rank(grafting, model)
 
 
 @case(2, 2)
@@ -356,7 +356,7 @@ def a_rank_that_ends(networks):
             (compute(), os._exit(0)) if "blended" in what else agree(compute, what)
         )
         grafting.step()
-    loses_another_rank(model, grafting)
+    loses_another_rank(grafting, model)
 
 
 def impatient_group():
@@ -364,11 +364,12 @@ def impatient_group():
     return dist.new_group(timeout=SHORT)
 
 
-def loses_another_rank(model, grafting):
-    before, start = held(model), time.monotonic()
+def loses_another_rank(grafting, *models):
+    before, start = [held(model) for model in models], time.monotonic()
     with_error(ExchangeError, "within the time-out .*the weights of this rank are unchanged", grafting.step)
     assert time.monotonic() - start < 3 * SHORT.seconds
-    assert_equal(before, held(model))
+    for old, model in zip(before, models, strict=True):
+        assert_equal(old, held(model))
     assert grafting.steps == 0
 
 
