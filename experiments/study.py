@@ -7,7 +7,7 @@
 
 Small networks on few small images, many at once (`experiments.stacked`). Every run is a line of the output file as soon
 as its stack is done; trained networks that others start from lie in a folder beside it. What a run gives does not
-depend on its company, but for rounding. Two processes with a file each use two cores; ``--table`` takes several files.
+depend on its company, but for rounding. ``--table`` takes several files, of several machines.
 """
 
 from __future__ import annotations

@@ -30,7 +30,17 @@ RESULTS = ROOT / "experiments" / "results"
             9,
         ),
         (
-            "evidence.md",
+            "evidence-cpu.md",
+            study,
+            [
+                *("--data", "npz:cifar10-16.npz", "--main", "--tuned", "baselines", "--tuning-seeds", "100"),
+                *("--weight-decays", "0.002", "--epochs", "24"),
+                *("--output", RESULTS / "study_cifar10_two_cores_2026-11-28.jsonl"),
+            ],
+            9,
+        ),
+        (
+            "evidence-cpu.md",
             study,
             [
                 *("--data", "npz:cifar10-16.npz", "--tuning-seeds", "100", "--main", "--tables", "healthy"),
